@@ -1,0 +1,1 @@
+"""The paper's analyses: functions with typed inputs and results."""
