@@ -68,7 +68,7 @@ struct KdTerm {
 };
 
 // q, p >= 0 are the probabilities, d their log ratio.  Where q = 0 the term is its limit p, even
-// if d is infinite or NaN there (-inf logits).
+// if d is infinite or NaN there (-inf logits).  A NaN anywhere else reaches the result.
 template <class T>
 PYDD_HD KdTerm<T> kd_term(T q, T p, T d) {
   const PhiExpm1<T> small = phi_expm1(d);
@@ -76,7 +76,7 @@ PYDD_HD KdTerm<T> kd_term(T q, T p, T d) {
   const T e_large = p - q;
   const T e = is_small ? q * small.expm1_neg : e_large;
   const T kl = is_small ? q * small.phi : q * d + e_large;
-  return {q > T(0) ? kl : p, q > T(0) ? e : p};
+  return {q == T(0) ? p : kl, q == T(0) ? p : e};
 }
 
 // phi(delta) for the row's common error delta = -log1p(S); |S| is about 1e-7 in fp32.
@@ -99,11 +99,10 @@ struct KdRow {
 };
 constexpr int kKdRowSize = 8;  // scalars in a KdRow
 
-// d_i for a logits teacher.  t - s and max_t - max_s are taken with their rounding errors, so that
-// neither a common offset of the two rows nor close logits cost accuracy.
+// d_i for a logits teacher.  t - s and shift = two_difference(max_t, max_s) carry their rounding
+// errors, so that neither a common offset of the two rows nor close logits cost accuracy.
 template <class T>
-PYDD_HD T kd_log_ratio(T s, T t, T max_s, T max_t, T inv_temperature, T log_ratio) {
-  const TwoSum<T> shift = two_difference(max_t, max_s);
+PYDD_HD T kd_log_ratio(T s, T t, TwoSum<T> shift, T inv_temperature, T log_ratio) {
   const TwoSum<T> diff = two_difference(t, s);
   return ((diff.sum - shift.sum) + (diff.error - shift.error)) * inv_temperature + log_ratio;
 }
