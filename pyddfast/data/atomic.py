@@ -1,0 +1,95 @@
+"""Folders and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["new_folder", "refuse_non_empty", "write_bytes"]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old content or the new one, never a part.
+
+    The bytes go to a temporary file beside ``path``, reach the disk, and take the name in one
+    rename.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would survive the rename
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def refuse_non_empty(folder: str | Path) -> Path:
+    """Return ``folder`` as a path unless it holds something or is a file.
+
+    Raises:
+        FileExistsError: ``folder`` is a file or a folder with entries.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        if next(path.iterdir(), None) is not None:
+            raise FileExistsError(f"the folder {path} is not empty; give a new or an empty one")
+    elif path.exists() or path.is_symlink():
+        raise FileExistsError(f"{path} exists and is not a folder; give a new or an empty folder")
+    return path
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Fill a temporary folder; at the end of the block it takes the name ``folder``.
+
+    Yields:
+        The temporary folder, beside ``folder``.  An exception inside the block removes it.
+
+    Raises:
+        FileExistsError: ``folder`` is a file or is not empty, checked before the block runs.
+    """
+    path = refuse_non_empty(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        for parent, _, files in os.walk(temporary):
+            for file in files:
+                _sync_file(Path(parent, file))
+            _sync_folder(Path(parent))
+        # POSIX renames a folder onto an empty one; if another process filled it meanwhile this
+        # raises and nothing of theirs is lost.
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    # There is no call that only reads the mask.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sync_folder = _sync_file  # fsync of a folder's descriptor makes its entries durable

@@ -1,0 +1,212 @@
+"""What a data set is here: uint8 images, int64 labels, class names and a normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "IMAGENET_NORMALIZATION",
+    "ImageDataset",
+    "ImageSource",
+    "Normalization",
+    "check_images",
+    "check_labels",
+    "normalize",
+]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Per-channel mean and standard deviation, in units of pixels scaled to [0, 1].
+
+    Raises:
+        ValueError: ``mean`` and ``std`` differ in length, are empty, not finite, or a ``std`` is
+            not positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) == 0 or len(self.mean) != len(self.std):
+            raise ValueError(
+                "mean and std need one value a channel each, "
+                f"got {len(self.mean)} and {len(self.std)} values"
+            )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"mean must be finite, got {self.mean}")
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ValueError(f"std must be finite and positive, got {self.std}")
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return len(self.mean)
+
+
+# The values that torchvision's and nearly every ImageNet training script use.
+IMAGENET_NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """What a consumer may ask of any data set: resident, ragged or distilled."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of each image, int64 (N,)."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in label order."""
+
+    @property
+    def normalization(self) -> Normalization:
+        """The normalisation a network expects of these images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return image ``index`` as uint8 (C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """A data set held in memory as bytes: one tensor, equal image sizes.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,), values in [0, num_classes).
+        class_names: One name a class, in label order.
+        normalization: Mean and std of the pixels, one value a channel.
+        name: Name of the data set, for messages and records.
+        split: ``"train"``, ``"test"`` or what the source calls it.
+
+    Raises:
+        TypeError: ``images`` is not uint8 or ``labels`` is not int64.
+        ValueError: Shapes, lengths or labels do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    name: str = "images"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        check_images("images", self.images, self.normalization)
+        check_labels("labels", self.labels, len(self.images), len(self.class_names))
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Images of each class, int64 (num_classes,)."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return image ``index`` as uint8 (C, H, W)."""
+        return self.images[index]
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
+        """Return the images at ``indices``, in that order; the class list stays whole.
+
+        Args:
+            indices: Positions in [0, len(self)), int64 tensor (K,) or a sequence; repeats are kept.
+
+        Raises:
+            ValueError: An index lies outside the data set, or ``indices`` is not one-dimensional.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.images.device)
+        if index.ndim != 1:
+            raise ValueError(f"indices must be one-dimensional, got shape {tuple(index.shape)}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < len(self):
+            raise ValueError(
+                f"indices must lie in [0, {len(self)}), "
+                f"got values from {int(index.min())} to {int(index.max())}"
+            )
+        return ImageDataset(
+            images=self.images[index],
+            labels=self.labels[index.to(self.labels.device)],
+            class_names=self.class_names,
+            normalization=self.normalization,
+            name=self.name,
+            split=self.split,
+        )
+
+
+def normalize(
+    images: Tensor, normalization: Normalization, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Scale bytes to [0, 1], subtract the mean and divide by the standard deviation.
+
+    Args:
+        images: uint8 (..., C, H, W).
+        normalization: One mean and std a channel.
+        dtype: Floating-point type of the result; the arithmetic runs in it.
+
+    Returns:
+        Tensor of ``dtype`` and the shape of ``images``: ``(images / 255 - mean) / std``.
+
+    Raises:
+        TypeError: ``images`` is not uint8 or ``dtype`` is not a floating-point type.
+        ValueError: The channel count differs from the normalisation's.
+    """
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type, got {dtype}")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, got {images.dtype}")
+    if images.ndim < 3 or images.shape[-3] != normalization.channels:
+        raise ValueError(
+            f"images must be (..., C, H, W) with C = {normalization.channels} as the "
+            f"normalisation has, got shape {tuple(images.shape)}"
+        )
+    mean = torch.tensor(normalization.mean, dtype=dtype, device=images.device)[:, None, None]
+    std = torch.tensor(normalization.std, dtype=dtype, device=images.device)[:, None, None]
+    return (images.to(dtype) / 255 - mean) / std
+
+
+def check_images(name: str, images: Tensor, normalization: Normalization) -> None:
+    """Raise unless ``images`` is uint8 (N, C, H, W) with the normalisation's channels."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"{name} must be uint8, got {images.dtype}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}")
+    if images.shape[1] != normalization.channels:
+        raise ValueError(
+            f"{name} have {images.shape[1]} channels, "
+            f"the normalisation has {normalization.channels}"
+        )
+
+
+def check_labels(name: str, labels: Tensor, count: int, num_classes: int) -> None:
+    """Raise unless ``labels`` is int64 (count,) with values in [0, num_classes)."""
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name} must be int64, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise ValueError(
+            f"{name} must have shape ({count},), one for each image, got {tuple(labels.shape)}"
+        )
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"{name} must lie in [0, {num_classes}), "
+            f"got values from {int(labels.min())} to {int(labels.max())}"
+        )
