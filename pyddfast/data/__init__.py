@@ -8,13 +8,23 @@ from pyddfast.data.datasets import (
     normalize,
 )
 from pyddfast.data.distilled import DistilledSet, export_png
+from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
+from pyddfast.data.folder import ImageFolder
+from pyddfast.data.idx import read_idx, write_idx
+from pyddfast.data.load import load, names
 
 __all__ = [
+    "FASHION_MNIST_NORMALIZATION",
     "IMAGENET_NORMALIZATION",
     "DistilledSet",
     "ImageDataset",
+    "ImageFolder",
     "ImageSource",
     "Normalization",
     "export_png",
+    "load",
+    "names",
     "normalize",
+    "read_idx",
+    "write_idx",
 ]

@@ -1,0 +1,209 @@
+"""Images in one folder a class, decoded when they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyddfast._extras import require
+from pyddfast.data.datasets import IMAGENET_NORMALIZATION, ImageDataset, Normalization
+
+__all__ = ["EXTENSIONS", "ImageFolder"]
+
+# The formats that torchvision's ImageFolder accepts, so that sample numbers agree with it.
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+_MODES = {1: "L", 3: "RGB"}
+_SHOWN = 10  # bad files listed by verify; more would bury the message
+
+
+class ImageFolder:
+    """A lazy data set over ``root/<class>/**/<image>``; sizes may differ between images.
+
+    Classes are the sub-folders in sorted order, files are sorted within a class (the order of
+    torchvision's ``ImageFolder``).  Images are decoded by Pillow to RGB, or to grey when the
+    normalisation has one channel; an alpha channel is dropped and EXIF rotation is not applied, as
+    in torchvision.
+
+    Args:
+        root: Folder whose sub-folders are the classes.
+        image_size: If given, the shorter side is resized to ``resize`` (bilinear with
+            antialiasing) and the central square of this size is cut; else images keep their sizes.
+        resize: Length of the shorter side before the cut; ``image_size`` when None.
+        normalization: Mean and std; ImageNet's when None.
+        name: Name of the data set.
+        split: Name of the split.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder, has no class folders, or a class has no images.
+        ValueError: Sizes are not positive, or ``resize`` is smaller than ``image_size``.
+        ModuleNotFoundError: Pillow, of the ``methods`` extra, is not installed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_size: int | None = None,
+        resize: int | None = None,
+        normalization: Normalization | None = None,
+        name: str = "folder",
+        split: str = "train",
+    ) -> None:
+        self._pil: Any = require("PIL.Image", "methods")
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"image_size must be positive, got {image_size}")
+        if resize is not None and (image_size is None or resize < image_size):
+            raise ValueError(
+                f"resize needs an image_size of at most its value, got {resize} and {image_size}"
+            )
+        self.root = Path(root)
+        self.image_size = image_size
+        self.resize = resize if resize is not None else image_size
+        self.normalization = IMAGENET_NORMALIZATION if normalization is None else normalization
+        if self.normalization.channels not in _MODES:
+            raise ValueError(
+                f"normalization must have 1 (grey) or 3 (RGB) channels, "
+                f"got {self.normalization.channels}"
+            )
+        self.name = name
+        self.split = split
+        self.class_names, self.paths, self.labels = _scan(self.root)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Images of each class, int64 (num_classes,)."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Decode image ``index``.
+
+        Returns:
+            uint8 (C, H, W).
+
+        Raises:
+            ValueError: The file is truncated or not an image; the message names it.
+        """
+        path = self.paths[index]
+        try:
+            with self._pil.open(path) as opened:
+                image = opened.convert(_MODES[self.normalization.channels])
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            # Decoders fail in many types (OSError, SyntaxError, struct.error, ValueError ...);
+            # what the user needs is always the file's name.
+            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        if self.image_size is not None and self.resize is not None:
+            image = _resize_and_cut(image, self.resize, self.image_size)
+        pixels = np.array(image)
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+
+    def verify(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every image once, so that a long job cannot fail on a bad file half-way.
+
+        Args:
+            on_progress: Called with (images done, images in all) after each image.
+
+        Raises:
+            ValueError: Some files cannot be decoded; the message names the first ten.
+        """
+        bad: list[str] = []
+        # Pillow releases the GIL while it decodes, so threads use the cores.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done, message in enumerate(pool.map(self._complaint, range(len(self))), start=1):
+                if message is not None:
+                    bad.append(message)
+                if on_progress is not None:
+                    on_progress(done, len(self))
+        if bad:
+            shown = "\n".join(bad[:_SHOWN])
+            more = f"\n... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+            raise ValueError(f"{len(bad)} of {len(self)} images are unusable:\n{shown}{more}")
+
+    def resident(self) -> ImageDataset:
+        """Decode everything into memory.
+
+        Returns:
+            A data set with the same order, labels and names.
+
+        Raises:
+            ValueError: Images differ in size (give ``image_size``), or one cannot be decoded.
+        """
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            images: list[Tensor] = []
+            for path, image in zip(
+                self.paths, pool.map(self.__getitem__, range(len(self))), strict=True
+            ):
+                if images and image.shape != images[0].shape:
+                    raise ValueError(
+                        f"{path} has the size {tuple(image.shape[1:])}, {self.paths[0]} has "
+                        f"{tuple(images[0].shape[1:])}; give image_size to make them equal"
+                    )
+                images.append(image)
+        return ImageDataset(
+            images=torch.stack(images),
+            labels=self.labels,
+            class_names=self.class_names,
+            normalization=self.normalization,
+            name=self.name,
+            split=self.split,
+        )
+
+    def _complaint(self, index: int) -> str | None:
+        try:
+            self[index]
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], tuple[Path, ...], Tensor]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder")
+    class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    if not class_names:
+        raise FileNotFoundError(f"{root} has no class folders; images go in {root}/<class>/")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(class_names):
+        before = len(paths)
+        for folder, _, files in sorted(os.walk(root / class_name, followlinks=True)):
+            paths += [
+                Path(folder, file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)
+            ]
+        if len(paths) == before:
+            raise FileNotFoundError(
+                f"the class folder {root / class_name} has no image; "
+                f"accepted endings: {', '.join(EXTENSIONS)}"
+            )
+        labels += [label] * (len(paths) - before)
+    return class_names, tuple(paths), torch.tensor(labels, dtype=torch.int64)
+
+
+def _resize_and_cut(image: Any, resize: int, size: int) -> Any:
+    """Resize the shorter side, cut the centre; sizes rounded as torchvision rounds them."""
+    width, height = image.size
+    if width <= height:
+        width, height = resize, int(resize * height / width)
+    else:
+        width, height = int(resize * width / height), resize
+    bilinear = 2  # PIL.Image.Resampling.BILINEAR; Pillow's filters antialias when shrinking
+    resized = image.resize((width, height), bilinear)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return resized.crop((left, top, left + size, top + size))
