@@ -1,0 +1,48 @@
+"""Parameter initialisation from a seed, without the global random state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from pyddfast.random import Purpose, generator
+
+__all__ = ["initialize"]
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, seed: int) -> None:
+    """Fill every parameter and buffer of ``model`` by the official codes' distributions.
+
+    Linear layers, and convolutions with a bias (ConvNet): torch's defaults, uniform in
+    ±1/sqrt(fan_in).  Convolutions without a bias (ResNet): normal with variance 2/fan_out,
+    torchvision's choice for ResNet.  Norms: scale 1, shift 0, running mean 0, running variance 1.
+
+    Args:
+        model: Convolutions, linear layers, batch, group and layer norms, and layers without state.
+        seed: Seed of the run, in [0, 2**64).  Layers draw from one stream in module order.
+
+    Raises:
+        TypeError: A layer has state and no rule.
+    """
+    stream = generator(seed, Purpose.MODEL_INIT)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            nn.init.kaiming_normal_(
+                module.weight, mode="fan_out", nonlinearity="relu", generator=stream
+            )
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            bound = 1 / math.sqrt(fan_in)
+            module.weight.uniform_(-bound, bound, generator=stream)
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=stream)
+        elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm):
+            # Their reset draws nothing at random.
+            module.reset_parameters()
+        elif any(True for _ in module.parameters(recurse=False)) or any(
+            True for _ in module.buffers(recurse=False)
+        ):
+            raise TypeError(f"no initialisation rule for {name} of type {type(module).__name__}")
