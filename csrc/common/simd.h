@@ -3,7 +3,7 @@
 //
 // A kernel is a free function marked PYDD_CPU_CLONES whose loops carry `#pragma omp simd` and call
 // only PYDD_HD / always_inline helpers, so that every clone compiles its own copy of them.  setup.py
-// probes the compiler and sets PYDDFAST_CLONES (0: none, 1: by feature, 2: by microarchitecture
+// probes the compiler and sets PYDDFAST_CLONES (0: none, 1: by CPU model, 2: by microarchitecture
 // level).
 #pragma once
 
@@ -17,7 +17,8 @@
 #define PYDD_CPU_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #elif PYDDFAST_CLONES == 1
-#define PYDD_CPU_CLONES __attribute__((target_clones("avx512f", "avx2,fma", "default")))
+#define PYDD_CPU_CLONES \
+  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
 #else
 #define PYDD_CPU_CLONES
 #endif

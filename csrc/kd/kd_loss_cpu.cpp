@@ -2,11 +2,10 @@
 // maxima; exponentials and normalisers; KL terms and centred differences; gradient and its norm.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "common/rows_cpu.h"
-#include "common/simd.h"
+#include "common/softmax_cpu.h"
 #include "kd/kd_loss.h"
 #include "kd/kd_math.h"
 
@@ -25,37 +24,6 @@ struct Row {
   T inv_temperature;
   KdRow<T> stats;
 };
-
-template <class T>
-PYDD_HD void find_maxima(Row<T>& row, bool logits) {
-  T max_s = -std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(max : max_s)
-  for (int64_t i = 0; i < row.n; ++i) max_s = row.s[i] > max_s ? row.s[i] : max_s;
-  row.stats.max_s = max_s;
-  row.stats.max_t = 0;
-  if (!logits) return;
-  T max_t = -std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(max : max_t)
-  for (int64_t i = 0; i < row.n; ++i) max_t = row.t[i] > max_t ? row.t[i] : max_t;
-  row.stats.max_t = max_t;
-}
-
-// exp((x - max)/T) into y; their sum.
-template <class T>
-PYDD_HD double exponentials(const T* x, int64_t n, T max, T inv_temperature, T* y) {
-  double total = 0;
-  for (int64_t start = 0; start < n; start += kSumBlock) {
-    const int64_t stop = std::min(n, start + kSumBlock);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < stop; ++i) {
-      y[i] = exp_nonpositive((x[i] - max) * inv_temperature);
-      sum += y[i];
-    }
-    total += sum;
-  }
-  return total;
-}
 
 // Probabilities and their logarithms from whichever of them the teacher holds; their sum.
 template <class T>
@@ -180,8 +148,8 @@ PYDD_HD void kd_loss_rows(const KdLossParams& params, int64_t begin, int64_t end
   const bool logits = params.teacher_kind == TeacherKind::kLogits;
   const bool is_log = params.teacher_kind == TeacherKind::kLogProbs;
   const int64_t n = params.classes;
-  // s, t, p, q and d; the first two and p are unused where rows can be used in place.
-  std::vector<T> scratch(size_t(5 * n));
+  // s, t, p, q, d and the teacher's gradient; some stay unused where rows serve in place.
+  std::vector<T> scratch(static_cast<size_t>(6 * n));
   Row<T> row{};
   row.n = n;
   row.q = scratch.data() + 3 * n;
@@ -201,14 +169,15 @@ PYDD_HD void kd_loss_rows(const KdLossParams& params, int64_t begin, int64_t end
         gradient_row ? result_row(gradient_row, params.grad_dtype, spare) : static_cast<T*>(nullptr);
     row.p = gradient ? gradient : spare;
 
-    find_maxima(row, logits);
     KdRow<T>& stats = row.stats;
-    const double sum_s = exponentials(row.s, n, stats.max_s, row.inv_temperature, row.p);
+    stats.max_s = row_maximum(row.s, n);
+    stats.max_t = logits ? row_maximum(row.t, n) : T(0);
+    const double sum_s = row_exponentials(row.s, n, stats.max_s, row.inv_temperature, row.p);
     stats.inv_sum_s = T(1.0 / sum_s);
     TermSums sums;
     double divergence;
     if (logits) {
-      const double sum_t = exponentials(row.t, n, stats.max_t, row.inv_temperature, row.q);
+      const double sum_t = row_exponentials(row.t, n, stats.max_t, row.inv_temperature, row.q);
       stats.inv_sum_t = T(1.0 / sum_t);
       stats.log_ratio = T(std::log(sum_s / sum_t));
       stats.mass = 1;
@@ -237,10 +206,8 @@ PYDD_HD void kd_loss_rows(const KdLossParams& params, int64_t begin, int64_t end
     }
     if (params.row_stats) static_cast<KdRow<T>*>(params.row_stats)[r] = stats;
     if (params.grad_teacher) {
-      // Before norm_and_gradient, while p is still e; spare is free unless it holds p.
       void* const target = element(params.grad_teacher, params.teacher_dtype, r * n);
-      std::vector<T> values(static_cast<size_t>(n));
-      T* const teacher_row = result_row(target, params.teacher_dtype, values.data());
+      T* const teacher_row = result_row(target, params.teacher_dtype, scratch.data() + 5 * n);
       teacher_gradient(row, params.teacher_kind, T(factor), teacher_row);
       store_row(teacher_row, n, target, params.teacher_dtype);
     }

@@ -1,0 +1,101 @@
+#include "kd/mse_ce.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "common/rows_cpu.h"
+#include "common/softmax_cpu.h"
+
+namespace pyddfast {
+namespace {
+
+template <class T>
+PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) {
+  const int64_t n = params.classes;
+  // s, t, p and the teacher's gradient; some stay unused where rows serve in place.
+  std::vector<T> scratch(static_cast<size_t>(4 * n));
+
+  for (int64_t r = begin; r < end; ++r) {
+    const T* const s =
+        load_row(element(params.student, params.student_dtype, r * params.student_stride),
+                 params.student_dtype, n, scratch.data());
+    const T* const t =
+        load_row(element(params.teacher, params.teacher_dtype, r * params.teacher_stride),
+                 params.teacher_dtype, n, scratch.data() + n);
+    T* const spare = scratch.data() + 2 * n;
+    void* const gradient_row =
+        params.grad_student ? element(params.grad_student, params.grad_dtype, r * n) : nullptr;
+    T* const p = gradient_row ? result_row(gradient_row, params.grad_dtype, spare) : spare;
+
+    MseCeRow<T> stats;
+    stats.max_s = row_maximum(s, n);
+    const double sum = row_exponentials(s, n, stats.max_s, T(1), p);
+    stats.inv_sum_s = T(1.0 / sum);
+
+    double squares = 0;
+    for (int64_t start = 0; start < n; start += kSumBlock) {
+      const int64_t stop = std::min(n, start + kSumBlock);
+      T block = 0;
+#pragma omp simd reduction(+ : block)
+      for (int64_t i = start; i < stop; ++i) block += (s[i] - t[i]) * (s[i] - t[i]);
+      squares += block;
+    }
+    const int64_t label = params.target[r * params.target_stride];
+    const bool valid = label >= 0 && label < n;
+    const double surprise = valid
+                                ? double(stats.max_s) - double(s[label]) + std::log(sum)
+                                : std::numeric_limits<double>::quiet_NaN();
+    const double loss = squares / double(n) + params.ce_weight * surprise;
+
+    const double weight = params.weight ? double(static_cast<const T*>(params.weight)[r]) : 1.0;
+    const double upstream =
+        params.upstream
+            ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
+            : 1.0;
+    const double factor = params.scale * weight * upstream;
+    if (params.loss_rows) {
+      static_cast<T*>(params.loss_rows)[r] = T(loss * params.scale * weight);
+    }
+    if (params.row_stats) static_cast<MseCeRow<T>*>(params.row_stats)[r] = stats;
+    const T mse_scale = T(factor * 2.0 / double(n));
+    if (gradient_row) {
+      const T ce_scale = valid ? T(factor * params.ce_weight)
+                               : std::numeric_limits<T>::quiet_NaN();
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        p[i] = mse_scale * (s[i] - t[i]) + ce_scale * (p[i] * stats.inv_sum_s);
+      }
+      if (valid) p[label] -= ce_scale;
+      store_row(p, n, gradient_row, params.grad_dtype);
+    }
+    if (params.grad_teacher) {
+      void* const target = element(params.grad_teacher, params.teacher_dtype, r * n);
+      T* const values = result_row(target, params.teacher_dtype, scratch.data() + 3 * n);
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) values[i] = mse_scale * (t[i] - s[i]);
+      store_row(values, n, target, params.teacher_dtype);
+    }
+  }
+}
+
+PYDD_CPU_CLONES void mse_ce_rows_f32(const MseCeParams& params, int64_t begin, int64_t end) {
+  mse_ce_rows<float>(params, begin, end);
+}
+
+PYDD_CPU_CLONES void mse_ce_rows_f64(const MseCeParams& params, int64_t begin, int64_t end) {
+  mse_ce_rows<double>(params, begin, end);
+}
+
+}  // namespace
+
+void mse_ce_cpu(const MseCeParams& params, int64_t begin, int64_t end) {
+  if (params.student_dtype == DType::kFloat64) {
+    mse_ce_rows_f64(params, begin, end);
+  } else {
+    mse_ce_rows_f32(params, begin, end);
+  }
+}
+
+}  // namespace pyddfast

@@ -1,0 +1,544 @@
+// The only file that sees torch: schemas, allocation and dispatch.  Arguments are checked in Python
+// (pyddfast/ops), where errors can name them; here only what memory safety needs is checked again.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "common/device.h"
+#include "kd/kd_loss.h"
+#include "kd/kd_math.h"
+#include "kd/mse_ce.h"
+#include "kd/soft_ce.h"
+#include "kd/soft_ce_math.h"
+
+// The emulated build (tests/simt) registers the CUDA path for CPU tensors under a second name.
+#ifndef PYDDFAST_NAMESPACE
+#define PYDDFAST_NAMESPACE pyddfast
+#endif
+
+namespace pyddfast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    default:
+      STD_TORCH_CHECK(false, "pyddfast: unsupported dtype");
+  }
+}
+
+// fp32, or fp64 for an fp64 student.
+ScalarType accumulation_type(const Tensor& student) {
+  return student.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A (rows, classes) matrix whose rows are contiguous.
+Tensor with_contiguous_rows(const Tensor& matrix) {
+  STD_TORCH_CHECK(matrix.dim() == 2, "pyddfast: expected a matrix");
+  return matrix.size(1) <= 1 || matrix.stride(1) == 1 ? matrix : torch::stable::contiguous(matrix);
+}
+
+// A per-row vector in the accumulation type; null if not given.
+std::optional<Tensor> row_vector(const std::optional<Tensor>& vector, const Tensor& student) {
+  if (!vector) return std::nullopt;
+  STD_TORCH_CHECK(vector->numel() == student.size(0), "pyddfast: one value a row expected");
+  const ScalarType type = accumulation_type(student);
+  const Tensor cast =
+      vector->scalar_type() == type ? *vector : torch::stable::to(*vector, type);
+  return torch::stable::contiguous(cast);
+}
+
+// The upstream gradient in the accumulation type, with its stride: 0 for one value for all rows.
+struct Upstream {
+  Tensor values;
+  int64_t stride;
+
+  Upstream(const Tensor& gradient, const Tensor& student)
+      : values(gradient.scalar_type() == accumulation_type(student)
+                   ? gradient
+                   : torch::stable::to(gradient, accumulation_type(student))),
+        stride(gradient.dim() == 0 ? 0 : values.stride(0)) {
+    STD_TORCH_CHECK(gradient.dim() == 0 || gradient.numel() == student.size(0),
+                    "pyddfast: the upstream gradient is a scalar or one value a row");
+  }
+};
+
+// The CUDA stream getter lives in libtorch_cuda, which a CPU build of torch does not have, so it is
+// looked up in the process instead of linked.
+void* current_stream([[maybe_unused]] const Tensor& tensor) {
+#ifdef PYDDFAST_SIMT
+  return nullptr;
+#else
+  using Getter = AOTITorchError (*)(int32_t, void**);
+  static const Getter getter = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
+    return library == nullptr ? nullptr
+                              : reinterpret_cast<Getter>(
+                                    dlsym(library, "aoti_torch_get_current_cuda_stream"));
+  }();
+  STD_TORCH_CHECK(getter != nullptr, "pyddfast: this build of torch has no CUDA streams");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(getter(tensor.get_device_index(), &stream) == 0,
+                  "pyddfast: no current CUDA stream");
+  return stream;
+#endif
+}
+
+template <class Params>
+using Launcher = int (*)(const Params&, void*);
+
+template <class Params>
+void launch(Launcher<Params> launcher, const Params& params, const Tensor& student) {
+#ifndef PYDDFAST_SIMT
+  const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
+#endif
+  const int error = launcher(params, current_stream(student));
+  STD_TORCH_CHECK(error == 0, "pyddfast: CUDA error: ", device_error_string(error));
+}
+
+// Rows in parallel on torch's own threads; the loss is then summed in row order, so that the
+// result does not depend on the number of threads.
+template <class Params>
+void run_rows(void (*kernel)(const Params&, int64_t, int64_t), const Params& params) {
+  constexpr int64_t kGrain = 16384;  // elements: below it a thread's wake-up costs more than it saves
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.classes));
+  torch::stable::parallel_for(0, params.rows, grain, [&](int64_t begin, int64_t end) {
+    kernel(params, begin, end);
+  });
+}
+
+template <class T>
+void sum_in_order(const Tensor& rows, const Tensor& total) {
+  const T* values = rows.const_data_ptr<T>();
+  double sum = 0;
+  for (int64_t r = 0; r < rows.numel(); ++r) sum += double(values[r]);
+  *total.mutable_data_ptr<T>() = T(sum);
+}
+
+void sum_rows(const Tensor& rows, const Tensor& total) {
+  if (rows.scalar_type() == ScalarType::Double) {
+    sum_in_order<double>(rows, total);
+  } else {
+    sum_in_order<float>(rows, total);
+  }
+}
+
+// Loss rows and, if reduced, their sum.
+struct Loss {
+  Tensor rows;
+  std::optional<Tensor> total;
+
+  Loss(const Tensor& student, bool reduce)
+      : rows(torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student))) {
+    if (reduce) total = torch::stable::new_empty(student, {}, accumulation_type(student));
+  }
+
+  template <class Params>
+  void set_in(Params& params) const {
+    params.loss_rows = rows.mutable_data_ptr();
+    params.loss = total ? total->mutable_data_ptr() : nullptr;
+  }
+
+  Tensor result() const { return total ? *total : rows; }
+};
+
+Tensor new_row_stats(const Tensor& student, int64_t size) {
+  return torch::stable::new_empty(student, {student.size(0), size}, accumulation_type(student));
+}
+
+Tensor new_gradient(const Tensor& like, ScalarType type) {
+  return torch::stable::new_empty(like, {like.size(0), like.size(1)}, type);
+}
+
+// ---- kd_loss ---------------------------------------------------------------------------------
+
+// The parameters that every form shares, and the tensors that keep their memory alive.
+struct KdCall {
+  Tensor student, teacher;
+  std::optional<Tensor> weight;
+  KdLossParams params{};
+
+  KdCall(const Tensor& student_, const Tensor& teacher_, const std::optional<Tensor>& weight_,
+         double temperature, int64_t teacher_kind, double scale)
+      : student(with_contiguous_rows(student_)),
+        teacher(with_contiguous_rows(teacher_)),
+        weight(row_vector(weight_, student_)) {
+    STD_TORCH_CHECK(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1),
+                    "pyddfast: student and teacher differ in shape");
+    params.student = student.const_data_ptr();
+    params.teacher = teacher.const_data_ptr();
+    params.weight = weight ? weight->const_data_ptr() : nullptr;
+    params.student_dtype = dtype_of(student);
+    params.teacher_dtype = dtype_of(teacher);
+    params.teacher_kind = TeacherKind(teacher_kind);
+    params.rows = student.size(0);
+    params.classes = student.size(1);
+    params.student_stride = student.stride(0);
+    params.teacher_stride = teacher.stride(0);
+    params.temperature = temperature;
+    params.scale = scale;
+    params.grad_dtype = params.student_dtype;
+  }
+};
+
+template <bool kCuda>
+void kd_forward(const KdCall& call, const Loss& loss) {
+  if constexpr (kCuda) {
+    launch(kd_loss_forward_cuda, call.params, call.student);
+  } else {
+    run_rows(kd_loss_cpu, call.params);
+    if (loss.total) sum_rows(loss.rows, *loss.total);
+  }
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> kd_loss(const Tensor& student, const Tensor& teacher,
+                                   std::optional<Tensor> weight, double temperature,
+                                   int64_t teacher_kind, double scale, bool reduce) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
+  const Loss loss(student, reduce);
+  const Tensor row_stats = new_row_stats(student, kKdRowSize);
+  loss.set_in(call.params);
+  call.params.row_stats = row_stats.mutable_data_ptr();
+  kd_forward<kCuda>(call, loss);
+  return {loss.result(), row_stats};
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Tensor& teacher,
+                                                 std::optional<Tensor> weight, double temperature,
+                                                 int64_t teacher_kind, double scale, bool reduce) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
+  const Loss loss(student, reduce);
+  const Tensor score =
+      torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
+  const Tensor row_stats = new_row_stats(student, kKdRowSize);
+  loss.set_in(call.params);
+  call.params.score = score.mutable_data_ptr();
+  call.params.row_stats = row_stats.mutable_data_ptr();
+  kd_forward<kCuda>(call, loss);
+  return {loss.result(), score, row_stats};
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(
+    const Tensor& student, const Tensor& teacher, std::optional<Tensor> weight,
+    std::optional<Tensor> grad_scale, double temperature, int64_t teacher_kind, double scale,
+    bool reduce, bool wide_grad) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
+  const Loss loss(student, reduce);
+  const Tensor score =
+      torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
+  const Tensor gradient =
+      new_gradient(student, wide_grad ? accumulation_type(student) : student.scalar_type());
+  std::optional<Upstream> upstream;
+  if (grad_scale) {
+    STD_TORCH_CHECK(grad_scale->numel() == 1, "pyddfast: grad_scale is a scalar");
+    upstream.emplace(*grad_scale, student);
+  }
+  loss.set_in(call.params);
+  call.params.score = score.mutable_data_ptr();
+  call.params.grad_student = gradient.mutable_data_ptr();
+  call.params.grad_dtype = dtype_of(gradient);
+  call.params.upstream = upstream ? upstream->values.const_data_ptr() : nullptr;
+  call.params.upstream_stride = 0;
+  kd_forward<kCuda>(call, loss);
+  return {loss.result(), score, gradient};
+}
+
+// One gradient of kd_loss; kTeacher says which.
+template <bool kCuda, bool kTeacher>
+Tensor kd_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                   std::optional<Tensor> weight, const Tensor& row_stats, double temperature,
+                   int64_t teacher_kind, double scale) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
+  const Upstream upstream(grad_loss, student);
+  const Tensor& like = kTeacher ? teacher : student;
+  const Tensor gradient = new_gradient(like, like.scalar_type());
+  (kTeacher ? call.params.grad_teacher : call.params.grad_student) = gradient.mutable_data_ptr();
+  call.params.upstream = upstream.values.const_data_ptr();
+  call.params.upstream_stride = upstream.stride;
+  if constexpr (kCuda) {
+    call.params.row_stats = const_cast<void*>(row_stats.const_data_ptr());
+    launch(kd_loss_backward_cuda, call.params, student);
+  } else {
+    run_rows(kd_loss_cpu, call.params);  // recomputes the row statistics while it is there
+  }
+  return gradient;
+}
+
+// ---- soft_ce ---------------------------------------------------------------------------------
+
+struct SoftCeCall {
+  Tensor student, target;
+  std::optional<Tensor> weight;
+  SoftCeParams params{};
+
+  SoftCeCall(const Tensor& student_, const Tensor& target_, const std::optional<Tensor>& weight_,
+             double temperature, double scale)
+      : student(with_contiguous_rows(student_)),
+        target(with_contiguous_rows(target_)),
+        weight(row_vector(weight_, student_)) {
+    STD_TORCH_CHECK(student.size(0) == target.size(0) && student.size(1) == target.size(1),
+                    "pyddfast: student and target differ in shape");
+    params.student = student.const_data_ptr();
+    params.target = target.const_data_ptr();
+    params.weight = weight ? weight->const_data_ptr() : nullptr;
+    params.student_dtype = dtype_of(student);
+    params.target_dtype = dtype_of(target);
+    params.rows = student.size(0);
+    params.classes = student.size(1);
+    params.student_stride = student.stride(0);
+    params.target_stride = target.stride(0);
+    params.temperature = temperature;
+    params.scale = scale;
+    params.grad_dtype = params.student_dtype;
+  }
+};
+
+// ---- mse_ce ----------------------------------------------------------------------------------
+
+struct MseCeCall {
+  Tensor student, teacher, target;
+  std::optional<Tensor> weight;
+  MseCeParams params{};
+
+  MseCeCall(const Tensor& student_, const Tensor& teacher_, const Tensor& target_,
+            const std::optional<Tensor>& weight_, double ce_weight, double scale)
+      : student(with_contiguous_rows(student_)),
+        teacher(with_contiguous_rows(teacher_)),
+        target(target_),
+        weight(row_vector(weight_, student_)) {
+    STD_TORCH_CHECK(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1),
+                    "pyddfast: student and teacher differ in shape");
+    STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == student.size(0) &&
+                        target.scalar_type() == ScalarType::Long,
+                    "pyddfast: target is one int64 label a row");
+    params.student = student.const_data_ptr();
+    params.teacher = teacher.const_data_ptr();
+    params.target = target.const_data_ptr<int64_t>();
+    params.weight = weight ? weight->const_data_ptr() : nullptr;
+    params.student_dtype = dtype_of(student);
+    params.teacher_dtype = dtype_of(teacher);
+    params.rows = student.size(0);
+    params.classes = student.size(1);
+    params.student_stride = student.stride(0);
+    params.teacher_stride = teacher.stride(0);
+    params.target_stride = target.stride(0);
+    params.ce_weight = ce_weight;
+    params.scale = scale;
+    params.grad_dtype = params.student_dtype;
+  }
+};
+
+// ---- what soft_ce and mse_ce share: loss; loss with gradient in one pass; one gradient ------------
+
+template <class Call>
+struct Kernels;
+
+template <>
+struct Kernels<SoftCeCall> {
+  static constexpr auto cpu = soft_ce_cpu;
+  static constexpr auto forward_cuda = soft_ce_forward_cuda;
+  static constexpr auto backward_cuda = soft_ce_backward_cuda;
+  static constexpr int row_size = kSoftCeRowSize;
+  static const Tensor& other(const SoftCeCall& call) { return call.target; }
+  static void*& grad_other(SoftCeCall& call) { return call.params.grad_target; }
+};
+
+template <>
+struct Kernels<MseCeCall> {
+  static constexpr auto cpu = mse_ce_cpu;
+  static constexpr auto forward_cuda = mse_ce_forward_cuda;
+  static constexpr auto backward_cuda = mse_ce_backward_cuda;
+  static constexpr int row_size = kMseCeRowSize;
+  static const Tensor& other(const MseCeCall& call) { return call.teacher; }
+  static void*& grad_other(MseCeCall& call) { return call.params.grad_teacher; }
+};
+
+template <bool kCuda, class Call>
+void run_forward(const Call& call, const Loss& loss) {
+  if constexpr (kCuda) {
+    launch(Kernels<Call>::forward_cuda, call.params, call.student);
+  } else {
+    run_rows(Kernels<Call>::cpu, call.params);
+    if (loss.total) sum_rows(loss.rows, *loss.total);
+  }
+}
+
+template <bool kCuda, class Call>
+std::tuple<Tensor, Tensor> loss_of(Call call, bool reduce) {
+  const Loss loss(call.student, reduce);
+  const Tensor row_stats = new_row_stats(call.student, Kernels<Call>::row_size);
+  loss.set_in(call.params);
+  call.params.row_stats = row_stats.mutable_data_ptr();
+  run_forward<kCuda>(call, loss);
+  return {loss.result(), row_stats};
+}
+
+template <bool kCuda, class Call>
+std::tuple<Tensor, Tensor> value_and_grad_of(Call call, bool reduce) {
+  const Loss loss(call.student, reduce);
+  const Tensor gradient = new_gradient(call.student, accumulation_type(call.student));
+  loss.set_in(call.params);
+  call.params.grad_student = gradient.mutable_data_ptr();
+  call.params.grad_dtype = dtype_of(gradient);
+  run_forward<kCuda>(call, loss);
+  return {loss.result(), gradient};
+}
+
+template <bool kCuda, bool kOther, class Call>
+Tensor gradient_of(Call call, const Tensor& grad_loss, const Tensor& row_stats) {
+  const Upstream upstream(grad_loss, call.student);
+  const Tensor& like = kOther ? Kernels<Call>::other(call) : call.student;
+  const Tensor gradient = new_gradient(like, like.scalar_type());
+  (kOther ? Kernels<Call>::grad_other(call) : call.params.grad_student) =
+      gradient.mutable_data_ptr();
+  call.params.upstream = upstream.values.const_data_ptr();
+  call.params.upstream_stride = upstream.stride;
+  if constexpr (kCuda) {
+    call.params.row_stats = const_cast<void*>(row_stats.const_data_ptr());
+    launch(Kernels<Call>::backward_cuda, call.params, call.student);
+  } else {
+    run_rows(Kernels<Call>::cpu, call.params);
+  }
+  return gradient;
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> soft_ce(const Tensor& student, const Tensor& target,
+                                   std::optional<Tensor> weight, double temperature, double scale,
+                                   bool reduce) {
+  return loss_of<kCuda>(SoftCeCall(student, target, weight, temperature, scale), reduce);
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> soft_ce_value_and_grad(const Tensor& student, const Tensor& target,
+                                                  std::optional<Tensor> weight, double temperature,
+                                                  double scale, bool reduce) {
+  return value_and_grad_of<kCuda>(SoftCeCall(student, target, weight, temperature, scale), reduce);
+}
+
+template <bool kCuda, bool kTarget>
+Tensor soft_ce_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& target,
+                        std::optional<Tensor> weight, const Tensor& row_stats, double temperature,
+                        double scale) {
+  return gradient_of<kCuda, kTarget>(SoftCeCall(student, target, weight, temperature, scale),
+                                     grad_loss, row_stats);
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> mse_ce(const Tensor& student, const Tensor& teacher,
+                                  const Tensor& target, std::optional<Tensor> weight,
+                                  double ce_weight, double scale, bool reduce) {
+  return loss_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, scale), reduce);
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> mse_ce_value_and_grad(const Tensor& student, const Tensor& teacher,
+                                                 const Tensor& target, std::optional<Tensor> weight,
+                                                 double ce_weight, double scale, bool reduce) {
+  return value_and_grad_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, scale),
+                                  reduce);
+}
+
+template <bool kCuda, bool kTeacher>
+Tensor mse_ce_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                       const Tensor& target, std::optional<Tensor> weight, const Tensor& row_stats,
+                       double ce_weight, double scale) {
+  return gradient_of<kCuda, kTeacher>(MseCeCall(student, teacher, target, weight, ce_weight, scale),
+                                      grad_loss, row_stats);
+}
+
+template <bool kCuda>
+void register_kernels(torch::stable::detail::StableLibrary& m) {
+  m.impl("kd_loss", TORCH_BOX(&kd_loss<kCuda>));
+  m.impl("kd_loss_score", TORCH_BOX(&kd_loss_score<kCuda>));
+  m.impl("kd_value_and_grad", TORCH_BOX(&kd_value_and_grad<kCuda>));
+  m.impl("kd_grad_student", TORCH_BOX((&kd_backward<kCuda, false>)));
+  m.impl("kd_grad_teacher", TORCH_BOX((&kd_backward<kCuda, true>)));
+  m.impl("soft_ce", TORCH_BOX(&soft_ce<kCuda>));
+  m.impl("soft_ce_value_and_grad", TORCH_BOX(&soft_ce_value_and_grad<kCuda>));
+  m.impl("soft_ce_grad_student", TORCH_BOX((&soft_ce_backward<kCuda, false>)));
+  m.impl("soft_ce_grad_target", TORCH_BOX((&soft_ce_backward<kCuda, true>)));
+  m.impl("mse_ce", TORCH_BOX(&mse_ce<kCuda>));
+  m.impl("mse_ce_value_and_grad", TORCH_BOX(&mse_ce_value_and_grad<kCuda>));
+  m.impl("mse_ce_grad_student", TORCH_BOX((&mse_ce_backward<kCuda, false>)));
+  m.impl("mse_ce_grad_teacher", TORCH_BOX((&mse_ce_backward<kCuda, true>)));
+}
+
+}  // namespace
+}  // namespace pyddfast
+
+// teacher_kind: 0 logits, 1 probabilities, 2 log-probabilities.  scale multiplies loss and gradient
+// of every row (T^2, 1/rows).  reduce: the sum over the rows instead of the rows.
+STABLE_TORCH_LIBRARY(PYDDFAST_NAMESPACE, m) {
+  m.def(
+      "kd_loss(Tensor student, Tensor teacher, Tensor? weight, float temperature, int teacher_kind,"
+      " float scale, bool reduce) -> (Tensor loss, Tensor row_stats)");
+  m.def(
+      "kd_loss_score(Tensor student, Tensor teacher, Tensor? weight, float temperature,"
+      " int teacher_kind, float scale, bool reduce) -> (Tensor loss, Tensor score, Tensor row_stats)");
+  m.def(
+      "kd_value_and_grad(Tensor student, Tensor teacher, Tensor? weight, Tensor? grad_scale,"
+      " float temperature, int teacher_kind, float scale, bool reduce, bool wide_grad)"
+      " -> (Tensor loss, Tensor score, Tensor grad)");
+  m.def(
+      "kd_grad_student(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight,"
+      " Tensor row_stats, float temperature, int teacher_kind, float scale) -> Tensor");
+  m.def(
+      "kd_grad_teacher(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight,"
+      " Tensor row_stats, float temperature, int teacher_kind, float scale) -> Tensor");
+  m.def(
+      "soft_ce(Tensor student, Tensor target, Tensor? weight, float temperature, float scale,"
+      " bool reduce) -> (Tensor loss, Tensor row_stats)");
+  m.def(
+      "soft_ce_value_and_grad(Tensor student, Tensor target, Tensor? weight, float temperature,"
+      " float scale, bool reduce) -> (Tensor loss, Tensor grad)");
+  m.def(
+      "soft_ce_grad_student(Tensor grad_loss, Tensor student, Tensor target, Tensor? weight,"
+      " Tensor row_stats, float temperature, float scale) -> Tensor");
+  m.def(
+      "soft_ce_grad_target(Tensor grad_loss, Tensor student, Tensor target, Tensor? weight,"
+      " Tensor row_stats, float temperature, float scale) -> Tensor");
+  m.def(
+      "mse_ce(Tensor student, Tensor teacher, Tensor target, Tensor? weight, float ce_weight,"
+      " float scale, bool reduce) -> (Tensor loss, Tensor row_stats)");
+  m.def(
+      "mse_ce_value_and_grad(Tensor student, Tensor teacher, Tensor target, Tensor? weight,"
+      " float ce_weight, float scale, bool reduce) -> (Tensor loss, Tensor grad)");
+  m.def(
+      "mse_ce_grad_student(Tensor grad_loss, Tensor student, Tensor teacher, Tensor target,"
+      " Tensor? weight, Tensor row_stats, float ce_weight, float scale) -> Tensor");
+  m.def(
+      "mse_ce_grad_teacher(Tensor grad_loss, Tensor student, Tensor teacher, Tensor target,"
+      " Tensor? weight, Tensor row_stats, float ce_weight, float scale) -> Tensor");
+}
+
+#ifdef PYDDFAST_SIMT
+STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CPU, m) { pyddfast::register_kernels<true>(m); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CPU, m) { pyddfast::register_kernels<false>(m); }
+#ifdef PYDDFAST_CUDA
+STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CUDA, m) { pyddfast::register_kernels<true>(m); }
+#endif
+#endif
