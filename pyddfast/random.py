@@ -63,6 +63,9 @@ class Purpose(IntEnum):
     TEACHER = 12
     NOISE = 13
     BOOTSTRAP = 14
+    CUTMIX_BOX = 15
+    DSA_BATCH = 16
+    LAYERS = 17
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:
