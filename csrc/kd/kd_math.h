@@ -99,12 +99,18 @@ struct KdRow {
 };
 constexpr int kKdRowSize = 8;  // scalars in a KdRow
 
-// d_i for a logits teacher.  t - s and shift = two_difference(max_t, max_s) carry their rounding
-// errors, so that neither a common offset of the two rows nor close logits cost accuracy.
+// (t_i - s_i) - (max_t - max_s).  t - s and shift = two_difference(max_t, max_s) carry their
+// rounding errors, so that neither a common offset of the two rows nor close logits cost accuracy.
+template <class T>
+PYDD_HD T kd_logit_gap(T s, T t, TwoSum<T> shift) {
+  const TwoSum<T> diff = two_difference(t, s);
+  return (diff.sum - shift.sum) + (diff.error - shift.error);
+}
+
+// d_i for a logits teacher.
 template <class T>
 PYDD_HD T kd_log_ratio(T s, T t, TwoSum<T> shift, T inv_temperature, T log_ratio) {
-  const TwoSum<T> diff = two_difference(t, s);
-  return ((diff.sum - shift.sum) + (diff.error - shift.error)) * inv_temperature + log_ratio;
+  return kd_logit_gap(s, t, shift) * inv_temperature + log_ratio;
 }
 
 // d_i for a teacher that holds probabilities: log q_i - (s_i - max_s)/T + log(sum_s).
