@@ -36,7 +36,7 @@ CLASS_NAMES = (
 )
 
 # Of the 60,000 training images, and the values of the DC/DSA/DM code (VICO-UoE
-# DatasetCondensation, utils.py), so that numbers compare; the subset's own mean and std differ by < 2e-3.
+# DatasetCondensation, utils.py), so that numbers compare; the subset's own differ by < 2e-3.
 FASHION_MNIST_NORMALIZATION = Normalization(mean=(0.2861,), std=(0.3530,))
 
 DEBIAN_ROOT = Path("/usr/share/datasets/fashion-mnist")
