@@ -1,13 +1,12 @@
 // The only file that sees torch: schemas, allocation and dispatch.  Arguments are checked in Python
 // (pyddfast/ops), where errors can name them; here only what memory safety needs is checked again.
+#include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-
-#include <dlfcn.h>
 
 #include <algorithm>
 #include <optional>
@@ -62,8 +61,7 @@ std::optional<Tensor> row_vector(const std::optional<Tensor>& vector, const Tens
   if (!vector) return std::nullopt;
   STD_TORCH_CHECK(vector->numel() == student.size(0), "pyddfast: one value a row expected");
   const ScalarType type = accumulation_type(student);
-  const Tensor cast =
-      vector->scalar_type() == type ? *vector : torch::stable::to(*vector, type);
+  const Tensor cast = vector->scalar_type() == type ? *vector : torch::stable::to(*vector, type);
   return torch::stable::contiguous(cast);
 }
 
@@ -91,9 +89,9 @@ void* current_stream([[maybe_unused]] const Tensor& tensor) {
   using Getter = AOTITorchError (*)(int32_t, void**);
   static const Getter getter = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library == nullptr ? nullptr
-                              : reinterpret_cast<Getter>(
-                                    dlsym(library, "aoti_torch_get_current_cuda_stream"));
+    return library == nullptr
+               ? nullptr
+               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
   }();
   STD_TORCH_CHECK(getter != nullptr, "pyddfast: this build of torch has no CUDA streams");
   void* stream = nullptr;
@@ -119,11 +117,11 @@ void launch(Launcher<Params> launcher, const Params& params, const Tensor& stude
 // result does not depend on the number of threads.
 template <class Params>
 void run_rows(void (*kernel)(const Params&, int64_t, int64_t), const Params& params) {
-  constexpr int64_t kGrain = 16384;  // elements: below it a thread's wake-up costs more than it saves
+  constexpr int64_t kGrain =
+      16384;  // elements: below it a thread's wake-up costs more than it saves
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.classes));
-  torch::stable::parallel_for(0, params.rows, grain, [&](int64_t begin, int64_t end) {
-    kernel(params, begin, end);
-  });
+  torch::stable::parallel_for(0, params.rows, grain,
+                              [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
 }
 
 template <class T>
@@ -142,14 +140,22 @@ void sum_rows(const Tensor& rows, const Tensor& total) {
   }
 }
 
+enum Reduction : int64_t { kNone, kSum, kBatchMean };
+
+// The factor of every row's loss and gradient.  An empty batch has the loss 0.
+double row_scale(double scale, int64_t reduction, int64_t rows) {
+  return reduction == kBatchMean ? scale / double(std::max<int64_t>(1, rows)) : scale;
+}
+
 // Loss rows and, if reduced, their sum.
 struct Loss {
   Tensor rows;
   std::optional<Tensor> total;
 
-  Loss(const Tensor& student, bool reduce)
+  Loss(const Tensor& student, int64_t reduction)
       : rows(torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student))) {
-    if (reduce) total = torch::stable::new_empty(student, {}, accumulation_type(student));
+    if (reduction != kNone)
+      total = torch::stable::new_empty(student, {}, accumulation_type(student));
   }
 
   template <class Params>
@@ -178,7 +184,7 @@ struct KdCall {
   KdLossParams params{};
 
   KdCall(const Tensor& student_, const Tensor& teacher_, const std::optional<Tensor>& weight_,
-         double temperature, int64_t teacher_kind, double scale)
+         double temperature, int64_t teacher_kind, double scale, int64_t reduction)
       : student(with_contiguous_rows(student_)),
         teacher(with_contiguous_rows(teacher_)),
         weight(row_vector(weight_, student_)) {
@@ -195,7 +201,7 @@ struct KdCall {
     params.student_stride = student.stride(0);
     params.teacher_stride = teacher.stride(0);
     params.temperature = temperature;
-    params.scale = scale;
+    params.scale = row_scale(scale, reduction, params.rows);
     params.grad_dtype = params.student_dtype;
   }
 };
@@ -213,9 +219,9 @@ void kd_forward(const KdCall& call, const Loss& loss) {
 template <bool kCuda>
 std::tuple<Tensor, Tensor> kd_loss(const Tensor& student, const Tensor& teacher,
                                    std::optional<Tensor> weight, double temperature,
-                                   int64_t teacher_kind, double scale, bool reduce) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
-  const Loss loss(student, reduce);
+                                   int64_t teacher_kind, double scale, int64_t reduction) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
+  const Loss loss(student, reduction);
   const Tensor row_stats = new_row_stats(student, kKdRowSize);
   loss.set_in(call.params);
   call.params.row_stats = row_stats.mutable_data_ptr();
@@ -226,9 +232,10 @@ std::tuple<Tensor, Tensor> kd_loss(const Tensor& student, const Tensor& teacher,
 template <bool kCuda>
 std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Tensor& teacher,
                                                  std::optional<Tensor> weight, double temperature,
-                                                 int64_t teacher_kind, double scale, bool reduce) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
-  const Loss loss(student, reduce);
+                                                 int64_t teacher_kind, double scale,
+                                                 int64_t reduction) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
+  const Loss loss(student, reduction);
   const Tensor score =
       torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
   const Tensor row_stats = new_row_stats(student, kKdRowSize);
@@ -240,12 +247,14 @@ std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Te
 }
 
 template <bool kCuda>
-std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(
-    const Tensor& student, const Tensor& teacher, std::optional<Tensor> weight,
-    std::optional<Tensor> grad_scale, double temperature, int64_t teacher_kind, double scale,
-    bool reduce, bool wide_grad) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
-  const Loss loss(student, reduce);
+std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(const Tensor& student, const Tensor& teacher,
+                                                     std::optional<Tensor> weight,
+                                                     std::optional<Tensor> grad_scale,
+                                                     double temperature, int64_t teacher_kind,
+                                                     double scale, int64_t reduction,
+                                                     bool wide_grad) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
+  const Loss loss(student, reduction);
   const Tensor score =
       torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
   const Tensor gradient =
@@ -268,9 +277,9 @@ std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(
 // One gradient of kd_loss; kTeacher says which.
 template <bool kCuda, bool kTeacher>
 Tensor kd_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
-                   std::optional<Tensor> weight, const Tensor& row_stats, double temperature,
-                   int64_t teacher_kind, double scale) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale);
+                   std::optional<Tensor> weight, std::optional<Tensor> row_stats,
+                   double temperature, int64_t teacher_kind, double scale, int64_t reduction) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
   const Upstream upstream(grad_loss, student);
   const Tensor& like = kTeacher ? teacher : student;
   const Tensor gradient = new_gradient(like, like.scalar_type());
@@ -278,7 +287,8 @@ Tensor kd_backward(const Tensor& grad_loss, const Tensor& student, const Tensor&
   call.params.upstream = upstream.values.const_data_ptr();
   call.params.upstream_stride = upstream.stride;
   if constexpr (kCuda) {
-    call.params.row_stats = const_cast<void*>(row_stats.const_data_ptr());
+    STD_TORCH_CHECK(row_stats.has_value(), "pyddfast: the forward's row_stats are needed");
+    call.params.row_stats = const_cast<void*>(row_stats->const_data_ptr());
     launch(kd_loss_backward_cuda, call.params, student);
   } else {
     run_rows(kd_loss_cpu, call.params);  // recomputes the row statistics while it is there
@@ -294,7 +304,7 @@ struct SoftCeCall {
   SoftCeParams params{};
 
   SoftCeCall(const Tensor& student_, const Tensor& target_, const std::optional<Tensor>& weight_,
-             double temperature, double scale)
+             double temperature, int64_t reduction)
       : student(with_contiguous_rows(student_)),
         target(with_contiguous_rows(target_)),
         weight(row_vector(weight_, student_)) {
@@ -310,7 +320,7 @@ struct SoftCeCall {
     params.student_stride = student.stride(0);
     params.target_stride = target.stride(0);
     params.temperature = temperature;
-    params.scale = scale;
+    params.scale = row_scale(1.0, reduction, params.rows);
     params.grad_dtype = params.student_dtype;
   }
 };
@@ -323,7 +333,7 @@ struct MseCeCall {
   MseCeParams params{};
 
   MseCeCall(const Tensor& student_, const Tensor& teacher_, const Tensor& target_,
-            const std::optional<Tensor>& weight_, double ce_weight, double scale)
+            const std::optional<Tensor>& weight_, double ce_weight, int64_t reduction)
       : student(with_contiguous_rows(student_)),
         teacher(with_contiguous_rows(teacher_)),
         target(target_),
@@ -345,12 +355,13 @@ struct MseCeCall {
     params.teacher_stride = teacher.stride(0);
     params.target_stride = target.stride(0);
     params.ce_weight = ce_weight;
-    params.scale = scale;
+    params.scale = row_scale(1.0, reduction, params.rows);
     params.grad_dtype = params.student_dtype;
   }
 };
 
-// ---- what soft_ce and mse_ce share: loss; loss with gradient in one pass; one gradient ------------
+// ---- what soft_ce and mse_ce share: loss; loss with gradient in one pass; one gradient
+// ------------
 
 template <class Call>
 struct Kernels;
@@ -386,8 +397,8 @@ void run_forward(const Call& call, const Loss& loss) {
 }
 
 template <bool kCuda, class Call>
-std::tuple<Tensor, Tensor> loss_of(Call call, bool reduce) {
-  const Loss loss(call.student, reduce);
+std::tuple<Tensor, Tensor> loss_of(Call call, int64_t reduction) {
+  const Loss loss(call.student, reduction);
   const Tensor row_stats = new_row_stats(call.student, Kernels<Call>::row_size);
   loss.set_in(call.params);
   call.params.row_stats = row_stats.mutable_data_ptr();
@@ -396,8 +407,8 @@ std::tuple<Tensor, Tensor> loss_of(Call call, bool reduce) {
 }
 
 template <bool kCuda, class Call>
-std::tuple<Tensor, Tensor> value_and_grad_of(Call call, bool reduce) {
-  const Loss loss(call.student, reduce);
+std::tuple<Tensor, Tensor> value_and_grad_of(Call call, int64_t reduction) {
+  const Loss loss(call.student, reduction);
   const Tensor gradient = new_gradient(call.student, accumulation_type(call.student));
   loss.set_in(call.params);
   call.params.grad_student = gradient.mutable_data_ptr();
@@ -407,7 +418,7 @@ std::tuple<Tensor, Tensor> value_and_grad_of(Call call, bool reduce) {
 }
 
 template <bool kCuda, bool kOther, class Call>
-Tensor gradient_of(Call call, const Tensor& grad_loss, const Tensor& row_stats) {
+Tensor gradient_of(Call call, const Tensor& grad_loss, const std::optional<Tensor>& row_stats) {
   const Upstream upstream(grad_loss, call.student);
   const Tensor& like = kOther ? Kernels<Call>::other(call) : call.student;
   const Tensor gradient = new_gradient(like, like.scalar_type());
@@ -416,7 +427,8 @@ Tensor gradient_of(Call call, const Tensor& grad_loss, const Tensor& row_stats) 
   call.params.upstream = upstream.values.const_data_ptr();
   call.params.upstream_stride = upstream.stride;
   if constexpr (kCuda) {
-    call.params.row_stats = const_cast<void*>(row_stats.const_data_ptr());
+    STD_TORCH_CHECK(row_stats.has_value(), "pyddfast: the forward's row_stats are needed");
+    call.params.row_stats = const_cast<void*>(row_stats->const_data_ptr());
     launch(Kernels<Call>::backward_cuda, call.params, call.student);
   } else {
     run_rows(Kernels<Call>::cpu, call.params);
@@ -426,47 +438,49 @@ Tensor gradient_of(Call call, const Tensor& grad_loss, const Tensor& row_stats) 
 
 template <bool kCuda>
 std::tuple<Tensor, Tensor> soft_ce(const Tensor& student, const Tensor& target,
-                                   std::optional<Tensor> weight, double temperature, double scale,
-                                   bool reduce) {
-  return loss_of<kCuda>(SoftCeCall(student, target, weight, temperature, scale), reduce);
+                                   std::optional<Tensor> weight, double temperature,
+                                   int64_t reduction) {
+  return loss_of<kCuda>(SoftCeCall(student, target, weight, temperature, reduction), reduction);
 }
 
 template <bool kCuda>
 std::tuple<Tensor, Tensor> soft_ce_value_and_grad(const Tensor& student, const Tensor& target,
                                                   std::optional<Tensor> weight, double temperature,
-                                                  double scale, bool reduce) {
-  return value_and_grad_of<kCuda>(SoftCeCall(student, target, weight, temperature, scale), reduce);
+                                                  int64_t reduction) {
+  return value_and_grad_of<kCuda>(SoftCeCall(student, target, weight, temperature, reduction),
+                                  reduction);
 }
 
 template <bool kCuda, bool kTarget>
 Tensor soft_ce_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& target,
-                        std::optional<Tensor> weight, const Tensor& row_stats, double temperature,
-                        double scale) {
-  return gradient_of<kCuda, kTarget>(SoftCeCall(student, target, weight, temperature, scale),
+                        std::optional<Tensor> weight, std::optional<Tensor> row_stats,
+                        double temperature, int64_t reduction) {
+  return gradient_of<kCuda, kTarget>(SoftCeCall(student, target, weight, temperature, reduction),
                                      grad_loss, row_stats);
 }
 
 template <bool kCuda>
 std::tuple<Tensor, Tensor> mse_ce(const Tensor& student, const Tensor& teacher,
                                   const Tensor& target, std::optional<Tensor> weight,
-                                  double ce_weight, double scale, bool reduce) {
-  return loss_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, scale), reduce);
+                                  double ce_weight, int64_t reduction) {
+  return loss_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, reduction),
+                        reduction);
 }
 
 template <bool kCuda>
 std::tuple<Tensor, Tensor> mse_ce_value_and_grad(const Tensor& student, const Tensor& teacher,
                                                  const Tensor& target, std::optional<Tensor> weight,
-                                                 double ce_weight, double scale, bool reduce) {
-  return value_and_grad_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, scale),
-                                  reduce);
+                                                 double ce_weight, int64_t reduction) {
+  return value_and_grad_of<kCuda>(MseCeCall(student, teacher, target, weight, ce_weight, reduction),
+                                  reduction);
 }
 
 template <bool kCuda, bool kTeacher>
 Tensor mse_ce_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
-                       const Tensor& target, std::optional<Tensor> weight, const Tensor& row_stats,
-                       double ce_weight, double scale) {
-  return gradient_of<kCuda, kTeacher>(MseCeCall(student, teacher, target, weight, ce_weight, scale),
-                                      grad_loss, row_stats);
+                       const Tensor& target, std::optional<Tensor> weight,
+                       std::optional<Tensor> row_stats, double ce_weight, int64_t reduction) {
+  return gradient_of<kCuda, kTeacher>(
+      MseCeCall(student, teacher, target, weight, ce_weight, reduction), grad_loss, row_stats);
 }
 
 template <bool kCuda>
@@ -489,49 +503,53 @@ void register_kernels(torch::stable::detail::StableLibrary& m) {
 }  // namespace
 }  // namespace pyddfast
 
-// teacher_kind: 0 logits, 1 probabilities, 2 log-probabilities.  scale multiplies loss and gradient
-// of every row (T^2, 1/rows).  reduce: the sum over the rows instead of the rows.
+// teacher_kind: 0 logits, 1 probabilities, 2 log-probabilities.  reduction: 0 rows, 1 their sum,
+// 2 their sum over their number.  scale multiplies loss and gradient (T^2).  row_stats is what the
+// forward kept; the CPU computes it again and takes none.
 STABLE_TORCH_LIBRARY(PYDDFAST_NAMESPACE, m) {
   m.def(
       "kd_loss(Tensor student, Tensor teacher, Tensor? weight, float temperature, int teacher_kind,"
-      " float scale, bool reduce) -> (Tensor loss, Tensor row_stats)");
+      " float scale, int reduction) -> (Tensor loss, Tensor row_stats)");
   m.def(
       "kd_loss_score(Tensor student, Tensor teacher, Tensor? weight, float temperature,"
-      " int teacher_kind, float scale, bool reduce) -> (Tensor loss, Tensor score, Tensor row_stats)");
+      " int teacher_kind, float scale, int reduction)"
+      " -> (Tensor loss, Tensor score, Tensor row_stats)");
   m.def(
       "kd_value_and_grad(Tensor student, Tensor teacher, Tensor? weight, Tensor? grad_scale,"
-      " float temperature, int teacher_kind, float scale, bool reduce, bool wide_grad)"
+      " float temperature, int teacher_kind, float scale, int reduction, bool wide_grad)"
       " -> (Tensor loss, Tensor score, Tensor grad)");
   m.def(
       "kd_grad_student(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight,"
-      " Tensor row_stats, float temperature, int teacher_kind, float scale) -> Tensor");
+      " Tensor? row_stats, float temperature, int teacher_kind, float scale, int reduction)"
+      " -> Tensor");
   m.def(
       "kd_grad_teacher(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight,"
-      " Tensor row_stats, float temperature, int teacher_kind, float scale) -> Tensor");
+      " Tensor? row_stats, float temperature, int teacher_kind, float scale, int reduction)"
+      " -> Tensor");
   m.def(
-      "soft_ce(Tensor student, Tensor target, Tensor? weight, float temperature, float scale,"
-      " bool reduce) -> (Tensor loss, Tensor row_stats)");
+      "soft_ce(Tensor student, Tensor target, Tensor? weight, float temperature, int reduction)"
+      " -> (Tensor loss, Tensor row_stats)");
   m.def(
       "soft_ce_value_and_grad(Tensor student, Tensor target, Tensor? weight, float temperature,"
-      " float scale, bool reduce) -> (Tensor loss, Tensor grad)");
+      " int reduction) -> (Tensor loss, Tensor grad)");
   m.def(
       "soft_ce_grad_student(Tensor grad_loss, Tensor student, Tensor target, Tensor? weight,"
-      " Tensor row_stats, float temperature, float scale) -> Tensor");
+      " Tensor? row_stats, float temperature, int reduction) -> Tensor");
   m.def(
       "soft_ce_grad_target(Tensor grad_loss, Tensor student, Tensor target, Tensor? weight,"
-      " Tensor row_stats, float temperature, float scale) -> Tensor");
+      " Tensor? row_stats, float temperature, int reduction) -> Tensor");
   m.def(
       "mse_ce(Tensor student, Tensor teacher, Tensor target, Tensor? weight, float ce_weight,"
-      " float scale, bool reduce) -> (Tensor loss, Tensor row_stats)");
+      " int reduction) -> (Tensor loss, Tensor row_stats)");
   m.def(
       "mse_ce_value_and_grad(Tensor student, Tensor teacher, Tensor target, Tensor? weight,"
-      " float ce_weight, float scale, bool reduce) -> (Tensor loss, Tensor grad)");
+      " float ce_weight, int reduction) -> (Tensor loss, Tensor grad)");
   m.def(
       "mse_ce_grad_student(Tensor grad_loss, Tensor student, Tensor teacher, Tensor target,"
-      " Tensor? weight, Tensor row_stats, float ce_weight, float scale) -> Tensor");
+      " Tensor? weight, Tensor? row_stats, float ce_weight, int reduction) -> Tensor");
   m.def(
       "mse_ce_grad_teacher(Tensor grad_loss, Tensor student, Tensor teacher, Tensor target,"
-      " Tensor? weight, Tensor row_stats, float ce_weight, float scale) -> Tensor");
+      " Tensor? weight, Tensor? row_stats, float ce_weight, int reduction) -> Tensor");
 }
 
 #ifdef PYDDFAST_SIMT

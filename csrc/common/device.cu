@@ -1,5 +1,4 @@
 #include "common/device.h"
-
 #include "common/simt.h"
 
 namespace pyddfast {

@@ -44,7 +44,7 @@ PYDD_HD float to_float(Half value) {
   const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
   const uint32_t exponent = magnitude & 0x0f800000u;
   const uint32_t rebiased = magnitude + (112u << 23);
-  const uint32_t special = rebiased + (112u << 23);                            // inf, NaN
+  const uint32_t special = rebiased + (112u << 23);  // inf, NaN
   const float subnormal = bits_to_float(rebiased + (1u << 23)) - bits_to_float(113u << 23);
   uint32_t bits = exponent == 0x0f800000u ? special : rebiased;
   bits = exponent == 0u ? float_to_bits(subnormal) : bits;

@@ -2,7 +2,7 @@
 // the transcendental functions that vectorise inside it.
 //
 // A kernel is a free function marked PYDD_CPU_CLONES whose loops carry `#pragma omp simd` and call
-// only PYDD_HD / always_inline helpers, so that every clone compiles its own copy of them.  setup.py
+// only PYDD_HD / always_inline helpers, so that every clone compiles its own copy of them. setup.py
 // probes the compiler and sets PYDDFAST_CLONES (0: none, 1: by CPU model, 2: by microarchitecture
 // level).
 #pragma once
@@ -53,7 +53,8 @@ PYDD_HD float exp_nonpositive(float x) {
 
 PYDD_HD double exp_nonpositive(double x) { return std::exp(x); }
 
-// log(x) for normal x > 0, NaN for x < 0, a finite number for x = 0; relative error below 2e-7 of max(|log x|, |x - 1|).
+// log(x) for normal x > 0, NaN for x < 0, a finite number for x = 0; relative error below 2e-7 of
+// max(|log x|, |x - 1|).
 PYDD_HD float log_positive(float x) {
   const uint32_t bits = float_to_bits(x);
   const uint32_t offset = bits - 0x3f3504f3u;  // sqrt(1/2): the mantissa ends up in [0.707, 1.414)

@@ -43,7 +43,7 @@ struct KdLossParams {
 void kd_loss_cpu(const KdLossParams& params, int64_t begin, int64_t end);
 
 // CUDA: each returns a cudaError_t as int; `stream` is a cudaStream_t.
-int kd_loss_forward_cuda(const KdLossParams& params, void* stream);   // loss, score, row_stats; also
+int kd_loss_forward_cuda(const KdLossParams& params, void* stream);  // loss, score, row_stats; also
                                                                      // grad_student if not null
 int kd_loss_backward_cuda(const KdLossParams& params, void* stream);  // from row_stats
 

@@ -82,8 +82,8 @@ PYDD_HD TermSums terms_of_probabilities(const Row<T>& row) {
     T sum_kl = 0;
 #pragma omp simd reduction(+ : sum_kl)
     for (int64_t i = start; i < stop; ++i) {
-      const T d = kd_log_ratio_probs(row.d[i], row.s[i], stats.max_s, row.inv_temperature,
-                                     stats.log_ratio);
+      const T d =
+          kd_log_ratio_probs(row.d[i], row.s[i], stats.max_s, row.inv_temperature, stats.log_ratio);
       const T p = row.p[i] * stats.inv_sum_s;
       sum_kl += kd_term(row.q[i], p, d).kl;
       row.p[i] = p - row.q[i];  // as exact as the probabilities that were given
@@ -135,9 +135,9 @@ PYDD_HD void teacher_gradient(const Row<T>& row, TeacherKind kind, T factor, T* 
   const bool times_q = kind != TeacherKind::kProbs;
 #pragma omp simd
   for (int64_t i = 0; i < row.n; ++i) {
-    const T d = logits ? kd_log_ratio(row.s[i], row.t[i], shift, row.inv_temperature,
-                                      stats.log_ratio)
-                       : row.d[i];
+    const T d = logits
+                    ? kd_log_ratio(row.s[i], row.t[i], shift, row.inv_temperature, stats.log_ratio)
+                    : row.d[i];
     const T value = (d - center) * (times_q ? row.q[i] : T(1)) * scale;
     gradient[i] = row.q[i] == T(0) ? T(0) : value;
   }
@@ -165,8 +165,8 @@ PYDD_HD void kd_loss_rows(const KdLossParams& params, int64_t begin, int64_t end
     void* const gradient_row =
         params.grad_student ? element(params.grad_student, params.grad_dtype, r * n) : nullptr;
     // The gradient's own memory holds the exponentials until then.
-    T* const gradient =
-        gradient_row ? result_row(gradient_row, params.grad_dtype, spare) : static_cast<T*>(nullptr);
+    T* const gradient = gradient_row ? result_row(gradient_row, params.grad_dtype, spare)
+                                     : static_cast<T*>(nullptr);
     row.p = gradient ? gradient : spare;
 
     KdRow<T>& stats = row.stats;
@@ -197,9 +197,8 @@ PYDD_HD void kd_loss_rows(const KdLossParams& params, int64_t begin, int64_t end
 
     const double weight = params.weight ? double(static_cast<const T*>(params.weight)[r]) : 1.0;
     const double upstream =
-        params.upstream
-            ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
-            : 1.0;
+        params.upstream ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
+                        : 1.0;
     const double factor = params.scale * weight * upstream;
     if (params.loss_rows) {
       static_cast<T*>(params.loss_rows)[r] = T(divergence * params.scale * weight);

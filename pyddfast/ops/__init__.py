@@ -1,0 +1,12 @@
+"""Fused operators: functions on tensors, the same on CPU and GPU.
+
+Importing this imports torch and nothing else heavy.  Each function's kernel has a readable float64
+twin in ``pyddfast.ops.reference``.
+"""
+
+from pyddfast.ops import _fakes
+from pyddfast.ops.kd import kd_loss, kd_value_and_grad, mse_ce, soft_ce
+
+_fakes.register()
+
+__all__ = ["kd_loss", "kd_value_and_grad", "mse_ce", "soft_ce"]

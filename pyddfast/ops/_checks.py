@@ -1,0 +1,109 @@
+"""Argument checks of the operators: each error names the argument, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DTYPE_NAMES = "float16, bfloat16, float32 or float64"
+
+
+def tensor(value: Any, name: str) -> None:
+    """`value` is a torch tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a torch.Tensor, not {type(value).__name__}")
+
+
+def float_tensor(value: Any, name: str) -> None:
+    """`value` is a floating-point tensor."""
+    tensor(value, name)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_DTYPE_NAMES}")
+
+
+def number(value: Any, name: str) -> float:
+    """`value` is a finite Python number; returns it as a float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " (use float(...): a tensor here would cost a device synchronisation)"
+        raise TypeError(
+            f"{name} is a Python number, not {type(value).__name__}"
+            f"{hint if isinstance(value, Tensor) else ''}"
+        )
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite")
+    return float(value)
+
+
+def positive(value: Any, name: str) -> float:
+    """`value` is a positive, finite Python number; returns it as a float."""
+    if number(value, name) <= 0:
+        raise ValueError(f"{name} is {value}; it must be above 0")
+    return float(value)
+
+
+def one_of(value: Any, allowed: Sequence[str], name: str) -> int:
+    """`value` is one of `allowed`; returns its index."""
+    try:
+        return allowed.index(value)
+    except ValueError:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}") from None
+
+
+def logits_pair(student: Any, other: Any, name: str) -> None:
+    """`student` and the argument `name` are (..., C) of the same shape and device."""
+    float_tensor(student, "student")
+    float_tensor(other, name)
+    if student.dim() == 0 or student.shape[-1] == 0:
+        raise ValueError(f"student has shape {tuple(student.shape)}; (..., C) with C >= 1 is needed")
+    if student.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(other.shape)}, student {tuple(student.shape)}; "
+            "they must be the same"
+        )
+    same_device(student, other, name)
+
+
+def same_device(student: Tensor, other: Tensor, name: str) -> None:
+    """The argument `name` is on the student's device."""
+    if student.device != other.device:
+        raise ValueError(f"{name} is on {other.device}, student on {student.device}")
+
+
+def row_weight(weight: Any, student: Tensor) -> None:
+    """`weight` is None or one factor a row, without gradient."""
+    if weight is None:
+        return
+    float_tensor(weight, "weight")
+    if weight.shape != student.shape[:-1]:
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; one factor a row is "
+            f"{tuple(student.shape[:-1])}"
+        )
+    same_device(student, weight, "weight")
+    if weight.requires_grad:
+        raise ValueError("weight requires grad; it is a constant here: pass weight.detach()")
+
+
+def labels(target: Any, student: Tensor, *, check_range: bool) -> None:
+    """`target` is one int64 class index a row; `check_range` reads its values."""
+    tensor(target, "target")
+    if target.dtype is not torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; class indices are int64")
+    if target.shape != student.shape[:-1]:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; one label a row is "
+            f"{tuple(student.shape[:-1])}"
+        )
+    same_device(student, target, "target")
+    if check_range and target.numel():
+        low, high = torch.aminmax(target)
+        if int(low) < 0 or int(high) >= student.shape[-1]:
+            raise ValueError(
+                f"target has labels from {int(low)} to {int(high)}; "
+                f"allowed are 0 to {student.shape[-1] - 1}"
+            )

@@ -1,0 +1,83 @@
+"""Shapes and dtypes of the native operators' outputs, for ``torch.compile`` and fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyddfast.ops._native import load_error
+from pyddfast.ops.reference.kd import accumulation_dtype
+
+NONE = 0  # code of reduction="none"
+KD_ROW, SOFT_CE_ROW, MSE_CE_ROW = 8, 4, 2  # numbers a row that the forwards keep (csrc/kd/*_math.h)
+
+
+def _loss(student: Tensor, reduction: int) -> Tensor:
+    shape = (student.shape[0],) if reduction == NONE else ()
+    return student.new_empty(shape, dtype=accumulation_dtype(student))
+
+
+def _rows(student: Tensor, *size: int) -> Tensor:
+    return student.new_empty((student.shape[0], *size), dtype=accumulation_dtype(student))
+
+
+def _kd_loss(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _loss(student, rest[-1]), _rows(student, KD_ROW)
+
+
+def _kd_loss_score(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _loss(student, rest[-1]), _rows(student), _rows(student, KD_ROW)
+
+
+def _kd_value_and_grad(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, reduction, wide_grad = rest
+    dtype = accumulation_dtype(student) if wide_grad else student.dtype
+    grad = student.new_empty(student.shape, dtype=dtype)
+    return _loss(student, reduction), _rows(student), grad
+
+
+def _soft_ce(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _loss(student, rest[-1]), _rows(student, SOFT_CE_ROW)
+
+
+def _mse_ce(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _loss(student, rest[-1]), _rows(student, MSE_CE_ROW)
+
+
+def _value_and_grad(student: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    grad = student.new_empty(student.shape, dtype=accumulation_dtype(student))
+    return _loss(student, rest[-1]), grad
+
+
+def _grad_first(grad_loss: Tensor, first: Tensor, *_: Any) -> Tensor:
+    return first.new_empty(first.shape)
+
+
+def _grad_second(grad_loss: Tensor, first: Tensor, second: Tensor, *_: Any) -> Tensor:
+    return second.new_empty(second.shape)
+
+
+_FAKES = {
+    "kd_loss": _kd_loss,
+    "kd_loss_score": _kd_loss_score,
+    "kd_value_and_grad": _kd_value_and_grad,
+    "kd_grad_student": _grad_first,
+    "kd_grad_teacher": _grad_second,
+    "soft_ce": _soft_ce,
+    "soft_ce_value_and_grad": _value_and_grad,
+    "soft_ce_grad_student": _grad_first,
+    "soft_ce_grad_target": _grad_second,
+    "mse_ce": _mse_ce,
+    "mse_ce_value_and_grad": _value_and_grad,
+    "mse_ce_grad_student": _grad_first,
+    "mse_ce_grad_teacher": _grad_second,
+}
+
+
+def register() -> None:
+    """Registers the fake kernels; once, after the library is loaded."""
+    if load_error is None:
+        for name, fake in _FAKES.items():
+            torch.library.register_fake(f"pyddfast::{name}", fake)

@@ -1,0 +1,121 @@
+"""The native library: loading it, choosing between it and the reference, and what it was built with.
+
+``raw`` holds the private operators (``torch.ops.pyddfast``).  ``usable(*tensors)`` says whether they
+serve these tensors; where they do not, the public functions call their twin in
+``pyddfast.ops.reference`` on the tensors' own device, with one warning a reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
+
+
+class Raw:
+    """The operators of one namespace, each resolved once (an overload costs less a call)."""
+
+    def __init__(self, namespace: str, *, emulated: bool = False) -> None:
+        self._operators = getattr(torch.ops, namespace)
+        self.emulated = emulated
+
+    def __getattr__(self, name: str) -> Any:
+        operator = getattr(self._operators, name).default
+        setattr(self, name, operator)
+        return operator
+
+
+def _load() -> str | None:
+    """Loads the library; returns why it could not be, or None."""
+    if not LIBRARY.exists():
+        return f"the native library {LIBRARY} was not built (no C++ compiler at install time?)"
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except OSError as error:
+        return (
+            f"the native library {LIBRARY} does not load under torch {torch.__version__}: {error}. "
+            "It needs torch 2.11 or newer; reinstall pyddfast to build it again"
+        )
+    return None
+
+
+load_error = _load()
+raw = Raw("pyddfast")
+_warned: set[str] = set()
+
+
+def build_info() -> dict[str, str]:
+    """What the library was built with: compiler, CPU dispatch level, CUDA architectures."""
+    if load_error is not None:
+        return {}
+    function = ctypes.CDLL(str(LIBRARY)).pyddfast_build_info
+    function.restype = ctypes.c_char_p
+    lines = function().decode().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+_has_cuda_kernels = bool(build_info().get("cuda_architectures"))
+
+
+def strict() -> bool:
+    """Whether falling back to a reference is an error (``PYDDFAST_STRICT=1``)."""
+    return os.environ.get("PYDDFAST_STRICT", "0") == "1"
+
+
+def debug() -> bool:
+    """Whether checks that need a device synchronisation are made (``PYDDFAST_DEBUG=1``)."""
+    return os.environ.get("PYDDFAST_DEBUG", "0") == "1"
+
+
+def usable(*tensors: torch.Tensor | None) -> bool:
+    """Whether the kernels serve these tensors; else warns once (or raises under strict)."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if load_error is None:
+        if device == "cpu":
+            return True
+        if device == "cuda" and _has_cuda_kernels and torch.version.cuda is not None:
+            if all(t is None or t.dtype is not torch.float64 for t in tensors):
+                return True
+            return _fall_back("float64 on CUDA")
+    if load_error is not None:
+        return _fall_back(load_error)
+    return _fall_back(f"there are no kernels for {device} tensors in this build")
+
+
+def _fall_back(reason: str) -> bool:
+    if strict():
+        raise RuntimeError(f"PYDDFAST_STRICT=1 and no kernel to run: {reason}")
+    if reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(
+            f"pyddfast runs its reference implementation, which is slower: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return False
+
+
+def recomputes(tensor: torch.Tensor) -> bool:
+    """Whether the backward computes gradients from the inputs (the CUDA kernels do)."""
+    return raw.emulated or tensor.device.type != "cpu"
+
+
+@contextlib.contextmanager
+def emulated(namespace: str) -> Iterator[None]:
+    """Runs the operators of `namespace`: the tests' CUDA kernels, emulated on CPU tensors."""
+    saved = dict(raw.__dict__)
+    raw.__dict__.clear()
+    raw.__dict__.update(Raw(namespace, emulated=True).__dict__)
+    try:
+        yield
+    finally:
+        raw.__dict__.clear()
+        raw.__dict__.update(saved)

@@ -1,0 +1,99 @@
+"""Twins of the ``kd`` family: plain torch in float64, differentiable to any order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def accumulation_dtype(student: Tensor) -> torch.dtype:
+    """The dtype of losses and scores: float32, or float64 for a float64 student."""
+    return torch.float64 if student.dtype is torch.float64 else torch.float32
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float64, or float32 on devices without it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def reduce_rows(rows: Tensor, weight: Tensor | None, scale: float, reduction: str) -> Tensor:
+    """Row weights, `scale` and the reduction, of row losses (...,); 0 for an empty batch."""
+    rows = rows if weight is None else rows * weight.to(rows.dtype)
+    rows = rows * scale
+    if reduction == "none":
+        return rows
+    return rows.sum() / max(1, rows.numel()) if reduction == "batchmean" else rows.sum()
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    *,
+    teacher_kind: str,
+    reduction: str,
+    t_squared: bool,
+    weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and score of ``ops.kd_loss``, as sum q (d + expm1(-d)) with d = log q - log p.
+
+    The sum equals sum q d, the usual KL, because p and q both sum to one; it has no cancellation
+    where the two distributions are close.
+    """
+    log_p = F.log_softmax(_wide(student) / temperature, dim=-1)
+    if teacher_kind == "logits":
+        log_q = F.log_softmax(_wide(teacher) / temperature, dim=-1)
+    elif teacher_kind == "log_probs":
+        log_q = _wide(teacher)
+    else:
+        # Where q = 0 its logarithm is masked below; 1 keeps the gradient of the mask finite.
+        q_wide = _wide(teacher)
+        log_q = torch.where(q_wide == 0, 1.0, q_wide).log()
+    p = log_p.exp()
+    q = _wide(teacher) if teacher_kind == "probs" else log_q.exp()
+    empty = q == 0
+    # Classes without mass contribute their p, and no gradient to the teacher.
+    d = torch.where(empty, 0.0, torch.where(empty, 0.0, log_q) - torch.where(empty, 0.0, log_p))
+    terms = torch.where(empty, p, q * (d + torch.expm1(-d)))
+    rows = terms.sum(-1)
+    if teacher_kind != "logits":
+        rows = rows + (torch.where(empty, 0.0, q).sum(-1) - 1.0)
+    difference = torch.where(empty, p, q * torch.expm1(-d)) if teacher_kind == "logits" else p - q
+    score = (difference.detach().norm(dim=-1) / temperature).to(accumulation_dtype(student))
+    scale = temperature**2 if t_squared else 1.0
+    loss = reduce_rows(rows, weight, scale, reduction)
+    return loss.to(accumulation_dtype(student)), score
+
+
+def soft_ce(
+    student: Tensor,
+    target: Tensor,
+    *,
+    temperature: float,
+    reduction: str,
+    weight: Tensor | None,
+) -> Tensor:
+    """Loss of ``ops.soft_ce``."""
+    log_p = F.log_softmax(_wide(student) / temperature, dim=-1)
+    q = _wide(target)
+    # 0 * inf is 0; where log p is finite the product keeps its gradient to the target.
+    unbounded = (q == 0) & torch.isinf(log_p)
+    rows = -(q * torch.where(unbounded, 0.0, log_p)).sum(-1)
+    return reduce_rows(rows, weight, 1.0, reduction).to(accumulation_dtype(student))
+
+
+def mse_ce(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    ce_weight: float,
+    reduction: str,
+    weight: Tensor | None,
+) -> Tensor:
+    """Loss of ``ops.mse_ce``."""
+    s, t = _wide(student), _wide(teacher)
+    surprise = -F.log_softmax(s, dim=-1).gather(-1, target[..., None]).squeeze(-1)
+    rows = (s - t).square().mean(-1) + ce_weight * surprise
+    return reduce_rows(rows, weight, 1.0, reduction).to(accumulation_dtype(student))
