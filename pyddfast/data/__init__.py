@@ -1,5 +1,6 @@
 """Data sets, their readers, and the layout of a distilled set."""
 
+from pyddfast.data.catalog import load, names
 from pyddfast.data.datasets import (
     IMAGENET_NORMALIZATION,
     ImageDataset,
@@ -11,7 +12,6 @@ from pyddfast.data.distilled import DistilledSet, export_png
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
-from pyddfast.data.load import load, names
 
 __all__ = [
     "FASHION_MNIST_NORMALIZATION",

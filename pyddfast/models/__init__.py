@@ -1,7 +1,7 @@
 """Networks of the dataset-distillation literature, under the official codes' parameter names."""
 
+from pyddfast.models.catalog import create, names
 from pyddfast.models.convnet import ConvNet
-from pyddfast.models.create import create, names
 from pyddfast.models.mlp import MLP
 from pyddfast.models.resnet import ResNet18
 
