@@ -1,0 +1,210 @@
+"""One interface of every coreset method: scores of samples, and class-balanced picks by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from pyddfast.data import DistilledSet, ImageSource
+
+__all__ = ["Scores", "Selection", "Strategy", "select", "to_distilled"]
+
+Strategy: TypeAlias = Literal["topk", "bottomk", "window"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One value a sample, and what a high one means.
+
+    Args:
+        values: Floating point (N,), in the order of the data set.
+        name: Name of the score, e.g. ``"el2n"``.
+        high_means: What a high value says about a sample, e.g. ``"hard"``.
+        meta: How the values came about (seed, models, epochs ...); JSON values only.
+
+    Raises:
+        TypeError: ``values`` is not floating point.
+        ValueError: ``values`` is not one-dimensional or holds NaN.
+    """
+
+    values: Tensor
+    name: str
+    high_means: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.values.dtype.is_floating_point:
+            raise TypeError(f"scores must be floating point, got {self.values.dtype}")
+        if self.values.ndim != 1:
+            raise ValueError(f"scores must have shape (N,), got {tuple(self.values.shape)}")
+        if bool(self.values.isnan().any()):
+            first = int(self.values.isnan().nonzero()[0])
+            raise ValueError(f"scores must not hold NaN; sample {first} has one")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Picked samples.
+
+    Attributes:
+        indices: int64 (K,), positions in the data set, class after class.
+        order: What the order within a class means: ``"ranked"``, best pick first, so that its
+            beginning is the pick for a smaller budget; or ``"none"``.
+        weights: float32 (K,), or None where all samples count alike.
+        scores: (K,), the score of each pick, or None.
+        meta: Method, score, strategy, budget, seed ...; JSON values only.
+    """
+
+    indices: Tensor
+    order: Literal["ranked", "none"]
+    weights: Tensor | None
+    scores: Tensor | None
+    meta: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to_distilled(self, dataset: ImageSource) -> DistilledSet:
+        """The picked images as a set to train on; see :func:`to_distilled`."""
+        return to_distilled(self, dataset)
+
+
+def select(
+    scores: Scores,
+    labels: Tensor,
+    *,
+    strategy: Strategy = "topk",
+    ipc: int | None = None,
+    fraction: float | None = None,
+    offset: float = 0.0,
+    num_classes: int | None = None,
+) -> Selection:
+    """Pick samples by score, the same number (or share) of every class.
+
+    Ties go to the sample that comes first in the data set, under every strategy.
+
+    Args:
+        scores: One value a sample.
+        labels: int64 (N,).
+        strategy: ``"topk"`` picks the highest scores, ``"bottomk"`` the lowest, ``"window"`` the
+            scores that follow the highest ``offset`` ones (the sliding window of SelMatch and of
+            EL2N-Best).
+        ipc: Images a class; exactly so many, or an error.
+        fraction: Share of each class, in [0, 1]; a class of n gives ``round(fraction · n)``, halves
+            to even, as DeepCore does.  Give either ``ipc`` or ``fraction``.
+        offset: Start of the window in [0, 1], as a share of the positions it can start at: 0 is
+            ``"topk"``, 1 ends at the lowest score.  Rounded down to whole samples.
+        num_classes: Number of classes; default the highest label plus 1.
+
+    Returns:
+        A :class:`Selection`, classes ascending; ``"topk"`` and ``"window"`` by falling score,
+        ``"bottomk"`` by rising score.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: Shapes do not fit, a budget is missing or out of range, or a class has fewer
+            than ``ipc`` samples.
+    """
+    count = len(scores)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if labels.shape != (count,):
+        raise ValueError(
+            f"labels must have shape ({count},), one for each score, got {tuple(labels.shape)}"
+        )
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
+    if (ipc is None) == (fraction is None):
+        raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
+    if ipc is not None and ipc < 0:
+        raise ValueError(f"ipc must not be negative, got {ipc}")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+    if not 0 <= offset <= 1:
+        raise ValueError(f"offset must lie in [0, 1], got {offset}")
+    if offset != 0 and strategy != "window":
+        raise ValueError(f"offset is for the strategy 'window', got strategy={strategy!r}")
+    highest = int(labels.max()) if count else -1
+    classes = highest + 1 if num_classes is None else num_classes
+    if count and not 0 <= int(labels.min()) <= highest < classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), got values from {int(labels.min())} to {highest}"
+        )
+    sizes = torch.bincount(labels, minlength=classes).tolist()
+    check_ipc(ipc, sizes)
+
+    values, labels = scores.values.cpu(), labels.cpu()
+    ranked = values.sort(descending=strategy != "bottomk", stable=True).indices
+    ranked = ranked[labels[ranked].sort(stable=True).indices]
+    picks = []
+    for members in torch.split(ranked, sizes):
+        budget = ipc if ipc is not None else round((fraction or 0.0) * len(members))
+        start = int(offset * (len(members) - budget))
+        picks.append(members[start : start + budget])
+    indices = torch.cat(picks) if picks else ranked
+    meta = {
+        "score": scores.name,
+        "high_means": scores.high_means,
+        "strategy": strategy,
+        "ipc": ipc,
+        "fraction": fraction,
+        **({"offset": offset} if strategy == "window" else {}),
+        "scoring": dict(scores.meta),
+    }
+    return Selection(
+        indices=indices, order="ranked", weights=None, scores=values[indices], meta=meta
+    )
+
+
+def check_ipc(ipc: int | None, sizes: Sequence[int]) -> None:
+    """Raise unless every class has ``ipc`` images; the message names the classes."""
+    short = {label: size for label, size in enumerate(sizes) if ipc is not None and size < ipc}
+    if short:
+        shown = ", ".join(f"class {label} has {size}" for label, size in list(short.items())[:5])
+        more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
+        raise ValueError(f"ipc = {ipc} is larger than a class: {shown}{more}")
+
+
+def to_distilled(selection: Selection, dataset: ImageSource) -> DistilledSet:
+    """Copy the picked images to a set of kind ``"real"``.
+
+    Args:
+        selection: Picks of ``dataset``.
+        dataset: The data set that was selected from.
+
+    Returns:
+        Images and labels in the order of the picks; ``meta["source_indices"]`` holds the picks.
+
+    Raises:
+        ValueError: Picked images differ in size (give the data set an ``image_size``), or an index
+            lies outside the data set.
+    """
+    picks = selection.indices.tolist()
+    if picks and not 0 <= min(picks) <= max(picks) < len(dataset):
+        raise ValueError(
+            f"indices must lie in [0, {len(dataset)}), got values from {min(picks)} to {max(picks)}"
+        )
+    images = [dataset[index] for index in picks]
+    if len({tuple(image.shape) for image in images}) != 1:
+        shapes = sorted({tuple(image.shape) for image in images})
+        raise ValueError(
+            "a set needs at least one image and images of one size, "
+            f"got shapes {shapes[:5]}; give the data set an image_size"
+        )
+    return DistilledSet(
+        images=torch.stack(images),
+        labels=dataset.labels[selection.indices].cpu(),
+        num_classes=dataset.num_classes,
+        normalization=dataset.normalization,
+        class_names=tuple(dataset.class_names),
+        kind="real",
+        meta={**selection.meta, "source_indices": picks},
+    )
