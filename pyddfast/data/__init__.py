@@ -1,5 +1,6 @@
 """Data sets, their readers, and the layout of a distilled set."""
 
+from pyddfast.data.atomic import new_folder, refuse_non_empty, write_bytes
 from pyddfast.data.catalog import load, names
 from pyddfast.data.datasets import (
     IMAGENET_NORMALIZATION,
@@ -24,7 +25,10 @@ __all__ = [
     "export_png",
     "load",
     "names",
+    "new_folder",
     "normalize",
     "read_idx",
+    "refuse_non_empty",
+    "write_bytes",
     "write_idx",
 ]

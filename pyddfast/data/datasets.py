@@ -34,6 +34,9 @@ class Normalization:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        # Plain floats, so that the values compare and go to JSON wherever they came from.
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if len(self.mean) == 0 or len(self.mean) != len(self.std):
             raise ValueError(
                 "mean and std need one value a channel each, "

@@ -59,6 +59,9 @@ class DistilledSet:
 
     def __post_init__(self) -> None:
         check_images("images", self.images, self.normalization)
+        for name, value in (("num_classes", self.num_classes), ("factor", self.factor)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {self.num_classes}")
         check_labels("labels", self.labels, len(self.images), self.num_classes)
@@ -125,7 +128,7 @@ class DistilledSet:
         content: bytes = safetensors.save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         )
-        record = {
+        record: dict[str, Any] = {
             "format": _FORMAT,
             "sha256": hashlib.sha256(content).hexdigest(),
             "count": len(self),
@@ -139,6 +142,7 @@ class DistilledSet:
             "kind": self.kind,
             "meta": self.meta,
         }
+        record["record_sha256"] = _record_digest(record)
         with new_folder(path) as new:
             (new / _TENSORS).write_bytes(content)
             (new / _RECORD).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -234,6 +238,12 @@ def _check_soft_labels(soft_labels: Tensor, count: int, num_classes: int) -> Non
         )
 
 
+def _record_digest(record: dict[str, Any]) -> str:
+    # Through JSON and back, so that tuples and integer keys count as what the file will hold.
+    plain = json.loads(json.dumps(record))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
@@ -241,7 +251,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     needed = {
         "format", "sha256", "count", "num_classes", "class_names",
-        "normalization", "factor", "kind", "meta",
+        "normalization", "factor", "kind", "meta", "record_sha256",
     }  # fmt: skip
     if not isinstance(record, dict) or "format" not in record:
         raise ValueError(f"{path} is not the record of a distilled set")
@@ -249,4 +259,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} has format {record['format']!r}; this version reads {_FORMAT}")
     if missing := sorted(needed - record.keys()):
         raise ValueError(f"{path} lacks the fields {missing}")
+    if record.pop("record_sha256") != _record_digest(record):
+        raise ValueError(f"{path} is damaged or was edited: its SHA-256 is not the one it states")
     return record

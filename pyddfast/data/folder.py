@@ -57,7 +57,7 @@ class ImageFolder:
         name: str = "folder",
         split: str = "train",
     ) -> None:
-        self._pil: Any = require("PIL.Image", "methods")
+        require("PIL.Image", "methods")  # now, not at the first image
         if image_size is not None and image_size < 1:
             raise ValueError(f"image_size must be positive, got {image_size}")
         if resize is not None and (image_size is None or resize < image_size):
@@ -101,7 +101,8 @@ class ImageFolder:
         """
         path = self.paths[index]
         try:
-            with self._pil.open(path) as opened:
+            # Not an attribute: a module would keep the data set from being pickled for workers.
+            with require("PIL.Image", "methods").open(path) as opened:
                 image = opened.convert(_MODES[self.normalization.channels])
         except FileNotFoundError:
             raise

@@ -9,6 +9,12 @@ from pyddfast.data import ImageDataset, ImageSource, Normalization, normalize
 COLOUR = Normalization(mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4))
 
 
+def test_normalization_holds_plain_floats():
+    norm = Normalization(mean=np.array([0.25, 0.5], np.float32), std=[1, 2])
+    assert norm == Normalization(mean=(0.25, 0.5), std=(1.0, 2.0))
+    assert [type(value) for value in norm.mean + norm.std] == [float] * 4
+
+
 def dataset(**changes) -> ImageDataset:
     fields = {
         "images": torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).reshape(4, 3, 2, 2),

@@ -1,6 +1,7 @@
 """Distilled sets: checks, the folder layout, damage, and the PNG export."""
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -134,10 +135,30 @@ def test_files_of_two_sets_do_not_pass_for_one(tmp_path):
 def test_a_changed_record_is_refused_by_name(tmp_path, change, message):
     example().save(tmp_path / "set")
     path = tmp_path / "set" / "set.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    record = json.loads(path.read_text()) | change
+    del record["record_sha256"]
+    content = json.dumps(record, sort_keys=True).encode()  # the form that the checksum is over
+    record["record_sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=message) as caught:
         DistilledSet.load(tmp_path / "set")
     assert str(tmp_path / "set") in str(caught.value)
+
+
+def test_a_changed_digit_in_the_record_is_noticed(tmp_path):
+    example().save(tmp_path / "set")
+    path = tmp_path / "set" / "set.json"
+    text = path.read_text()
+    assert text.count("0.6") == 1
+    path.write_text(text.replace("0.6", "0.7"))  # a std of the normalisation
+    with pytest.raises(ValueError, match=r"set\.json is damaged or was edited"):
+        DistilledSet.load(tmp_path / "set")
+
+
+def test_tuples_and_integer_keys_in_meta_become_what_json_has(tmp_path):
+    example(meta={"picked": {10: (1, 2), 9: ()}}).save(tmp_path / "set")
+    loaded = DistilledSet.load(tmp_path / "set")
+    assert loaded.meta == {"picked": {"10": [1, 2], "9": []}}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +186,8 @@ def test_a_broken_record_is_refused_by_name(tmp_path, content, message):
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels must have shape"),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1"),
         ({"class_names": ("a",)}, ValueError, "1 names for 3 classes"),
+        ({"num_classes": np.int64(3)}, TypeError, "num_classes must be an int"),
+        ({"factor": 2.0}, TypeError, r"factor must be an int, got 2\.0"),
         ({"factor": 5}, ValueError, r"factor 5 is more than the image size \(4, 5\)"),
         ({"kind": "fake"}, ValueError, "'real', 'patches', 'synthetic'.*got 'fake'"),
         ({"soft_labels": torch.zeros(6, 4)}, ValueError, r"\(6, 3\), got \(6, 4\)"),

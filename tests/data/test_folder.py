@@ -1,5 +1,6 @@
 """Image folders: order, pixels, resizing, and unreadable files."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,12 @@ def test_resident_refuses_ragged_images(tmp_path):
     with pytest.raises(ValueError, match=r"1\.png has the size \(4, 5\).*\(4, 4\).*image_size"):
         ImageFolder(tmp_path).resident()
     assert len(ImageFolder(tmp_path, image_size=4).resident()) == 2
+
+
+def test_a_folder_can_be_sent_to_worker_processes(tmp_path):
+    write(tmp_path / "a" / "0.png", pixels(4, 4))
+    folder = ImageFolder(tmp_path)
+    assert torch.equal(pickle.loads(pickle.dumps(folder))[0], folder[0])
 
 
 def spoiled_folder(tmp_path: Path) -> Path:
