@@ -13,11 +13,13 @@
 //   write(args, row)          one thread of the row: results of the row
 //   restore(args, row)        instead of rounds: takes the results that write() left, for a backward
 //   gradient(Output<o>, a, b, c, i, result)
-//                             elements of the gradient with respect to input o, after all visits
-// where Round<r>::Sums gives type and operation of `sums`.
+//                             elements i .. i+3 of the gradient with respect to input o, after the
+//                             first kGradientRounds[o] visits (all of them for o = 0)
+// where Sums<r> gives operation and number of the sums of round r.
 #pragma once
 
 #include <climits>
+#include <type_traits>
 
 #include "common/reduce.h"
 #include "common/row_chunks.h"
@@ -41,6 +43,11 @@ __device__ __forceinline__ float row_factor(const RowArgs& args, int64_t row) {
   const float weight = args.weight ? args.weight[row] : 1.0f;
   const float upstream = args.upstream ? args.upstream[row * args.upstream_stride] : 1.0f;
   return args.scale * weight * upstream;
+}
+
+// Four values in the order in which every op adds them.
+__device__ __forceinline__ float sum4(const float (&x)[kChunk]) {
+  return (x[0] + x[1]) + (x[2] + x[3]);
 }
 
 template <int r>
@@ -172,23 +179,25 @@ __global__ void __launch_bounds__(Team::kThreads) row_forward_looped(typename Op
   }
 }
 
-// Gradients from the results of a forward; no reductions.  `lanes` threads per row and tile, K
-// chunks each; `tiles` tiles per row.
+// Gradients from the results of a forward; no reductions.  2^lane_bits threads with K chunks each
+// cover a row or, with more of them along y, a part of it.
 template <class Op, int kThreads, int K>
-__global__ void __launch_bounds__(kThreads)
-    row_backward(typename Op::Args args, int lanes, int tiles) {
-  const int64_t unit = int64_t(blockIdx.x) * (kThreads / lanes) + int(threadIdx.x) / lanes;
-  const int64_t row = unit / tiles;
+__global__ void __launch_bounds__(kThreads) row_backward(typename Op::Args args, int lane_bits) {
+  const int lanes = 1 << lane_bits;
+  const int64_t row = int64_t(blockIdx.x) * (kThreads >> lane_bits) + (threadIdx.x >> lane_bits);
   if (row >= args.rows) return;
   const int n = args.classes;
-  const int first = int(unit % tiles) * lanes * K + int(threadIdx.x) % lanes;
+  const int first = int(blockIdx.y) * lanes * K + (int(threadIdx.x) & (lanes - 1));
   Op op(args, row);
   op.restore(args, row);
   float a[K][kChunk], b[K][kChunk], c[K][kChunk];
   detail::load_both<Op>(args, row, n, first, lanes, a, b);
-  detail::revisit<0, Op::kRounds>(op, first, lanes, a, b, c);
-  if (args.gradients[0].data) detail::store_gradient<0>(op, args, row, n, first, lanes, a, b, c);
+  constexpr int kRounds = Op::kRounds, kEarly = Op::kGradientRounds[1];
+  static_assert(Op::kGradientRounds[0] == kRounds);
+  detail::revisit<0, kEarly>(op, first, lanes, a, b, c);
   if (args.gradients[1].data) detail::store_gradient<1>(op, args, row, n, first, lanes, a, b, c);
+  detail::revisit<kEarly, kRounds>(op, first, lanes, a, b, c);
+  if (args.gradients[0].data) detail::store_gradient<0>(op, args, row, n, first, lanes, a, b, c);
 }
 
 // The sum of `rows` values by one CTA, in an order that depends on `rows` alone.
@@ -215,8 +224,16 @@ __global__ void __launch_bounds__(kThreads)
 
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
-// `total` after the kernel that writes `values`: the launch overlaps that kernel's tail.
+// Columns are counted in int; everything else in int64_t.
+inline bool valid_rows(int64_t rows, int64_t classes) {
+  return rows >= 0 && classes >= 1 && classes <= INT_MAX / 2;
+}
+
+// `total`, if not null, after the kernel that writes `values`: the launch overlaps that kernel's
+// tail.  The sum of no rows is 0.
 inline int launch_sum_rows(const float* values, int64_t rows, float* total, void* stream) {
+  if (total == nullptr) return 0;
+  if (rows > 0 && values == nullptr) return kInvalidValue;
   // One CTA with as many loads in flight as an SM takes.
   constexpr int kThreads = 1024;
   simt::LaunchConfig config;
@@ -285,17 +302,18 @@ int launch_row_backward(const typename Op::Args& args, void* stream) {
   constexpr int kChunks = 2;  // a thread's loads in flight, for each input
   if (args.rows == 0) return 0;
   const int chunks = (args.classes + kChunk - 1) / kChunk;
-  int lanes = 1;
-  while (lanes < kThreads && lanes * kChunks < chunks) lanes *= 2;
-  const int tiles = (chunks + lanes * kChunks - 1) / (lanes * kChunks);
-  const int units = kThreads / lanes;
-  const int64_t ctas = (args.rows * tiles + units - 1) / units;
-  if (ctas > INT_MAX) return kInvalidValue;
+  int lane_bits = 0;
+  while ((1 << lane_bits) < kThreads && (kChunks << lane_bits) < chunks) ++lane_bits;
+  const int64_t rows_per_cta = kThreads >> lane_bits;
+  const int64_t ctas = (args.rows + rows_per_cta - 1) / rows_per_cta;
+  const int tiles = (chunks - 1) / (kChunks << lane_bits) + 1;
+  constexpr int kMaxGridY = 65535;  // covers 134 million classes
+  if (ctas > INT_MAX || tiles > kMaxGridY) return kInvalidValue;
   simt::LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(ctas));
+  config.grid = dim3(static_cast<unsigned>(ctas), static_cast<unsigned>(tiles));
   config.block = dim3(kThreads);
   config.stream = stream;
-  return simt::launch(row_backward<Op, kThreads, kChunks>, config, args, lanes, tiles);
+  return simt::launch(row_backward<Op, kThreads, kChunks>, config, args, lane_bits);
 }
 
 }  // namespace pyddfast
