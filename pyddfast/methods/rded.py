@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageSource
 from pyddfast.ops.augment import draw_crop_boxes
-from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
+from pyddfast.ops.patches import mosaic, multi_crop, select_patches
 from pyddfast.random import Purpose, permutation
 
 __all__ = ["Candidates", "RDEDConfig", "default_factor", "rded"]
@@ -161,15 +161,16 @@ def rded(
                 )
             )
             source = torch.tensor(pool)[image]
-            picks.append(torch.cat((source[:, None], crop[:, None], chosen), dim=1).double())
-            picks[-1] = torch.cat((picks[-1], score.double()[:, None]), dim=1)
+            where = torch.cat((source[:, None], crop[:, None], chosen), dim=1)
+            picks.append(torch.cat((where.double(), score[:, None].double()), dim=1))
             if on_progress is not None:
                 on_progress(label + 1, len(pools))
     finally:
         teacher.train(was_training)
 
     # Image t of a class holds the ranks t, ipc + t, 2 ipc + t, ...
-    record = torch.stack(picks).unflatten(1, (factor**2, config.ipc)).transpose(1, 2).flatten(0, 1)
+    record = torch.stack(picks).view(len(pools), factor**2, config.ipc, 7)
+    record = record.transpose(1, 2).flatten(0, 1)
     meta = {
         "method": "rded",
         **asdict(config),
@@ -281,7 +282,7 @@ def _draw_boxes(dataset: ImageSource, pool: Sequence[int], config: RDEDConfig) -
             scale=config.scale,
             ratio=config.ratio,
             purpose=Purpose.MULTI_CROP,
-        ).unflatten(0, (len(indices), crops))
+        ).view(len(indices), crops, 4)
 
     if isinstance(dataset, ImageDataset):
         height, width = dataset.images.shape[-2:]
@@ -317,5 +318,5 @@ def _score(
             std=dataset.normalization.std,
         )
         outputs: Tensor = teacher(crops.flatten(0, 1).to(device))
-        logits.append(outputs.float().cpu().unflatten(0, crops.shape[:2]))
+        logits.append(outputs.float().cpu().view(*crops.shape[:2], -1))
     return torch.cat(logits, dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, Normalization
-from pyddfast.methods.rded import RDEDConfig, default_factor, rded
+from pyddfast.methods.rded import RDEDConfig, _draw_boxes, default_factor, rded
 
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -59,8 +60,6 @@ def restated(
     patch = size // factor
     mean = torch.tensor(NORMALIZATION.mean)[:, None, None]
     std = torch.tensor(NORMALIZATION.std)[:, None, None]
-    from pyddfast.methods.rded import _draw_boxes  # the draw has its own test below
-
     boxes = _draw_boxes(data, pool, RDEDConfig(num_crops=crops, seed=meta["seed"]))
     entries = []
     for rank, index in enumerate(pool):
@@ -73,7 +72,7 @@ def restated(
             canvas = torch.zeros(1, 3, size, size)
             start = (size - patch) // 2
             canvas[0, :, start : start + patch, start : start + patch] = normalized
-            score = -float(teacher(canvas).double().log_softmax(-1)[0, label])
+            score = -teacher(canvas).double().log_softmax(-1)[0, label].item()
             if best is None or score < best[0]:
                 best = (score, m, normalized)
         assert best is not None
@@ -106,9 +105,9 @@ def test_rded_is_the_official_synthesis(factor: int, semantics: str) -> None:
     for label in range(3):
         picks, crops, scores, images = restated(data, teacher, made, pools[label], label)
         rows = slice(2 * label, 2 * label + 2)
-        assert sum(made.meta["source_indices"][rows], []) == picks
-        assert sum(made.meta["crops"][rows], []) == crops
-        assert sum(made.meta["scores"][rows], []) == pytest.approx(scores, rel=1e-4)
+        assert list(chain(*made.meta["source_indices"][rows])) == picks
+        assert list(chain(*made.meta["crops"][rows])) == crops
+        assert list(chain(*made.meta["scores"][rows])) == pytest.approx(scores, rel=1e-4)
         want = (
             images.clamp(0, 255).round() if semantics == "paper" else images.clamp(0, 255).trunc()
         )
@@ -180,7 +179,7 @@ def test_ties_go_to_the_first_candidate_and_the_first_crop() -> None:
     pools = {c: [i for i in range(45) if i % 3 == c][::-1] for c in range(3)}
     made = rded(dataset(), Constant(), RDEDConfig(ipc=2, factor=2), candidates=pools)
     ranks = [pools[1][rank] for rank in (0, 2, 4, 6, 1, 3, 5, 7)]
-    assert sum(made.meta["source_indices"][2:4], []) == ranks
+    assert list(chain(*made.meta["source_indices"][2:4])) == ranks
     assert {crop for row in made.meta["crops"] for crop in row} == {0}
 
 
