@@ -75,7 +75,8 @@ def test_the_centre_is_cut(tmp_path, height, width, top, left):
 
 @pytest.mark.parametrize(
     ("height", "width", "resize", "size"),
-    [(40, 60, 20, 16), (25, 10, 17, 17)],  # smaller with cut (antialiased); larger, portrait
+    # smaller (antialiased); larger, where 47.6 is cut to 47, upright and lying
+    [(40, 60, 20, 16), (28, 10, 17, 17), (10, 28, 17, 17)],
 )
 def test_resizing_against_float64(tmp_path, height, width, resize, size):
     array = pixels(height, width)
