@@ -119,9 +119,9 @@ class KdLoss {
   }
 
   __device__ void restore(const Args& args, int64_t row) {
-    using Half = simt::Vector<float, kKdRowSize / 2>;
-    const Half* const stored = reinterpret_cast<const Half*>(args.row_stats + row);
-    const Half halves[2] = {stored[0], stored[1]};
+    using Vector = simt::Vector<float, kKdRowSize / 2>;
+    const auto* const stored = reinterpret_cast<const Vector*>(args.row_stats + row);
+    const Vector halves[2] = {stored[0], stored[1]};
     memcpy(&row_, halves, sizeof(row_));
     shift_ = two_difference(row_.max_t, row_.max_s);
   }
