@@ -250,6 +250,11 @@ def written_barriers(sources: Iterable[Path | str]) -> set[str]:
     return sites
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's environment, with the repository on Python's path."""
+    return {**os.environ, "PYTHONPATH": str(REPO)}
+
+
 def sanitizer_environment() -> dict[str, str]:
     """The environment in which a Python process can load what `PYDDFAST_SIMT_SANITIZE=1` builds."""
     libraries = []
@@ -260,7 +265,7 @@ def sanitizer_environment() -> dict[str, str]:
     command = [*compiler(), "-print-file-name=libstdc++.so.6"]
     libraries.append(subprocess.run(command, capture_output=True, text=True).stdout.strip())
     return {
-        **os.environ,
+        **plain_environment(),
         "PYDDFAST_SIMT_SANITIZE": "1",
         "LD_PRELOAD": ":".join(libraries),
         # Python and torch keep memory until the end; they also allocate before ASan is ready.
