@@ -197,7 +197,7 @@ def test_cutmix_draws():
     again, same = draw_cutmix(2, 599, 9, (20, 30))
     assert torch.equal(again, partner)
     assert torch.equal(same, box)
-    # lam ~ U(0, 1): the side share c = sqrt(1 - lam) has density 2c, and clipping at a uniform centre
+    # lam ~ U(0, 1): the side share c = sqrt(1 - lam) has density 2c; clipping at a uniform centre
     # leaves c - c^2 / 4 of it on average, on each axis: the mean area is the integral of
     # 2c (c - c^2 / 4)^2 = 0.321.  Whole pixels take off up to 2 of 20 of a side.
     assert 0.24 < float(np.mean(shares)) < 0.34

@@ -1,0 +1,35 @@
+"""Label regimes as recipes, the training loop, evaluation, and runs that survive a kill."""
+
+from pyddfast.train.evaluate import evaluate, predict, sampling_error
+from pyddfast.train.labels import soft_labels
+from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
+from pyddfast.train.progress import progress
+from pyddfast.train.recipes import Recipe, Regime, Scale, recipe
+from pyddfast.train.run import RunFolder, environment
+from pyddfast.train.student import SeedResult, StudentResult, train_student
+from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
+
+__all__ = [
+    "Budget",
+    "Epochs",
+    "Plan",
+    "Recipe",
+    "Regime",
+    "RunFolder",
+    "Samples",
+    "Scale",
+    "SeedResult",
+    "Steps",
+    "StudentResult",
+    "Teacher",
+    "environment",
+    "evaluate",
+    "predict",
+    "progress",
+    "recipe",
+    "sampling_error",
+    "soft_labels",
+    "teacher_recipe",
+    "train_student",
+    "train_teacher",
+]

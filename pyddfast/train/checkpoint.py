@@ -1,0 +1,139 @@
+"""Run a trainer to its end with evaluations and checkpoints; a killed run continues exactly."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pyddfast.train.loop import Trainer
+from pyddfast.train.run import RunFolder
+
+__all__ = ["CHECKPOINT", "CHECKPOINT_SECONDS", "Fit", "fit"]
+
+CHECKPOINT = "checkpoint.safetensors"
+# A run may lose five minutes of work at most; one minute is left for a slow step or disk.
+CHECKPOINT_SECONDS = 240.0
+
+
+@dataclass
+class Fit:
+    """What a finished training reports.
+
+    Attributes:
+        history: a row an evaluation: step, epoch, samples, lr, train_loss, test_accuracy.
+        train_seconds: time in training steps, evaluations and checkpoints left out.
+        samples: images seen.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    train_seconds: float = 0.0
+    samples: int = 0
+
+    @property
+    def images_per_second(self) -> float:
+        """Throughput of the training steps."""
+        return self.samples / max(self.train_seconds, 1e-9)
+
+
+def fit(
+    trainer: Trainer,
+    evaluate: Callable[[], float],
+    *,
+    evaluations: int = 10,
+    folder: RunFolder | None = None,
+    key: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    advance: Callable[[int], None] = lambda n: None,
+    on_epoch: Callable[[int], None] | None = None,
+) -> Fit:
+    """Train to the end of the plan.
+
+    Args:
+        trainer: at its start; continued from the folder's checkpoint if that has the same ``key``.
+        evaluate: test accuracy of the model as it is, in [0, 1].
+        evaluations: how many, evenly spread over the epochs; the last step is always one.
+        folder: where checkpoints and metrics go; None keeps nothing on disk.
+        key: names this training in the folder (e.g. ``{"seed": 0}``); part of every metrics row.
+        checkpoint_seconds: at most this long between two checkpoints.
+        advance: told the number of steps taken.
+        on_epoch: told the number of finished epochs, after each.
+
+    Raises:
+        ValueError: ``evaluations`` is below 1, or the checkpoint is damaged.
+    """
+    if evaluations < 1:
+        raise ValueError(f"evaluations must be at least 1, got {evaluations}")
+    name = dict(key or {})
+    result = _restore(trainer, folder, name)
+    advance(trainer.step)
+    at = set(trainer.plan.evaluation_steps(evaluations))
+    per_epoch = trainer.plan.steps_per_epoch
+    saved = began = time.perf_counter()
+    while not trainer.done:
+        trainer.run_step()
+        advance(1)
+        epoch_ends = trainer.step % per_epoch == 0
+        if trainer.step in at or (on_epoch is not None and epoch_ends):
+            _wait(trainer.device)
+            result.train_seconds += time.perf_counter() - began
+            if on_epoch is not None and epoch_ends:
+                on_epoch(trainer.step // per_epoch)
+            if trainer.step in at:
+                row = _row(trainer, evaluate())
+                result.history.append(row)
+                if folder is not None:
+                    folder.log({**name, **row})
+            began = time.perf_counter()
+        if folder is not None and time.perf_counter() - saved >= checkpoint_seconds:
+            _wait(trainer.device)
+            result.train_seconds += time.perf_counter() - began
+            tensors, counters = trainer.state()
+            state = {
+                "key": name,
+                "counters": counters,
+                "history": result.history,
+                "train_seconds": result.train_seconds,
+            }
+            folder.write_tensors(CHECKPOINT, tensors, state)
+            saved = began = time.perf_counter()
+    result.samples = trainer.plan.samples(trainer.step)
+    return result
+
+
+def _restore(trainer: Trainer, folder: RunFolder | None, name: dict[str, Any]) -> Fit:
+    if folder is None:
+        return Fit()
+    found = folder.read_tensors(CHECKPOINT)
+    result, step = Fit(), 0
+    if found is not None and found[1] is not None and found[1]["key"] == name:
+        tensors, state = found
+        trainer.restore(tensors, state["counters"])
+        result = Fit(list(state["history"]), float(state["train_seconds"]))
+        step = trainer.step
+    # What this training logged after its checkpoint will be logged again.
+    folder.keep_metrics(
+        lambda row: any(row.get(k) != v for k, v in name.items()) or row["step"] <= step
+    )
+    return result
+
+
+def _row(trainer: Trainer, accuracy: float) -> dict[str, Any]:
+    plan = trainer.plan
+    samples = plan.samples(trainer.step)
+    return {
+        "step": trainer.step,
+        "epoch": round(samples / plan.samples_per_epoch, 6),
+        "samples": samples,
+        "lr": trainer.optimizer.param_groups[0]["lr"],
+        "train_loss": trainer.read_loss(),
+        "test_accuracy": accuracy,
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

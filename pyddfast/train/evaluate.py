@@ -1,0 +1,111 @@
+"""Accuracy of a model on a whole data set."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyddfast.data import ImageSource, Normalization, normalize
+
+__all__ = ["evaluate", "images_of", "predict", "sampling_error"]
+
+
+def images_of(dataset: ImageSource, start: int, stop: int) -> Tensor:
+    """Images [start, stop) as one uint8 tensor (B, C, H, W).
+
+    Raises:
+        ValueError: the images have different sizes.
+    """
+    images = getattr(dataset, "images", None)
+    if isinstance(images, Tensor):
+        return images[start:stop]
+    parts = [dataset[i] for i in range(start, min(stop, len(dataset)))]
+    shapes = {tuple(part.shape) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images {start} to {stop} have different shapes {sorted(shapes)[:4]}; "
+            "load the data set with image_size so that they are equal"
+        )
+    return torch.stack(parts)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    dataset: ImageSource,
+    *,
+    normalization: Normalization | None = None,
+    size: int | None = None,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Logits of every image, un-augmented, the model in eval mode (its mode is put back).
+
+    Args:
+        model: from normalised (B, C, H, W) to (B, num_classes) logits.
+        dataset: uint8 images of one size.
+        normalization: of the pixels; None: the data set's own.
+        size: side to resize to (bilinear, antialiased) before the model; None: as stored.
+        batch_size: images at once; 256 keeps activations of small networks in a CPU's cache.
+        device: where to run; None: where the model's parameters are.
+
+    Returns:
+        (N, num_classes) float tensor on ``device``.
+    """
+    if device is None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    normalization = normalization or dataset.normalization
+    was_training = model.training
+    model.eval()
+    try:
+        logits = []
+        for start in range(0, len(dataset), batch_size):
+            images = images_of(dataset, start, start + batch_size).to(device)
+            x = normalize(images, normalization)
+            if size is not None and x.shape[-2:] != (size, size):
+                x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
+            logits.append(model(x))
+    finally:
+        model.train(was_training)
+    return torch.cat(logits)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ImageSource,
+    *,
+    normalization: Normalization | None = None,
+    size: int | None = None,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> float:
+    """Top-1 accuracy on the whole data set, in [0, 1]; arguments as for :func:`predict`.
+
+    Raises:
+        ValueError: the data set is empty, or its images have different sizes.
+    """
+    if len(dataset) == 0:
+        raise ValueError("dataset has no images to evaluate on")
+    logits = predict(
+        model,
+        dataset,
+        normalization=normalization,
+        size=size,
+        batch_size=batch_size,
+        device=device,
+    )
+    correct = logits.argmax(dim=1) == dataset.labels.to(logits.device)
+    return int(correct.sum()) / len(dataset)
+
+
+def sampling_error(accuracy: float, count: int) -> float:
+    """Standard error of an accuracy measured on ``count`` independent test images.
+
+    ``sqrt(a (1 - a) / n)``: what another test set of this size would change, seeds aside.
+    """
+    if count < 1 or not 0 <= accuracy <= 1:
+        raise ValueError(f"need an accuracy in [0, 1] and count >= 1, got {accuracy}, {count}")
+    return math.sqrt(accuracy * (1 - accuracy) / count)

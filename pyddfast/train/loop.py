@@ -1,0 +1,236 @@
+"""The training loop: one object that is stepped, saved and restored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyddfast.random import Purpose, generator, permutation
+from pyddfast.train.labels import LabelSource
+from pyddfast.train.plan import Plan
+from pyddfast.train.recipes import Recipe
+from pyddfast.train.views import Views
+
+__all__ = ["Trainer", "check_batches", "deterministic_mode", "learning_rate", "make_optimizer"]
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Learning rate of optimiser step ``step`` (from 0) of ``total_steps``.
+
+    The recipe's epochs are scaled to the whole training: a milestone at 151 of 300 epochs is passed
+    after 151/300 of the steps whatever the budget, and warm-up takes its share likewise.
+    """
+    if recipe.schedule == "constant":
+        return recipe.lr
+    if recipe.schedule in ("step", "step-reset"):
+        return recipe.lr * (recipe.gamma if step >= milestone_step(recipe, total_steps) else 1.0)
+    warmup = round(total_steps * recipe.warmup_epochs / recipe.epochs)
+    if step < warmup:
+        return recipe.lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, total_steps - warmup)
+    return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * share / recipe.cosine_stretch))
+
+
+def milestone_step(recipe: Recipe, total_steps: int) -> int:
+    """First optimiser step at the lower learning rate of the step schedules."""
+    return round(total_steps * recipe.milestone / recipe.epochs)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimiser over the model's trainable parameters.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("the model has no trainable parameters")
+    groups: list[dict[str, Any]] = [{"params": parameters}]
+    if not recipe.decay_vectors:
+        matrices = [p for p in parameters if p.ndim > 1]
+        vectors = [p for p in parameters if p.ndim <= 1]
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            groups,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov and recipe.momentum > 0,
+        )
+    return torch.optim.AdamW(
+        groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+    )
+
+
+def check_batches(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan with a batch of one image for a model with batch norm.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if plan.smallest_batch > 1:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"the model's {name or 'module'} is batch norm, which cannot train on a batch of "
+                f"one image, and {plan} has one: change batch_size or the budget"
+            )
+
+
+class Trainer:
+    """One training in progress: model, optimiser and counters.
+
+    Random choices depend on (seed, sample, visit) and (seed, step) alone, so that a restored
+    trainer continues exactly.
+
+    Args:
+        model: on the training device; trained in place.
+        recipe: optimiser and schedule.
+        plan: which images each step sees.
+        views: makes a batch.
+        labels: gives its loss.
+        seed: of the order of each epoch, and of stochastic layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        plan: Plan,
+        views: Views,
+        labels: LabelSource,
+        *,
+        seed: int,
+    ) -> None:
+        check_batches(model, plan)
+        self.model, self.recipe, self.plan = model, recipe, plan
+        self.views, self.labels, self.seed = views, labels, seed
+        self.optimizer = make_optimizer(model, recipe)
+        self.device = next(model.parameters()).device
+        self.step = 0
+        self.visits = torch.zeros(plan.count, dtype=torch.int64)
+        self.total_steps = plan.total_steps
+        self._order_epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+        # Training loss since it was last read, kept on the device: no wait in a step.
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.loss_steps = 0
+        # Only models with dropout and the like draw from torch's global generator in a step.
+        self._stochastic = any("drop" in type(m).__name__.lower() for m in model.modules())
+        self._step_seed = generator(seed, Purpose.LAYERS).initial_seed()
+
+    @property
+    def done(self) -> bool:
+        """All steps taken."""
+        return self.step >= self.total_steps
+
+    def run_step(self) -> None:
+        """Take one optimiser step."""
+        epoch, start, stop = self.plan.locate(self.step)
+        if epoch != self._order_epoch:
+            self._order = permutation(self.seed, Purpose.EPOCH_ORDER, self.plan.count, epoch)
+            self._order_epoch = epoch
+        ids = self._order[start:stop]
+        lr = learning_rate(self.recipe, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self.recipe.schedule == "step-reset" and self.step == milestone_step(
+            self.recipe, self.total_steps
+        ):
+            self.optimizer.state.clear()
+        views = self.views(ids, self.visits[ids], self.step)
+        self.model.train()
+        with self._layers_generator():
+            logits = self.model(views)
+        loss = self.labels.loss(logits, ids.to(self.device), views)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.loss_sum += loss.detach()
+        self.loss_steps += 1
+        self.visits[ids] += 1
+        self.step += 1
+
+    def read_loss(self) -> float | None:
+        """Mean training loss since the last call; None if it is not finite (JSON has no NaN)."""
+        mean = float(self.loss_sum) / max(1, self.loss_steps)
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return mean if math.isfinite(mean) else None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and counters that :meth:`restore` needs."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        optimizer: dict[str, Any] = {}
+        for index, entries in self.optimizer.state_dict()["state"].items():
+            for name, value in entries.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{index}/{name}"] = value
+                else:
+                    optimizer[f"{index}/{name}"] = value
+        tensors["visits"] = self.visits
+        tensors["loss_sum"] = self.loss_sum
+        counters = {"step": self.step, "loss_steps": self.loss_steps, "optimizer": optimizer}
+        return tensors, counters
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        model = {k[len("model/") :]: v for k, v in tensors.items() if k.startswith("model/")}
+        self.model.load_state_dict(model)
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                entries.setdefault(int(index), {})[name] = value
+        for key, value in counters["optimizer"].items():
+            index, name = key.split("/")
+            entries.setdefault(int(index), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        self.visits.copy_(tensors["visits"])
+        self.loss_sum.copy_(tensors["loss_sum"])
+        self.step, self.loss_steps = int(counters["step"]), int(counters["loss_steps"])
+
+    @contextmanager
+    def _layers_generator(self) -> Iterator[None]:
+        """Key dropout's draws by (seed, step), and put the global generators back afterwards."""
+        if not self._stochastic:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            seed = (self._step_seed + self.step) % 2**63
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
+            yield
+
+
+@contextmanager
+def deterministic_mode(enabled: bool) -> Iterator[None]:
+    """Torch's deterministic algorithms inside the block; the setting is put back afterwards.
+
+    CUDA's matrix products also want the environment variable ``CUBLAS_WORKSPACE_CONFIG=:4096:8``
+    set before the process first uses them; torch raises an error that says so.
+    """
+    if not enabled:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,428 @@
+"""Train students on a distilled set in a label regime, over several seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
+from pyddfast.train.evaluate import evaluate, sampling_error
+from pyddfast.train.labels import FixedLabels, HardLabels, LabelSource, ViewLabels, soft_labels
+from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
+from pyddfast.train.models import ModelSpec, build_model, describe_model, model_digest
+from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
+from pyddfast.train.progress import progress as show_progress
+from pyddfast.train.recipes import Recipe, Regime, Scale
+from pyddfast.train.recipes import recipe as published_recipe
+from pyddfast.train.run import RunFolder
+from pyddfast.train.views import make_views
+
+__all__ = ["SeedResult", "StudentResult", "train_student"]
+
+# Tiny-ImageNet's 64 pixels are the largest of the paper's small-scale sets.
+_SMALL_SIDE = 64
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One student.
+
+    Attributes:
+        seed: of initialisation, order and augmentation.
+        last_accuracy: test accuracy after the last step, in [0, 1].
+        last_epoch: epochs trained.
+        best_accuracy: highest test accuracy of all evaluations (chosen on the test set).
+        best_epoch: when it was first reached.
+        history: a row an evaluation.
+        images_per_second: throughput of the training steps.
+        train_seconds: time in them.
+        weights: the final weights' safetensors file, where a folder was given.
+    """
+
+    seed: int
+    last_accuracy: float
+    last_epoch: float
+    best_accuracy: float
+    best_epoch: float
+    history: list[dict[str, Any]]
+    images_per_second: float
+    train_seconds: float
+    weights: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but the path, JSON values."""
+        return {k: v for k, v in vars(self).items() if k != "weights"}
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """Students of every seed, and how they were trained.
+
+    Attributes:
+        seeds: one result a seed.
+        test_count: images of the test set.
+        config: everything that decided the result, as in ``config.json``.
+    """
+
+    seeds: tuple[SeedResult, ...]
+    test_count: int
+    config: dict[str, Any]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds of the last accuracy."""
+        return statistics.fmean(seed.last_accuracy for seed in self.seeds)
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over seeds (ddof = 1) of the last accuracy; NaN for one."""
+        return _std([seed.last_accuracy for seed in self.seeds])
+
+    @property
+    def best_mean(self) -> float:
+        """Mean over seeds of the best accuracy (each chosen on the test set: optimistic)."""
+        return statistics.fmean(seed.best_accuracy for seed in self.seeds)
+
+    @property
+    def best_std(self) -> float:
+        """Sample standard deviation over seeds of the best accuracy; NaN for one seed."""
+        return _std([seed.best_accuracy for seed in self.seeds])
+
+    @property
+    def sampling_error(self) -> float:
+        """Standard error of the mean accuracy from the finite test set alone.
+
+        All seeds share the test set, so averaging over them does not shrink it.
+        """
+        return sampling_error(self.mean, self.test_count)
+
+    @property
+    def images_per_second(self) -> float:
+        """Mean throughput over seeds."""
+        return statistics.fmean(seed.images_per_second for seed in self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summary and every seed, JSON values (None for the spread of one seed)."""
+        std, best_std = (None if math.isnan(s) else s for s in (self.std, self.best_std))
+        return {
+            "mean": self.mean,
+            "std": std,
+            "best_mean": self.best_mean,
+            "best_std": best_std,
+            "sampling_error": self.sampling_error,
+            "test_count": self.test_count,
+            "images_per_second": self.images_per_second,
+            "seeds": [seed.to_dict() for seed in self.seeds],
+            "config": self.config,
+        }
+
+
+def train_student(
+    distilled_set: DistilledSet,
+    regime: Regime,
+    model: ModelSpec,
+    *,
+    test_set: ImageSource,
+    teacher: nn.Module | None = None,
+    teacher_info: Mapping[str, Any] | None = None,
+    labels: Literal["auto", "stored"] = "auto",
+    recipe: Recipe | None = None,
+    scale: Scale | None = None,
+    budget: Budget | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    evaluations: int = 10,
+    device: torch.device | str | None = None,
+    deterministic: bool = False,
+    out: str | Path | None = None,
+    resume: bool = True,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    progress: bool = True,
+) -> StudentResult:
+    """Train a student from scratch for every seed and measure it on the whole test set.
+
+    Args:
+        distilled_set: what to train on; it carries labels, factor and normalisation.
+        regime: ``"hl"``, ``"sl"`` or ``"sl-kd"``.
+        model: a name of ``pyddfast.models``, (name, options), or a function ``seed -> nn.Module``.
+        test_set: images of the set's size (or of ``recipe.image_size`` after resizing).
+        teacher: network for SL and SL+KD.  It is moved to ``device``, put in eval mode and never
+            trained.  SL: it labels each stored image once, un-augmented, in the size of the views.
+        teacher_info: JSON facts about the teacher for the record; its test accuracy is measured
+            here unless ``teacher_info`` has ``"accuracy"``.
+        labels: ``"auto"``: the class in HL, the teacher's in SL and SL+KD; ``"stored"``: SL with
+            the set's own ``soft_labels``, no teacher needed.
+        recipe: how to train; None: the paper's, ``recipe(regime, scale, distilled_set.ipc)``.
+        scale: which columns of Table 1; None: small up to 64 pixels, else large.
+        budget: ``Epochs(n)``, ``Steps(n)`` or ``Samples(n)`` instead of the recipe's epochs; step
+            milestone and warm-up keep their share of the training.  Recorded.
+        seeds: one student each.
+        evaluations: test evaluations a student, evenly spread; the last is after the last step.
+        device: None: CUDA where there is one, else the CPU.
+        deterministic: torch's deterministic algorithms (CUDA needs them for equal bytes).
+        out: run folder: config.json, metrics.jsonl, checkpoints, seed<k>.safetensors,
+            result.json.
+        resume: continue what ``out`` holds; False refuses a non-empty folder.
+        checkpoint_seconds: at most this long between two checkpoints.
+        progress: show it on stderr.
+
+    Returns:
+        Accuracies per seed, mean and sample standard deviation, and the configuration as used.
+
+    Raises:
+        ValueError: set, test set, teacher, recipe and regime do not fit together, a seed is
+            repeated, or ``out`` holds another run.
+        FileExistsError: ``out`` holds something else.
+        TypeError: an argument has the wrong type.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    used = _recipe(distilled_set, regime, recipe, scale)
+    plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
+    _check(distilled_set, regime, test_set, teacher, labels, used, seeds)
+    size = used.image_size
+    view_size = (size, size) if size is not None else tuple(distilled_set.images.shape[-2:])
+
+    def new_model(seed: int) -> nn.Module:
+        return build_model(
+            model,
+            seed,
+            num_classes=distilled_set.num_classes,
+            in_channels=distilled_set.images.shape[1],
+            image_size=(view_size[0], view_size[1]),
+        )
+
+    # Before any work: a model that does not fit, or batch norm on single images.
+    check_batches(new_model(seeds[0]), plan)
+    with deterministic_mode(deterministic):
+        record = _teacher_record(teacher, teacher_info, test_set, distilled_set, size, target)
+        source = _label_source(distilled_set, regime, teacher, labels, used, target)
+        config = {
+            "task": "train_student",
+            "regime": regime,
+            "recipe": used.to_dict(),
+            "budget": _describe_budget(plan, used),
+            "model": describe_model(model),
+            "seeds": list(seeds),
+            "evaluations": evaluations,
+            "set": _describe_set(distilled_set),
+            "labels": source.describe(),
+            "teacher": record,
+            "test_set": {"name": getattr(test_set, "name", None), "count": len(test_set)},
+            "device": str(target),
+            "deterministic": deterministic,
+        }
+        folder = None if out is None else RunFolder(out, config, resume=resume)
+        images = distilled_set.images.to(target)
+        done = []
+        with show_progress(
+            f"train {regime} students", plan.total_steps * len(seeds), enabled=progress
+        ) as advance:
+            for seed in seeds:
+                finished = None if folder is None else _read_seed(folder, seed)
+                if finished is not None:
+                    advance(plan.total_steps)
+                    done.append(finished)
+                    continue
+                student = new_model(seed).to(target)
+                views = make_views(
+                    images,
+                    distilled_set.normalization,
+                    used,
+                    seed=seed,
+                    kind=distilled_set.kind,
+                    factor=distilled_set.factor,
+                )
+                trainer = Trainer(student, used, plan, views, source, seed=seed)
+
+                def accuracy(student: nn.Module = student) -> float:
+                    return evaluate(
+                        student,
+                        test_set,
+                        normalization=distilled_set.normalization,
+                        size=size,
+                        device=target,
+                    )
+
+                trained = fit(
+                    trainer,
+                    accuracy,
+                    evaluations=evaluations,
+                    folder=folder,
+                    key={"seed": seed},
+                    checkpoint_seconds=checkpoint_seconds,
+                    advance=advance,
+                )
+                best = max(trained.history, key=lambda row: float(row["test_accuracy"]))
+                last = trained.history[-1]
+                result = SeedResult(
+                    seed=seed,
+                    last_accuracy=last["test_accuracy"],
+                    last_epoch=last["epoch"],
+                    best_accuracy=best["test_accuracy"],
+                    best_epoch=best["epoch"],
+                    history=trained.history,
+                    images_per_second=trained.images_per_second,
+                    train_seconds=trained.train_seconds,
+                    weights=None if folder is None else folder.path / f"seed{seed}.safetensors",
+                )
+                if folder is not None:
+                    folder.write_tensors(f"seed{seed}.safetensors", student.state_dict())
+                    # Last: this file says that the seed is done.
+                    folder.write_json(f"seed{seed}.json", result.to_dict())
+                    folder.remove(CHECKPOINT)
+                done.append(result)
+    students = StudentResult(tuple(done), len(test_set), config)
+    if folder is not None:
+        folder.write_json("result.json", students.to_dict())
+    return students
+
+
+def _recipe(
+    distilled_set: DistilledSet, regime: Regime, given: Recipe | None, scale: Scale | None
+) -> Recipe:
+    if given is not None:
+        if given.regime != regime:
+            raise ValueError(f"recipe is for regime {given.regime!r}, regime is {regime!r}")
+        if scale is not None and given.scale != scale:
+            raise ValueError(f"recipe is for scale {given.scale!r}, scale is {scale!r}")
+        return given
+    if scale is None:
+        scale = "small" if max(distilled_set.images.shape[-2:]) <= _SMALL_SIDE else "large"
+    return published_recipe(regime, scale, distilled_set.ipc)
+
+
+def _check(
+    distilled_set: DistilledSet,
+    regime: Regime,
+    test_set: ImageSource,
+    teacher: nn.Module | None,
+    labels: str,
+    used: Recipe,
+    seeds: Sequence[int],
+) -> None:
+    if labels not in ("auto", "stored"):
+        raise ValueError(f"labels must be 'auto' or 'stored', got {labels!r}")
+    if labels == "stored" and regime != "sl":
+        raise ValueError(f"labels='stored' is for regime 'sl', got {regime!r}")
+    if labels == "stored" and distilled_set.soft_labels is None:
+        raise ValueError("labels='stored', but the set has no soft_labels")
+    needs_teacher = regime == "sl-kd" or (regime == "sl" and labels == "auto")
+    if needs_teacher and teacher is None:
+        raise ValueError(f"regime {regime!r} needs a teacher")
+    if len(seeds) == 0 or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different and at least one, got {list(seeds)}")
+    if test_set.num_classes != distilled_set.num_classes:
+        raise ValueError(
+            f"the set has {distilled_set.num_classes} classes, the test set {test_set.num_classes}"
+        )
+    if len(test_set) == 0:
+        raise ValueError("test_set has no images")
+    want = tuple(distilled_set.images.shape[1:])
+    have = tuple(test_set[0].shape)
+    if have[0] != want[0] or (used.image_size is None and have != want):
+        raise ValueError(f"test images are {have}, the set's are {want}")
+    names = distilled_set.class_names
+    if names and test_set.class_names and tuple(names) != tuple(test_set.class_names):
+        raise ValueError("the set and the test set name or order their classes differently")
+
+
+def _teacher_record(
+    teacher: nn.Module | None,
+    info: Mapping[str, Any] | None,
+    test_set: ImageSource,
+    distilled_set: DistilledSet,
+    size: int | None,
+    device: torch.device,
+) -> dict[str, Any] | None:
+    if teacher is None:
+        return None
+    teacher.to(device).eval()
+    record = {"class": type(teacher).__name__, "sha256": model_digest(teacher), **(info or {})}
+    if "accuracy" not in record:
+        record["accuracy"] = evaluate(
+            teacher, test_set, normalization=distilled_set.normalization, size=size, device=device
+        )
+    return record
+
+
+def _label_source(
+    distilled_set: DistilledSet,
+    regime: Regime,
+    teacher: nn.Module | None,
+    labels: str,
+    used: Recipe,
+    device: torch.device,
+) -> LabelSource:
+    if regime == "hl":
+        return HardLabels(distilled_set.labels.to(device))
+    if regime == "sl-kd":
+        assert teacher is not None  # _check
+        return ViewLabels(teacher, used.temperature, t_squared=used.t_squared)
+    if labels == "stored":
+        stored = distilled_set.soft_labels
+        assert isinstance(stored, Tensor)  # _check
+        return FixedLabels(
+            stored.to(device, torch.float32),
+            used.temperature,
+            t_squared=used.t_squared,
+            source="the set's stored soft labels",
+        )
+    assert teacher is not None  # _check
+    return FixedLabels(
+        soft_labels(distilled_set, teacher, size=used.image_size, device=device),
+        used.temperature,
+        t_squared=used.t_squared,
+        source="teacher on each stored image, un-augmented, once",
+    )
+
+
+def _describe_budget(plan: Plan, used: Recipe) -> dict[str, Any]:
+    unit = {Epochs: "epochs", Steps: "steps", Samples: "samples"}[type(plan.budget)]
+    return {
+        unit: plan.budget.count,
+        "total_steps": plan.total_steps,
+        "total_epochs": round(plan.epochs, 6),
+        "total_samples": plan.samples(plan.total_steps),
+        "published_epochs": used.epochs,
+        "schedule_scale": round(plan.epochs / used.epochs, 6),
+    }
+
+
+def _describe_set(distilled_set: DistilledSet) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for tensor in (distilled_set.images, distilled_set.labels, distilled_set.soft_labels):
+        if tensor is not None:
+            flat = tensor.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return {
+        "sha256": digest.hexdigest(),
+        "count": len(distilled_set),
+        "ipc": distilled_set.ipc,
+        "num_classes": distilled_set.num_classes,
+        "kind": distilled_set.kind,
+        "factor": distilled_set.factor,
+        "normalization": {
+            "mean": list(distilled_set.normalization.mean),
+            "std": list(distilled_set.normalization.std),
+        },
+        "method": distilled_set.meta.get("method"),
+    }
+
+
+def _read_seed(folder: RunFolder, seed: int) -> SeedResult | None:
+    stored = folder.read_json(f"seed{seed}.json")
+    if stored is None:
+        return None
+    return replace(SeedResult(**stored), weights=folder.path / f"seed{seed}.safetensors")
+
+
+def _std(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else math.nan
