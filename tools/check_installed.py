@@ -52,7 +52,7 @@ def check(wheel: Path) -> None:
         environment, empty = Path(folder, "venv"), Path(folder, "empty")
         empty.mkdir()
         venv.create(environment, with_pip=True)
-        python = environment / "bin" / "python"
+        python = str(environment / "bin" / "python")
         # Our package directories come last on its path, and their .pth files (an editable
         # pyddfast) are not followed.
         ours = [path for path in sys.path if path.endswith("-packages")]
@@ -60,7 +60,7 @@ def check(wheel: Path) -> None:
         site = subprocess.run(purelib, check=True, capture_output=True, text=True).stdout.strip()
         Path(site, "shared.pth").write_text("\n".join(ours))
         pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed"]
-        subprocess.run([*pip, wheel.resolve()], check=True)
+        subprocess.run([*pip, str(wheel.resolve())], check=True)
         # -W error: a library that does not load would only warn and fall back to the twins.
         subprocess.run([python, "-W", "error::RuntimeWarning", "-c", CHECK], cwd=empty, check=True)
         subprocess.run([environment / "bin" / "pyddfast", "info"], cwd=empty, check=True)

@@ -1,0 +1,27 @@
+"""Every op that is measured: name to its cases, and name to its accuracy rows.
+
+An op family has one file here.  Order in these tables is the order of rows in a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Case
+from benchmarks.ops import kd
+
+Cases = Callable[[torch.device, bool], list[Case]]
+"""(device, quick) to cases."""
+
+CASES: dict[str, Cases] = {
+    "kd_loss": kd.kd_loss_cases,
+    "soft_ce": kd.soft_ce_cases,
+    "mse_ce": kd.mse_ce_cases,
+}
+
+ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {
+    "kd_loss": kd.kd_loss_accuracy,
+}

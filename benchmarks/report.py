@@ -1,0 +1,358 @@
+"""Renders committed results: `docs/results.md`, its figures, and the table in the README.
+
+Nothing here measures, rounds in our favour or leaves a case out: every row of every file in
+`benchmarks/results/` is shown, and where a peer is faster the row says so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.schema import RESULTS, read
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, README, IMAGES = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "img"
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+SLOWER = "**slower**"
+NOISY = 0.2  # of the median; on a quiet machine the range is a few percent
+
+Row = dict[str, Any]
+
+
+def load(folder: Path = RESULTS) -> dict[str, Row]:
+    """Every committed run, file stem to content, sorted by name."""
+    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+
+
+def case_of(row: Row) -> tuple[str, str, tuple[int, ...], str]:
+    """What makes rows comparable: all but the provider."""
+    return row["op"], row["part"], tuple(row["shape"]), row["dtype"]
+
+
+def grouped(rows: list[Row]) -> list[list[Row]]:
+    """Rows of one case together, in file order."""
+    return [list(group) for _, group in itertools.groupby(rows, key=case_of)]
+
+
+def is_peer(row: Row) -> bool:
+    """Not ours: another form of our own op (`ours (one pass)`) is no peer."""
+    return not row["provider"].startswith("ours")
+
+
+def shape_text(shape: list[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent from 0.001 up."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown; text columns first, then numbers to the right."""
+    ruler = ["---" if i < 4 else "---:" for i in range(len(header))]
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows)]
+
+
+def speedup(group: list[Row], provider: str) -> float | None:
+    """The provider's median over ours; None where either was not measured."""
+    medians = {row["provider"]: row["median_us"] for row in group}
+    if "ours" not in medians or provider not in medians:
+        return None
+    return float(medians[provider] / medians["ours"])
+
+
+def timing_rows(rows: list[Row]) -> list[list[str]]:
+    """One line a row; in a peer's line the factor by which ours is faster, marked below 1."""
+    lines = []
+    for group in grouped(rows):
+        for row in group:
+            factor = speedup(group, row["provider"])
+            ours = f"{factor:.2f}×" if factor is not None and is_peer(row) else ""
+            if ours and factor is not None and factor < 1:
+                ours += f" {SLOWER}"
+            host = "" if row["host_us"] is None else number(row["host_us"])
+            lines.append(
+                [
+                    f"`{row['op']}` {row['part']}",
+                    shape_text(row["shape"]),
+                    row["dtype"],
+                    row["provider"],
+                    number(row["median_us"]),
+                    number(row["iqr_us"]),
+                    number(row["gb_s"]),
+                    f"{100 * row['copy_fraction']:.0f} %",
+                    host,
+                    ours,
+                ]
+            )
+    return lines
+
+
+TIMING_HEADER = ["op", "shape", "dtype", "provider", "median µs", "IQR µs", "GB/s", "of copy"]
+TIMING_HEADER += ["host µs", "ours is faster by"]
+
+
+def accuracy_rows(rows: list[Row]) -> list[list[str]]:
+    return [
+        [
+            f"`{row['op']}`",
+            shape_text(row["shape"]),
+            f"{row['dtype']}, T={row['temperature']:g}",
+            row["provider"],
+            f"{row['kl']:.0e}",
+            f"{row['loss_error']:.1e}",
+            f"{row['gradient_error']:.1e}",
+            f"{row['score_error']:.1e}",
+            f"{100 * row['negative_losses']:.0f} %",
+        ]
+        for row in rows
+    ]
+
+
+ACCURACY_HEADER = ["op", "shape", "inputs", "provider", "KL", "loss", "gradient", "score"]
+ACCURACY_HEADER += ["negative losses"]
+
+
+def machine(metadata: Row) -> str:
+    """One sentence: where, with what, when."""
+    cpu, gpu, versions = metadata["cpu"], metadata["gpu"], metadata["versions"]
+    device = f"{cpu['name']}, {cpu['threads']} threads of {cpu['cores']} cores, {cpu['simd']}"
+    if gpu is not None:
+        device = f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']}) on {device}"
+    revision = (metadata["git_revision"] or "unknown")[:10]
+    changed = " with uncommitted changes" if metadata["git_dirty"] else ""
+    return (
+        f"{device}; torch {versions['torch']}, Python {versions['python']}; revision "
+        f"`{revision}`{changed}; {metadata['created']}; load average before the run "
+        f"{cpu['load_average_1min']:g}; copy bandwidth {metadata['copy_gb_s']:.1f} GB/s "
+        f"(read and written bytes); {metadata['rounds']} samples a row"
+    )
+
+
+def slower_cases(rows: list[Row]) -> list[str]:
+    """Every case in which a peer is faster than ours, in words."""
+    found = []
+    for group in grouped(rows):
+        for row in group:
+            factor = speedup(group, row["provider"])
+            if is_peer(row) and factor is not None and factor < 1:
+                op, part, shape, dtype = case_of(row)
+                name = f"`{op}` {part} {shape_text(list(shape))} {dtype}"
+                found.append(f"{name}: {row['provider']} takes {factor:.2f} of our time")
+    return found
+
+
+def noisy(rows: list[Row]) -> str:
+    """How many rows spread too widely to compare closely."""
+    wide = sum(row["iqr_us"] > NOISY * row["median_us"] for row in rows)
+    return (
+        f"{wide} of {len(rows)} rows have an inter-quartile range above {NOISY:.0%} of their median"
+        + (": the machine was busy with other work, read their factors roughly." if wide else ".")
+    )
+
+
+def page(runs: dict[str, Row]) -> str:
+    """The text of `docs/results.md`."""
+    lines = [
+        "# Measured results",
+        "",
+        "<!-- Generated by `python -m benchmarks report`; edit benchmarks/report.py instead. -->",
+        "",
+        "Every number comes from a file in `benchmarks/results/`, written by",
+        "`python -m benchmarks run`; [how it is measured](benchmarks.md).",
+        "",
+    ]
+    if not runs:
+        return "\n".join([*lines, "No result has been committed yet.", ""])
+    for stem, run in runs.items():
+        lines += [f"## {stem}", "", machine(run["metadata"]) + ".", ""]
+        slower = slower_cases(run["results"])
+        if slower:
+            lines += ["Where a peer is faster:", "", *(f"- {case}" for case in slower), ""]
+        else:
+            lines += ["No peer is faster in any case of this run.", ""]
+        lines += [f"![Speed-up of ours over each peer](img/{stem}-speed.svg)", ""]
+        lines += [
+            "### Time",
+            "",
+            noisy(run["results"]),
+            "",
+            *table(TIMING_HEADER, timing_rows(run["results"])),
+            "",
+        ]
+        if run["accuracy"]:
+            lines += [
+                "### Accuracy",
+                "",
+                "Norm-wise relative error against float64, by the rows' KL.",
+                "",
+                f"![Relative error by KL](img/{stem}-accuracy.svg)",
+                "",
+                *table(ACCURACY_HEADER, accuracy_rows(run["accuracy"])),
+                "",
+            ]
+        if left_out := run["metadata"]["left_out"]:
+            lines += ["### Not measured", ""]
+            lines += [*(f"- {name}: {reason}" for name, reason in left_out.items()), ""]
+    return "\n".join(lines)
+
+
+def readme_part(runs: dict[str, Row]) -> str:
+    """What stands between the README's markers: forward and backward times, and the accuracy."""
+    if not runs:
+        return "No result has been committed yet."
+    lines = []
+    for run in runs.values():
+        metadata = run["metadata"]
+        cpu, gpu = metadata["cpu"], metadata["gpu"]
+        where = gpu["name"] if gpu else f"{cpu['name']}, {cpu['threads']} threads"
+        lines += [f"{where}, torch {metadata['versions']['torch']}, forward and backward:", ""]
+        rows = []
+        for group in grouped(run["results"]):
+            op, part, shape, dtype = case_of(group[0])
+            ours = next((row for row in group if row["provider"] == "ours"), None)
+            if part != "forward+backward" or ours is None:
+                continue
+            factors = [speedup(group, name) for name in ("eager", "torch.compile")]
+            cells = [
+                "" if f is None else f"{f:.1f}×" + (f" {SLOWER}" if f < 1 else "") for f in factors
+            ]
+            shape_cell = shape_text(list(shape))
+            rows.append([f"`{op}`", shape_cell, dtype, f"{number(ours['median_us'])} µs", *cells])
+        header = [
+            "op",
+            "rows×classes",
+            "dtype",
+            "median",
+            "faster than eager",
+            "than torch.compile",
+        ]
+        lines += [*table(header, rows), ""]
+        if run["accuracy"]:
+            lines += [accuracy_sentence(run["accuracy"]), ""]
+    return "\n".join(lines).rstrip()
+
+
+def accuracy_sentence(rows: list[Row]) -> str:
+    """The worst errors of ours, and what torch's expression does at the smallest KL."""
+    ours = [row for row in rows if row["provider"] == "ours"]
+    keys = ("loss_error", "gradient_error", "score_error")
+    worst = max(row[key] for row in ours for key in keys)
+    low, high = min(row["kl"] for row in ours), max(row["kl"] for row in ours)
+    text = (
+        f"Largest norm-wise relative error of `kd_loss`'s loss, gradient or score against float64, "
+        f"KL from {low:.0e} to {high:.0e}, fp32: {worst:.1e}"
+    )
+    peers = [row for row in rows if row["provider"] == "eager"]
+    if peers:
+        peer = max(peers, key=lambda row: float(row["loss_error"]))
+        text += (
+            f"; of `F.kl_div`: {peer['loss_error']:.1e} (at KL {peer['kl']:.0e}, "
+            f"{100 * peer['negative_losses']:.0f} % of the rows negative)"
+        )
+    return text + "."
+
+
+def between_markers(text: str, part: str) -> str:
+    """The README with its generated part replaced."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"README.md needs the lines {BEGIN} and {END} once each")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{part}\n{END}{after}"
+
+
+def text_table(run: Row) -> str:
+    """One run for the terminal."""
+    rows = [
+        [cell.replace("`", "").replace("*", "") for cell in r] for r in timing_rows(run["results"])
+    ]
+    widths = [max(map(len, column)) for column in zip(TIMING_HEADER, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 4 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+        for cells in (TIMING_HEADER, *rows)
+    ]
+    return "\n".join([machine(run["metadata"]), "", *lines])
+
+
+def draw(stem: str, run: Row, folder: Path) -> None:
+    """Two figures a run: speed-up by case and peer, error by KL."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "pyddfast"  # the same run gives the same bytes
+    from matplotlib import pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = [g for g in grouped(run["results"]) if any(r["provider"] == "ours" for r in g)]
+    peers = list(dict.fromkeys(r["provider"] for r in run["results"] if is_peer(r)))
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.42 * len(groups)), layout="constrained")
+    height = 0.8 / max(len(peers), 1)
+    for i, peer in enumerate(peers):
+        bars = [(y, speedup(group, peer)) for y, group in enumerate(groups)]
+        known = [(y + (i - (len(peers) - 1) / 2) * height, f) for y, f in bars if f is not None]
+        axes.barh([y for y, _ in known], [f for _, f in known], height, label=peer)
+    names = [
+        f"{op} {part} {shape_text(list(shape))} {dtype}"
+        for op, part, shape, dtype in (case_of(group[0]) for group in groups)
+    ]
+    axes.set_yticks(range(len(groups)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("peer's time over ours (log scale; left of the line the peer is faster)")
+    axes.legend(fontsize=7)
+    figure.savefig(folder / f"{stem}-speed.svg", metadata={"Date": None})
+    plt.close(figure)
+    if not run["accuracy"]:
+        return
+    temperatures = sorted({row["temperature"] for row in run["accuracy"]})
+    figure, panels = plt.subplots(
+        1, len(temperatures), figsize=(8, 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, temperature in zip(panels[0], temperatures, strict=True):
+        for provider, style in (("ours", "-"), ("eager", "--")):
+            rows = [
+                row
+                for row in run["accuracy"]
+                if row["provider"] == provider and row["temperature"] == temperature
+            ]
+            for key, marker in (("loss_error", "o"), ("gradient_error", "s"), ("score_error", "^")):
+                label = f"{provider} {key.removesuffix('_error')}"
+                values = [row[key] for row in rows]
+                axes.plot([row["kl"] for row in rows], values, style + marker, label=label, ms=3)
+        axes.axhline(1e-6, color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", title=f"T = {temperature:g}", xlabel="KL of the rows")
+    panels[0][0].set_ylabel("norm-wise relative error")
+    panels[0][-1].legend(fontsize=6)
+    figure.savefig(folder / f"{stem}-accuracy.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def main(*, check: bool = False) -> int:
+    """Writes the pages and figures; with `check` only compares the pages, and returns 1 if old."""
+    runs = load()
+    pages = {
+        PAGE: page(runs),
+        README: between_markers(README.read_text(), readme_part(runs)),
+    }
+    old = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    if check:
+        for path in old:
+            print(f"{path.relative_to(ROOT)} is out of date: python -m benchmarks report")
+        return 1 if old else 0
+    for path, text in pages.items():
+        path.write_text(text)
+    for stem, run in runs.items():
+        draw(stem, run, IMAGES)
+    print(f"written: {', '.join(str(p.relative_to(ROOT)) for p in pages)}", file=sys.stderr)
+    return 0

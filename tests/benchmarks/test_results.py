@@ -1,0 +1,221 @@
+"""Result files: the schema, one real (quick) run, and the pages made from committed results."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from benchmarks import report, schema
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(provider: str, median: float, **changes: object) -> dict[str, object]:
+    return {
+        "op": "kd_loss",
+        "part": "forward+backward",
+        "shape": [256, 10],
+        "dtype": "float32",
+        "provider": provider,
+        "median_us": median,
+        "iqr_us": 1.5,
+        "samples": 40,
+        "bytes_floor": 31744,
+        "gb_s": 31744 / median / 1e3,
+        "copy_fraction": 31744 / median / 1e3 / 10,
+        "host_us": None,
+        **changes,
+    }
+
+
+@pytest.fixture
+def example() -> dict[str, object]:
+    accuracy = {
+        "op": "kd_loss",
+        "shape": [256, 1000],
+        "dtype": "float32",
+        "temperature": 20.0,
+        "kl": 1e-10,
+        "provider": "ours",
+        "loss_error": 1.2e-7,
+        "gradient_error": 3.4e-7,
+        "score_error": 2.5e-7,
+        "negative_losses": 0.0,
+    }
+    return {
+        "schema_version": 1,
+        "metadata": {
+            "created": "2026-01-02T03:04:05+00:00",
+            "git_revision": "0123456789" * 4,
+            "git_dirty": False,
+            "device": "cpu",
+            "cpu": {
+                "name": "A CPU",
+                "cores": 2,
+                "threads": 2,
+                "clock_mhz": 2600.0,
+                "simd": "AVX512",
+                "load_average_1min": 0.25,
+            },
+            "gpu": None,
+            "platform": "Linux 6.1 x86_64",
+            "versions": {"python": "3.10.0", "torch": "2.13.0", "pyddfast": "0.1.0"},
+            "copy_gb_s": 10.0,
+            "rounds": 40,
+            "quick": False,
+            "left_out": {"kd_loss forward 1x1 float32: liger": "ImportError: none"},
+        },
+        "results": [
+            row("ours", 20.0),
+            row("eager", 100.0),
+            row("torch.compile", 50.0),
+            row("ours", 30.0, part="forward"),
+            row("eager", 24.0, part="forward"),
+        ],
+        "accuracy": [
+            accuracy,
+            {**accuracy, "provider": "eager", "loss_error": 52.0, "negative_losses": 0.5},
+        ],
+    }
+
+
+def test_a_result_survives_the_disk(example: dict[str, object], tmp_path: Path) -> None:
+    schema.write(example, tmp_path / "new" / "cpu.json")
+    assert schema.read(tmp_path / "new" / "cpu.json") == example
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["cpu.json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("results", 0, "median_us"), 0),
+        (("results", 0, "shape"), [3, "x"]),
+        (("results", 0, "part"), "backward"),
+        (("results", 0, "extra"), 1),
+        (("results",), []),
+        (("accuracy", 0, "loss_error"), -1e-9),
+        (("metadata", "created"), "yesterday"),
+        (("metadata", "git_revision"), "main"),
+        (("metadata", "gpu"), {"name": "A GPU"}),
+        (("schema_version",), 2),
+    ],
+)
+def test_the_schema_refuses(example: dict[str, object], path: tuple, value: object) -> None:
+    schema.validate(example)
+    broken = copy.deepcopy(example)
+    place = broken
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError):
+        schema.validate(broken)
+
+
+@pytest.mark.parametrize("content", ["{", "{}"])  # not JSON, not a result
+def test_a_bad_file_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"bad\.json is not a benchmark result"):
+        schema.read(path)
+
+
+def test_every_committed_result_follows_the_schema_and_adds_up() -> None:
+    runs = report.load()
+    assert runs, "no committed result"
+    for run in runs.values():
+        assert not run["metadata"]["quick"]
+        for r in run["results"]:
+            assert r["gb_s"] == pytest.approx(r["bytes_floor"] / r["median_us"] / 1e3, rel=1e-3)
+            fraction = r["gb_s"] / run["metadata"]["copy_gb_s"]
+            assert r["copy_fraction"] == pytest.approx(fraction, rel=1e-2, abs=1e-5)
+
+
+def test_the_pages_are_those_of_the_committed_results() -> None:
+    runs = report.load()
+    assert report.PAGE.read_text() == report.page(runs)
+    readme = report.README.read_text()
+    assert report.between_markers(readme, report.readme_part(runs)) == readme
+    for stem in runs:
+        assert (report.IMAGES / f"{stem}-speed.svg").is_file()
+
+
+def test_the_page_marks_what_is_slower(example: dict[str, object]) -> None:
+    text = report.page({"cpu": example})
+    assert "| eager | 100 | 1.5 | 0.317 | 3 % |  | 5.00× |" in text
+    assert "| torch.compile | 50 | 1.5 | 0.635 | 6 % |  | 2.50× |" in text
+    assert "| eager | 24 | 1.5 | 1.32 | 13 % |  | 0.80× **slower** |" in text
+    assert "- `kd_loss` forward 256×10 float32: eager takes 0.80 of our time" in text
+    assert "- kd_loss forward 1x1 float32: liger: ImportError: none" in text
+    assert "| eager | 1e-10 | 5.2e+01 | 3.4e-07 | 2.5e-07 | 50 % |" in text
+
+
+def test_the_page_counts_the_rows_that_spread(example: dict[str, object]) -> None:
+    quiet = "0 of 5 rows have an inter-quartile range above 20% of their median."
+    assert quiet in report.page({"cpu": example})
+    example["results"][1]["iqr_us"] = 21.0  # of a median of 100
+    text = report.page({"cpu": example})
+    assert "1 of 5 rows have an inter-quartile range above 20% of their median: the" in text
+
+
+def test_another_form_of_ours_is_no_peer(example: dict[str, object]) -> None:
+    example["results"] = [row("ours", 20.0), row("ours (one pass)", 10.0), row("eager", 40.0)]
+    assert report.slower_cases(example["results"]) == []
+    assert report.SLOWER not in report.page({"cpu": example})
+
+
+def test_the_readme_part(example: dict[str, object]) -> None:
+    text = report.readme_part({"cpu": example})
+    assert "| `kd_loss` | 256×10 | float32 | 20 µs | 5.0× | 2.5× |" in text
+    assert "1e-10, fp32: 3.4e-07; of `F.kl_div`: 5.2e+01 (at KL 1e-10, 50 % of" in text
+    assert report.between_markers("a <!-- results:begin -->old<!-- results:end --> b", text) == (
+        f"a <!-- results:begin -->\n{text}\n<!-- results:end --> b"
+    )
+    with pytest.raises(ValueError, match="results:begin"):
+        report.between_markers("no markers", text)
+
+
+def test_figures_are_the_same_bytes_each_time(example: dict[str, object], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        report.draw("cpu", example, tmp_path / folder)
+    for name in ("cpu-speed.svg", "cpu-accuracy.svg"):
+        first, second = ((tmp_path / f / name).read_bytes() for f in ("a", "b"))
+        assert first == second
+        assert b"<svg" in first
+
+
+def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_quick_run(tmp_path: Path) -> None:
+    out = tmp_path / "quick.json"
+    done = benchmarks(
+        *("run", "--quick", "--threads", "1", "--providers", "ours,eager", "--out", str(out))
+    )
+    assert done.returncode == 0, done.stderr
+    run = json.loads(out.read_text())
+    schema.validate(run)
+    assert run["metadata"]["quick"]
+    assert run["metadata"]["left_out"] == {}
+    found = [(r["op"], r["part"], tuple(r["shape"]), r["provider"]) for r in run["results"]]
+    both = "forward+backward"
+    cases = [("kd_loss", both), ("kd_loss", "forward"), ("soft_ce", both), ("mse_ce", both)]
+    assert found == [
+        (op, part, shape, provider)
+        for op, part in cases
+        for shape in [(256, 100), (256, 10)]
+        for provider in ("ours", "eager")
+    ]
+    assert f"written: {out}" in done.stdout
+    assert "kd_loss forward+backward" in done.stdout
+
+
+def test_an_unknown_op_is_named() -> None:
+    done = benchmarks("run", "--ops", "kd_los")
+    assert done.returncode == 2
+    assert "['kd_los'] are not known, allowed are" in done.stderr

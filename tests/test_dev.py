@@ -1,0 +1,84 @@
+"""The script `dev`: its errors come before any work and say what to install."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASH = shutil.which("bash") or "/bin/bash"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A folder with the script, and `bin` with almost nothing: a machine without tools."""
+    shutil.copy(ROOT / "dev", tmp_path)
+    (tmp_path / "bin").mkdir()
+    for tool in ("dirname", "cat"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool) or "")
+    return tmp_path
+
+
+def executable(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def dev(bare: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BASH, str(bare / "dev"), *arguments],
+        env={"PATH": str(bare / "bin"), **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_compiler(bare: Path) -> None:
+    done = dev(bare, "test")
+    assert done.returncode == 1
+    assert "no C++ compiler found" in done.stderr
+    assert "apt-get install g++" in done.stderr
+    assert not (bare / ".venv").exists()
+
+
+def test_a_compiler_that_does_not_exist(bare: Path) -> None:
+    done = dev(bare, "test", CXX="nothing++ -g")
+    assert done.returncode == 1
+    assert "CXX=nothing++ -g is not an executable" in done.stderr
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++"])
+def test_no_python(bare: Path, compiler: str) -> None:
+    executable(bare / "bin" / compiler, "#!/bin/sh\n")
+    # An old Python: any check of its version fails.
+    executable(bare / "bin" / "python3", "#!/bin/sh\nexit 1\n")
+    done = dev(bare, "quickstart")
+    assert done.returncode == 1
+    assert "no Python >= 3.10 found" in done.stderr
+    assert "apt-get install python3-venv" in done.stderr
+    assert not (bare / ".venv").exists()
+
+
+def test_an_unknown_command(bare: Path) -> None:
+    done = dev(bare, "tests")
+    assert done.returncode == 1
+    assert "unknown command 'tests'" in done.stderr
+    assert "quickstart" in done.stderr
+
+
+def test_help(bare: Path) -> None:
+    done = dev(bare)
+    assert done.returncode == 0
+    for command in ("quickstart", "test", "bench", "docs"):
+        assert f"\n  {command} " in done.stdout
+
+
+def test_ci_runs_the_test_command_and_nothing_else() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    code = [line for line in lines if line and not line.startswith("#")]
+    assert len(code) == 1
+    assert code[0].startswith("exec ")
+    assert code[0].endswith('/dev" test')
