@@ -86,6 +86,7 @@ def select(
     fraction: float | None = None,
     offset: float = 0.0,
     num_classes: int | None = None,
+    method: str | None = None,
 ) -> Selection:
     """Pick samples by score, the same number (or share) of every class.
 
@@ -103,6 +104,7 @@ def select(
         offset: Start of the window in [0, 1], as a share of the positions it can start at: 0 is
             ``"topk"``, 1 ends at the lowest score.  Rounded down to whole samples.
         num_classes: Number of classes; default the highest label plus 1.
+        method: Name of the method for the record; default score and strategy, ``"el2n-topk"``.
 
     Returns:
         A :class:`Selection`, classes ascending; ``"topk"`` and ``"window"`` by falling score,
@@ -151,6 +153,7 @@ def select(
         picks.append(members[start : start + budget])
     indices = torch.cat(picks) if picks else ranked
     meta = {
+        "method": f"{scores.name}-{strategy}" if method is None else method,
         "score": scores.name,
         "high_means": scores.high_means,
         "strategy": strategy,

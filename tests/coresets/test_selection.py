@@ -91,6 +91,7 @@ def test_to_distilled_keeps_order_labels_and_provenance() -> None:
     assert made.normalization == data.normalization
     assert made.meta["source_indices"] == picked.indices.tolist()
     assert made.meta["scoring"] == {"seed": 4}
+    assert made.meta["method"] == "toy-topk"
 
 
 @pytest.mark.parametrize(
