@@ -21,8 +21,7 @@ inline ExpScale exp_scale(double temperature) {
   const double scale = kLog2e / temperature;
   const float high = scale < double(FLT_MAX) ? float(scale) : FLT_MAX;
   const double lowest = kLowest / scale;
-  return {high, float(scale - double(high)),
-          lowest > -double(FLT_MAX) ? float(lowest) : -FLT_MAX};
+  return {high, float(scale - double(high)), lowest > -double(FLT_MAX) ? float(lowest) : -FLT_MAX};
 }
 
 // 2^x by the special function unit, relative error 2^-22.

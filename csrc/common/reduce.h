@@ -116,8 +116,7 @@ struct ClusterTeam {
       const int i = first + lane;
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        values[n] = Op::combine(values[n],
-                                simt::cluster_load(&partial[i % kWarps][n], i / kWarps));
+        values[n] = Op::combine(values[n], simt::cluster_load(&partial[i % kWarps][n], i / kWarps));
       }
     }
     reduce_lanes<32, Op>(values);

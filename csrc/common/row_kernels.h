@@ -11,8 +11,8 @@
 //                             has to do the same whether or not `sums` are used.
 //   finish(Round<r>, sums)    takes the sums of the row
 //   write(args, row)          one thread of the row: results of the row
-//   restore(args, row)        instead of rounds: takes the results that write() left, for a backward
-//   gradient(Output<o>, a, b, c, i, result)
+//   restore(args, row)        instead of rounds: takes the results that write() left, for a
+//   backward gradient(Output<o>, a, b, c, i, result)
 //                             elements i .. i+3 of the gradient with respect to input o, after the
 //                             first kGradientRounds[o] visits (all of them for o = 0)
 // where Sums<r> gives operation and number of the sums of round r.
@@ -161,8 +161,9 @@ __global__ void __launch_bounds__(Team::kThreads) row_forward(typename Op::Args 
 }
 
 // Rows of any length: read again, mostly from the L2 cache, in each round.
+// (At two CTAs an SM: ptxas would otherwise spill to fit three on sm_80.)
 template <class Op, class Team>
-__global__ void __launch_bounds__(Team::kThreads) row_forward_looped(typename Op::Args args) {
+__global__ void __launch_bounds__(Team::kThreads, 2) row_forward_looped(typename Op::Args args) {
   const int64_t row = Team::row();
   const int n = args.classes;
   Op op(args, row);

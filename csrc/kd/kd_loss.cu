@@ -139,8 +139,8 @@ class KdLoss {
   }
 
   // With d from the given teacher: logits q (d - KL)/T, where d has the row's common error taken
-  // out; probabilities d + 1 and log-probabilities q (d + 1), which are F.kl_div's.  Where q = 0 the
-  // gradient is 0 (F.kl_div: NaN).
+  // out; probabilities d + 1 and log-probabilities q (d + 1), which are F.kl_div's.  Where q = 0
+  // the gradient is 0 (F.kl_div: NaN).
   __device__ void gradient(Output<1>, const float (&)[kChunk], const float (&t)[kChunk],
                            const float (&x)[kChunk], int, float (&result)[kChunk]) const {
     const float center = kLogits ? row_.kl - log1pf(row_.common) : -1.0f;
@@ -201,7 +201,9 @@ int kd_loss_forward_cuda(const KdLossParams& params, void* stream) {
   const int error = params.teacher_kind == TeacherKind::kLogits
                         ? launch_row_forward<KdLoss<true>>(args, stream)
                         : launch_row_forward<KdLoss<false>>(args, stream);
-  return error ? error : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
+  return error
+             ? error
+             : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
 }
 
 int kd_loss_backward_cuda(const KdLossParams& params, void* stream) {

@@ -1,11 +1,10 @@
 // Mean squared error to the teacher's logits plus cross-entropy to the hard label.  Two rounds over
 // a row in registers: the maximum; exponentials and squares.
-#include "kd/mse_ce.h"
-
 #include <limits>
 
 #include "common/exp.h"
 #include "common/row_kernels.h"
+#include "kd/mse_ce.h"
 
 namespace pyddfast {
 namespace {
@@ -129,8 +128,9 @@ int mse_ce_forward_cuda(const MseCeParams& params, void* stream) {
   if (!valid_rows(params.rows, params.classes)) return kInvalidValue;
   const MseCeArgs args = mse_ce_args(params);
   const int error = launch_row_forward<MseCe>(args, stream);
-  return error ? error
-               : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
+  return error
+             ? error
+             : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
 }
 
 int mse_ce_backward_cuda(const MseCeParams& params, void* stream) {

@@ -1,11 +1,10 @@
-// Cross-entropy against soft labels.  Two rounds over a row in registers: the maximum; exponentials,
-// the label's mass and its surprise.
-#include "kd/soft_ce.h"
-
+// Cross-entropy against soft labels.  Two rounds over a row in registers: the maximum;
+// exponentials, the label's mass and its surprise.
 #include <limits>
 
 #include "common/exp.h"
 #include "common/row_kernels.h"
+#include "kd/soft_ce.h"
 #include "kd/soft_ce_math.h"
 
 namespace pyddfast {
@@ -45,8 +44,7 @@ class SoftCe {
     float surprise[kChunk];
 #pragma unroll
     for (int v = 0; v < kChunk; ++v) {
-      surprise[v] =
-          soft_ce_term(q[v], soft_ce_surprise(s[v], row_.max_s, inv_temperature_, 0.0f));
+      surprise[v] = soft_ce_term(q[v], soft_ce_surprise(s[v], row_.max_s, inv_temperature_, 0.0f));
       s[v] = exp_scaled(s[v] - row_.max_s, exp_temperature_);
     }
     sums[0] += sum4(s);
@@ -84,8 +82,7 @@ class SoftCe {
                            const float (&)[kChunk], int, float (&result)[kChunk]) const {
 #pragma unroll
     for (int v = 0; v < kChunk; ++v) {
-      result[v] =
-          soft_ce_surprise(s[v], row_.max_s, inv_temperature_, row_.log_sum_s) * factor_;
+      result[v] = soft_ce_surprise(s[v], row_.max_s, inv_temperature_, row_.log_sum_s) * factor_;
     }
   }
 
@@ -123,8 +120,9 @@ int soft_ce_forward_cuda(const SoftCeParams& params, void* stream) {
   if (!valid_rows(params.rows, params.classes)) return kInvalidValue;
   const SoftCeArgs args = soft_ce_args(params);
   const int error = launch_row_forward<SoftCe>(args, stream);
-  return error ? error
-               : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
+  return error
+             ? error
+             : launch_sum_rows(args.loss_rows, args.rows, static_cast<float*>(params.loss), stream);
 }
 
 int soft_ce_backward_cuda(const SoftCeParams& params, void* stream) {

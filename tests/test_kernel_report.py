@@ -1,0 +1,82 @@
+"""The spill gate: no kernel spills registers, and none needs more of them than was committed.
+
+The gate itself runs where nvcc is (about half a minute); the rest holds everywhere.
+"""
+
+import copy
+
+import pytest
+
+from tools import kernel_report
+from tools.kernel_report import Report
+
+LOG = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN8pyddfast3runILi4EEEvPf' for 'sm_80'
+ptxas info    : Function properties for _ZN8pyddfast3runILi4EEEvPf
+    8 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 256 bytes smem, 536 bytes cmem[0]
+ptxas info    : Compile time = 1.0 ms
+ptxas info    : Compiling entry function '_ZN8pyddfast3runILi4EEEvPf' for 'sm_90'
+ptxas info    : Function properties for _ZN8pyddfast3runILi4EEEvPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 55 registers, used 0 barriers
+"""
+
+
+def report(registers: int = 40, spill: int = 0, nvcc: str = "13.0") -> Report:
+    usage = {"registers": registers, "shared_bytes": 0, "spill_bytes": spill}
+    return {"nvcc": nvcc, "kernels": {"kd/kd_loss.cu": {"run<4>": {"sm_90": usage}}}}
+
+
+def test_parse() -> None:
+    assert kernel_report.parse(LOG) == {
+        "_ZN8pyddfast3runILi4EEEvPf": {
+            "sm_80": {"registers": 40, "shared_bytes": 256, "spill_bytes": 20},
+            "sm_90": {"registers": 55, "shared_bytes": 0, "spill_bytes": 0},
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("measured", "complaint"),
+    [
+        (report(), None),
+        (report(registers=40 + kernel_report.SLACK), None),
+        (report(registers=41 + kernel_report.SLACK), "uses 49 registers"),
+        # Another compiler allocates differently, but may not spill either.
+        (report(registers=99, nvcc="13.1"), None),
+        (report(spill=4, nvcc="13.1"), "spills 4 bytes"),
+        (report(spill=4), "spills 4 bytes"),
+        ({"nvcc": "13.0", "kernels": {}}, "only in the committed report"),
+    ],
+)
+def test_violations(measured: Report, complaint: str | None) -> None:
+    found = kernel_report.violations(measured, report())
+    assert len(found) == (complaint is not None)
+    assert complaint is None or complaint in found[0]
+
+
+def test_a_new_kernel_has_to_be_committed() -> None:
+    measured = copy.deepcopy(report())
+    measured["kernels"]["new.cu"] = measured["kernels"]["kd/kd_loss.cu"]
+    assert kernel_report.violations(measured, report()) == [
+        "new.cu: run<4> is only in the measured report"
+    ]
+
+
+def test_committed_report() -> None:
+    kernels = kernel_report.load()["kernels"]
+    csrc = kernel_report.REPO / "csrc"
+    assert set(kernels) == {p.relative_to(csrc).as_posix() for p in csrc.glob("**/*.cu")}
+    usages = [u for file in kernels.values() for kernel in file.values() for u in kernel.items()]
+    assert {architecture for architecture, _ in usages} == {"sm_80", "sm_90"}
+    assert {usage["spill_bytes"] for _, usage in usages} == {0}
+
+
+if (nvcc := kernel_report.find_nvcc()) is not None:
+
+    def test_kernels_as_committed() -> None:
+        assert nvcc is not None
+        measured = kernel_report.measure(nvcc)
+        assert kernel_report.violations(measured, kernel_report.load()) == []
