@@ -1,0 +1,197 @@
+"""Figures of the reports, as self-contained SVG or PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyddfast._extras import require
+from pyddfast.data import DistilledSet
+from pyddfast.report.tables import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "accuracy_figure", "png_uri", "set_figure", "svg"]
+
+# Okabe and Ito's palette: told apart under every common colour blindness and in grey.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_INK, _FAINT = "#1f2933", "#d5dae0"
+
+_STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's font
+    "svg.hashsalt": "pyddfast",  # equal figures give equal bytes
+}
+
+
+def accuracy_figure(results: Sequence[Result], *, chance: float | None = None) -> Figure:
+    """Grouped bars of test accuracy: a group a regime, a bar a method, a dot a seed.
+
+    Error bars are ± one standard error from seeds and test images together.
+
+    Args:
+        results: Cells; regimes and methods appear in the order in which they first occur.
+        chance: Accuracy of guessing, drawn as a dashed line.
+
+    Returns:
+        A matplotlib figure.
+    """
+    matplotlib = require("matplotlib", "methods")
+    figure_class = require("matplotlib.figure", "methods").Figure
+    regimes = list(dict.fromkeys(r.regime for r in results))
+    methods = list(dict.fromkeys(r.method for r in results))
+    with matplotlib.rc_context(_STYLE):
+        figure: Figure = figure_class(figsize=(7.2, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        width = 0.8 / len(methods)
+        for row, method in enumerate(methods):
+            cells = [r for r in results if r.method == method]
+            x = [regimes.index(r.regime) + (row - (len(methods) - 1) / 2) * width for r in cells]
+            means = [100 * r.mean for r in cells]
+            errors = [100 * r.standard_error for r in cells]
+            axes.bar(
+                x,
+                means,
+                width * 0.92,
+                yerr=errors,
+                label=method,
+                color=COLORS[row % len(COLORS)],
+                error_kw={"ecolor": _INK, "elinewidth": 1.2, "capsize": 3.5, "capthick": 1.2},
+            )
+            for left, cell in zip(x, cells, strict=True):
+                count = len(cell.accuracies)
+                axes.plot(
+                    [left - width * 0.26] * count,  # beside the error bar: neither hides the other
+                    [100 * a for a in cell.accuracies],
+                    linestyle="none",
+                    marker="o",
+                    markersize=3.5,
+                    markerfacecolor="white",
+                    markeredgecolor=_INK,
+                    markeredgewidth=0.8,
+                )
+            for left, mean, error in zip(x, means, errors, strict=True):
+                axes.annotate(
+                    f"{mean:.1f}",
+                    (left, mean + error),
+                    xytext=(0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                )
+        if chance is not None:
+            axes.axhline(100 * chance, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                "chance",
+                (1.0, 100 * chance),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 3),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+            )
+        axes.set_xticks(range(len(regimes)), regimes)
+        axes.set_ylabel("test accuracy (%)")
+        highest = max(100 * max((*r.accuracies, r.mean + r.standard_error)) for r in results)
+        axes.set_ylim(0, min(112.0, highest * 1.12))
+        axes.tick_params(length=0)
+        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, handlelength=1.0)
+    return figure
+
+
+def set_figure(distilled: DistilledSet, *, columns: int = 10, rows: int | None = None) -> Figure:
+    """The first images of every class: a row a class, with its name.
+
+    Args:
+        distilled: A set of grey or RGB images.
+        columns: At most so many images a class.
+        rows: At most so many classes; default all.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: The images have neither 1 nor 3 channels.
+    """
+    matplotlib = require("matplotlib", "methods")
+    figure_class = require("matplotlib.figure", "methods").Figure
+    channels, height, width = distilled.images.shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"a figure needs 1 or 3 channels, the images have {channels}")
+    classes = range(min(distilled.num_classes, rows or distilled.num_classes))
+    members = [(distilled.labels == label).nonzero()[:columns, 0].tolist() for label in classes]
+    columns = max(1, *(len(indices) for indices in members))
+    gap = max(1, height // 14)
+    # One canvas of all images: hundreds of axes would take seconds to draw.
+    canvas = distilled.images.new_full(
+        (len(members) * (height + gap) - gap, columns * (width + gap) - gap, channels), 255
+    ).cpu()
+    for row, indices in enumerate(members):
+        for column, index in enumerate(indices):
+            top, left = row * (height + gap), column * (width + gap)
+            image = distilled.images[index].cpu().permute(1, 2, 0)
+            canvas[top : top + height, left : left + width] = image
+    names = distilled.class_names or tuple(str(label) for label in range(distilled.num_classes))
+    with matplotlib.rc_context(_STYLE):
+        inches = 0.36 * columns + 0.9
+        figure: Figure = figure_class(
+            figsize=(inches, 0.36 * len(members) * height / width + 0.05), layout="constrained"
+        )
+        axes = figure.add_subplot()
+        pixels = canvas.numpy()
+        axes.imshow(
+            pixels[..., 0] if channels == 1 else pixels,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            interpolation="nearest",
+        )
+        axes.set_yticks(
+            [row * (height + gap) + height / 2 - 0.5 for row in range(len(members))],
+            [names[label] for label in classes],
+            fontsize=8,
+        )
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def svg(figure: Figure, *, alt: str) -> str:
+    """The figure as an ``<svg>`` element for a page, without file header or date.
+
+    Args:
+        figure: A matplotlib figure.
+        alt: What it shows, for readers who cannot see it.
+    """
+    matplotlib = require("matplotlib", "methods")
+    markupsafe = require("markupsafe", "methods")
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    body = text[text.index("<svg") :]
+    return body.replace("<svg", f'<svg role="img" aria-label="{markupsafe.escape(alt)}"', 1)
+
+
+def png_uri(figure: Figure, *, dpi: int = 160) -> str:
+    """The figure as a ``data:`` URI of a PNG."""
+    matplotlib = require("matplotlib", "methods")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,187 @@
+"""Accuracies with their uncertainty, and what can be said about their differences.
+
+Two things blur an accuracy: the seed of the training, and the finite test set.  A difference is
+named only where it is larger than both together, corrected for the number of differences looked
+at; everything else is "not distinguishable".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+__all__ = ["LEVEL", "Difference", "Result", "compare", "differences", "summary"]
+
+# Family-wise probability of naming a difference that is none; the usual 5 %.
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Result:
+    """Accuracy of one method under one regime.
+
+    Args:
+        method: Display name, e.g. ``"RDED"``.
+        regime: Display name, e.g. ``"SL+KD"``.
+        accuracies: One value in [0, 1] a seed.
+        test_count: Number of test images behind each of them.
+
+    Raises:
+        ValueError: There is no accuracy, one is outside [0, 1], or no test image.
+    """
+
+    method: str
+    regime: str
+    accuracies: tuple[float, ...]
+    test_count: int
+
+    def __post_init__(self) -> None:
+        if not self.accuracies or not all(0 <= a <= 1 for a in self.accuracies):
+            raise ValueError(f"accuracies must be values in [0, 1], got {self.accuracies}")
+        if self.test_count < 1:
+            raise ValueError(f"test_count must be at least 1, got {self.test_count}")
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return math.fsum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds (divisor n − 1); None for one seed."""
+        if len(self.accuracies) < 2:
+            return None
+        squares = math.fsum((a - self.mean) ** 2 for a in self.accuracies)
+        return math.sqrt(squares / (len(self.accuracies) - 1))
+
+    @property
+    def sampling_error(self) -> float:
+        """Standard error from the finite test set, √(a(1 − a)/n); all seeds share the images."""
+        return math.sqrt(self.mean * (1 - self.mean) / self.test_count)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean from seeds and test images together."""
+        seeds = (self.std or 0.0) ** 2 / len(self.accuracies)
+        return math.sqrt(seeds + self.sampling_error**2)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One comparison: ``first`` minus ``second``.
+
+    Attributes:
+        first: The one with the higher mean.
+        second: The other.
+        value: Difference of the means, not negative.
+        half_width: Half the interval at the family's level (Bonferroni).
+        distinguishable: Whether the difference survives Holm's correction.
+    """
+
+    first: Result
+    second: Result
+    value: float
+    half_width: float
+    distinguishable: bool
+
+
+def _pooled(results: Sequence[Result]) -> tuple[float, int]:
+    """Variance over seeds within cells, pooled over the cells, and its degrees of freedom."""
+    freedom = sum(len(r.accuracies) - 1 for r in results)
+    squares = math.fsum((a - r.mean) ** 2 for r in results for a in r.accuracies)
+    return (squares / freedom if freedom else 0.0), freedom
+
+
+def compare(pairs: Sequence[tuple[Result, Result]], *, level: float = LEVEL) -> list[Difference]:
+    """Judge differences together, by t-tests with Holm's correction for their number.
+
+    The variance of a difference is that of both means over seeds plus that of both proportions on
+    a finite test set.  A few seeds estimate a variance badly, so a cell's is the larger of its own
+    and the one pooled over all cells, with the degrees of freedom of the pool (Satterthwaite, the
+    sampling part taken as known).  Results on the same test images agree more than independent
+    ones would: the error is an upper bound.
+
+    Args:
+        pairs: What to compare.
+        level: Probability of naming any difference that is none.
+
+    Returns:
+        One difference a pair, in their order, each with the higher mean first.
+    """
+    from scipy.stats import t as student
+
+    variance, freedom = _pooled(list({id(r): r for pair in pairs for r in pair}.values()))
+    ordered = [(a, b) if a.mean >= b.mean else (b, a) for a, b in pairs]
+    rows = []
+    for first, second in ordered:
+        seeds = math.fsum(
+            max(variance, (r.std or 0.0) ** 2) / len(r.accuracies) for r in (first, second)
+        )
+        total = seeds + first.sampling_error**2 + second.sampling_error**2
+        error = math.sqrt(total)
+        # A billion degrees of freedom are the normal distribution.
+        distribution = student(freedom * (total / seeds) ** 2 if seeds > 0 else 1e9)
+        value = first.mean - second.mean
+        if error > 0:
+            p_value = 2 * float(distribution.sf(value / error))
+        else:
+            p_value = 0.0 if value > 0 else 1.0
+        half_width = error * float(distribution.isf(level / (2 * len(ordered))))
+        rows.append((value, half_width, p_value))
+    # Holm: the k-th smallest of n p-values stands against level / (n - k), until one fails.
+    named = set()
+    by_p = sorted(range(len(rows)), key=lambda i: rows[i][2])
+    for k, index in enumerate(by_p):
+        if rows[index][2] > level / (len(rows) - k):
+            break
+        named.add(index)
+    return [
+        Difference(first, second, value, half_width, index in named)
+        for index, ((first, second), (value, half_width, _)) in enumerate(
+            zip(ordered, rows, strict=True)
+        )
+    ]
+
+
+def differences(results: Sequence[Result], *, level: float = LEVEL) -> list[Difference]:
+    """Every pair of methods within a regime, then every pair of regimes within a method.
+
+    Args:
+        results: All cells of the table.
+        level: Family-wise level.
+
+    Returns:
+        The judged differences.
+    """
+    pairs = list(combinations(results, 2))
+    within_regime = [(a, b) for a, b in pairs if a.regime == b.regime]
+    within_method = [(a, b) for a, b in pairs if a.method == b.method and a.regime != b.regime]
+    return compare(within_regime + within_method, level=level)
+
+
+def summary(judged: Sequence[Difference]) -> list[str]:
+    """What the differences say, one sentence a regime or method, computed from them alone.
+
+    Args:
+        judged: As :func:`differences` gives them.
+
+    Returns:
+        Sentences such as ``"HL: RDED above Random by 3.1 points (± 2.0); EL2N-Easy and Random are
+        not distinguishable (0.4 ± 2.1)."``
+    """
+    groups: dict[str, list[str]] = {}
+    for d in judged:
+        same_regime = d.first.regime == d.second.regime
+        group = d.first.regime if same_regime else d.first.method
+        a, b = (
+            (d.first.method, d.second.method) if same_regime else (d.first.regime, d.second.regime)
+        )
+        points, width = 100 * d.value, 100 * d.half_width
+        groups.setdefault(group, []).append(
+            f"{a} above {b} by {points:.1f} points (± {width:.1f})"
+            if d.distinguishable
+            else f"{a} and {b} not distinguishable ({points:.1f} ± {width:.1f})"
+        )
+    return [f"{group}: {'; '.join(parts)}." for group, parts in groups.items()]
