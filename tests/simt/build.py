@@ -63,7 +63,7 @@ def is_clang() -> bool:
     return "clang" in compiler_version()
 
 
-def common_flags() -> list[str]:
+def common_flags(sanitize: bool | None = None) -> list[str]:
     flags = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-Wall", "-Wextra"]
     # a*b+c is rounded twice unless the source says fma: nvcc may fuse it, and a result must not
     # depend on that.
@@ -75,7 +75,7 @@ def common_flags() -> list[str]:
     flags += ["-fvisibility=hidden", "-fvisibility-inlines-hidden"]
     if not is_clang():
         flags.append("-fno-gnu-unique")
-    if sanitized():
+    if sanitized() if sanitize is None else sanitize:
         flags += ["-fsanitize=address,undefined", "-fno-sanitize=vptr"]
         flags += ["-fno-sanitize-recover=undefined"]
     return flags
@@ -108,8 +108,16 @@ def _hash(parts: Iterable[str | bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _headers() -> list[Path]:
-    return sorted([*CSRC.rglob("*.h"), *HERE.glob("*.h")])
+def _with_headers(source: Path) -> list[Path]:
+    """The file and, in order, the headers of this repository that it includes."""
+    found = [source]
+    for path in found:  # grows
+        for name in re.findall(r'^\s*#\s*include\s+"(.+)"', path.read_text(), re.MULTILINE):
+            candidates = (folder / name for folder in (path.parent, CSRC, HERE))
+            header = next((c.resolve() for c in candidates if c.is_file()), None)
+            if header is not None and header not in found:
+                found.append(header)
+    return found
 
 
 @contextmanager
@@ -126,35 +134,40 @@ def _run(command: Sequence[str]) -> None:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
+def _publish(command: Sequence[str], target: Path) -> None:
+    """Runs `command -o <temporary file>`, which then becomes `target` in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        _run([*command, "-o", f"{scratch}/{target.name}"])
+        os.replace(f"{scratch}/{target.name}", target)
+
+
 def _build(name: str, units: Sequence[tuple[Path, Sequence[str]]], link: Sequence[str]) -> Path:
     """Compiles each (source, flags) and links them to `<build folder>/<name>-<hash>/<name>.so`."""
-    parts: list[str | bytes] = [name, compiler_version(), *compiler(), *link, *link_flags()]
-    for source, flags in units:
-        parts += [str(source), source.read_bytes(), *flags]
-    for header in _headers():
-        parts += [str(header), header.read_bytes()]
-    target = build_folder() / f"{name}-{_hash(parts)}" / f"{name}.so"
+
+    def object_of(source: Path, flags: Sequence[str]) -> Path:
+        parts: list[str | bytes] = [compiler_version(), *compiler(), *flags]
+        for path in _with_headers(source):
+            parts += [str(path), path.read_bytes()]
+        return build_folder() / "objects" / f"{source.stem}-{_hash(parts)}.o"
+
+    objects = [object_of(source, flags) for source, flags in units]
+    link = [*link_flags(), f"-Wl,-soname,{name}.so", *link]
+    target = build_folder() / f"{name}-{_hash([*map(str, objects), *link])}" / f"{name}.so"
     if target.exists():
         return target
+
+    def compile_one(unit: tuple[Path, Sequence[str]], output: Path) -> None:
+        source, flags = unit
+        if not output.exists():
+            relative = source.relative_to(REPO) if source.is_relative_to(REPO) else source
+            _publish([*compiler(), *flags, "-c", str(relative)], output)
+
     with _locked(build_folder() / f"{name}.lock"):
-        if target.exists():  # built by another process meanwhile
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-
-            def compile_one(unit: tuple[int, tuple[Path, Sequence[str]]]) -> str:
-                number, (source, flags) = unit
-                output = f"{scratch}/{number}-{source.stem}.o"
-                name = source.relative_to(REPO) if source.is_relative_to(REPO) else source
-                _run([*compiler(), *flags, "-c", str(name), "-o", output])
-                return output
-
+        if not target.exists():  # else built by another process meanwhile
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(compile_one, enumerate(units)))
-            library = f"{scratch}/{name}.so"
-            soname = f"-Wl,-soname,{name}.so"
-            _run([*compiler(), *objects, *link_flags(), soname, *link, "-o", library])
-            os.replace(library, target)
+                list(pool.map(compile_one, units, objects))
+            _publish([*compiler(), *map(str, objects), *link], target)
     return target
 
 
@@ -177,7 +190,8 @@ def build_host() -> Path:
     """The pybind11 module `simt_host`: control of the emulator and its self-test kernels."""
     import pybind11
 
-    flags = [*common_flags(), f"-isystem{pybind11.get_include()}"]
+    # The bindings hold nothing that is worth an optimiser's or a sanitiser's time.
+    flags = [*common_flags(sanitize=False), "-O0", f"-isystem{pybind11.get_include()}"]
     flags.append(f"-isystem{sysconfig.get_paths()['include']}")
     units = [(HERE / "selftest.cu", kernel_flags()), (HERE / "simt_host.cpp", flags)]
     # Python's own symbols come from the interpreter.

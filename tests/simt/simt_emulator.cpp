@@ -502,7 +502,7 @@ void start_cta(Cta& cta, unsigned block, int rank) {
   cta.static_image.assign(r.static_bytes, static_cast<char>(0xff));
   // Exactly as long as asked for, so that ASan sees an overrun.
   cta.dynamic.reset(r.request->shared_bytes ? new char[r.request->shared_bytes] : nullptr);
-  std::memset(cta.dynamic.get(), 0xff, r.request->shared_bytes);
+  std::fill_n(cta.dynamic.get(), r.request->shared_bytes, static_cast<char>(0xff));
   for (int i = 0; i < r.threads; ++i) {
     Fiber& fiber = cta.fibers[static_cast<size_t>(i)];
     const auto index = static_cast<unsigned>(i);

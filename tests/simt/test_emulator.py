@@ -383,7 +383,17 @@ def test_many_barriers(host: ModuleType) -> None:
 
 
 def run_this_file(environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        *arguments,
+    ]
     done = subprocess.run(
         [*command, __file__], cwd=build.REPO, env=environment, capture_output=True, text=True
     )
