@@ -65,12 +65,10 @@ def fit(
     Raises:
         ValueError: ``evaluations`` is below 1, or the checkpoint is damaged.
     """
-    if evaluations < 1:
-        raise ValueError(f"evaluations must be at least 1, got {evaluations}")
     name = dict(key or {})
+    at = set(trainer.plan.evaluation_steps(evaluations))
     result = _restore(trainer, folder, name)
     advance(trainer.step)
-    at = set(trainer.plan.evaluation_steps(evaluations))
     per_epoch = trainer.plan.steps_per_epoch
     saved = began = time.perf_counter()
     while not trainer.done:

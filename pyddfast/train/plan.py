@@ -122,7 +122,13 @@ class Plan:
         return epoch * self.samples_per_epoch + stop
 
     def evaluation_steps(self, evaluations: int) -> list[int]:
-        """Steps after which to evaluate: evenly spread ends of epochs, and the last step."""
+        """Steps after which to evaluate: evenly spread ends of epochs, and the last step.
+
+        Raises:
+            ValueError: ``evaluations`` is below 1.
+        """
+        if evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, got {evaluations}")
         wanted = set()
         for k in range(1, evaluations + 1):
             epoch = math.ceil(self.epochs * k / evaluations)

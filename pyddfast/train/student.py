@@ -187,6 +187,7 @@ def train_student(
     used = _recipe(distilled_set, regime, recipe, scale)
     plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     _check(distilled_set, regime, test_set, teacher, labels, used, seeds)
+    plan.evaluation_steps(evaluations)
     size = used.image_size
     view_size = (size, size) if size is not None else tuple(distilled_set.images.shape[-2:])
 

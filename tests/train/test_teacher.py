@@ -1,0 +1,103 @@
+"""Teachers: learning, records, early checkpoints, resumption."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from train_cases import blobs, linear, tiny
+
+from pyddfast.train import evaluate, recipe, teacher_recipe, train_teacher
+from pyddfast.train import run as run_module
+
+QUIET = {"progress": False, "device": "cpu"}
+
+
+def test_learns_and_records():
+    train, test = blobs(), blobs(per_class=20, seed=1)
+    teacher = train_teacher(train, tiny, test_set=test, epochs=40, evaluations=2, seed=3, **QUIET)
+    assert not teacher.model.training
+    # Chance is 0.33 on 60 images.
+    assert teacher.record["accuracy"] > 0.6
+    assert teacher.record["accuracy"] == evaluate(teacher.model, test)
+    assert [row["epoch"] for row in teacher.record["history"]] == [20, 40]
+    assert teacher.record["config"]["recipe"]["epochs"] == 40
+    again = train_teacher(train, tiny, test_set=test, epochs=40, evaluations=2, seed=3, **QUIET)
+    assert again.record["sha256"] == teacher.record["sha256"]
+    other = train_teacher(train, tiny, test_set=test, epochs=40, evaluations=2, seed=4, **QUIET)
+    assert other.record["sha256"] != teacher.record["sha256"]
+
+
+def test_on_epoch_sees_every_epoch_and_changes_nothing():
+    train, test, seen = blobs(), blobs(seed=1), []
+
+    def score(epoch, model):
+        seen.append((epoch, evaluate(model, train)))
+        assert model.training
+
+    watched = train_teacher(train, tiny, test_set=test, epochs=3, on_epoch=score, **QUIET)
+    plain = train_teacher(train, tiny, test_set=test, epochs=3, **QUIET)
+    assert [epoch for epoch, _ in seen] == [1, 2, 3]
+    assert seen[-1][1] == evaluate(watched.model, train)
+    assert watched.record["sha256"] == plain.record["sha256"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_every_write_and_resumed(tmp_path, monkeypatch):
+    train, test = blobs(), blobs(seed=1)
+
+    def run(folder):
+        return train_teacher(
+            train, tiny, test_set=test, recipe=teacher_recipe(2, batch_size=7), out=folder,
+            checkpoint_seconds=0.0, **QUIET,
+        )  # fmt: skip
+
+    whole = run(tmp_path / "whole")
+    write, count, die_at = run_module.write_bytes, 0, 0
+
+    def counted(path, content):
+        nonlocal count
+        count += 1
+        if count == die_at:
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(run_module, "write_bytes", counted)
+    # 2 epochs of 3 steps, each checkpointed; config, weights, record.
+    for die_at in range(1, 10):
+        count = 0
+        with pytest.raises(Killed):
+            run(tmp_path / str(die_at))
+        count = 100
+        assert run(tmp_path / str(die_at)).record["sha256"] == whole.record["sha256"]
+        assert (tmp_path / str(die_at) / "teacher.safetensors").read_bytes() == (
+            tmp_path / "whole" / "teacher.safetensors"
+        ).read_bytes()
+    # A finished run is read.
+    read = run(tmp_path / "whole")
+    assert read.record == whole.record
+    for a, b in zip(read.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_overrides():
+    r = teacher_recipe(7, lr=0.2, flip=0.0)
+    assert (r.epochs, r.lr, r.flip, r.momentum, r.schedule) == (7, 0.2, 0.0, 0.9, "cosine")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "either epochs or recipe"),
+        ({"epochs": 1, "recipe": teacher_recipe(1)}, "either epochs or recipe"),
+        ({"epochs": 0}, "epochs must be a positive int"),
+        ({"recipe": recipe("sl")}, "hard labels"),
+        ({"epochs": 1, "test_set": blobs(classes=2)}, "3 classes, the test set 2"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    given = {"test_set": blobs(seed=1), **change}
+    with pytest.raises(ValueError, match=message):
+        train_teacher(blobs(), linear, **given, **QUIET)
