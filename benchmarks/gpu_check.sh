@@ -5,7 +5,8 @@
 #   benchmarks/gpu_check.sh OUT [WHEEL]
 #
 # OUT gets a log a stage, the benchmark results as JSON and summary.json; WHEEL is a wheel built
-# elsewhere (with a CPU-only torch, another Python), to be loaded here unchanged.
+# elsewhere (with a CPU-only torch, another Python), to be loaded here unchanged; without it, the
+# one under dist/ is taken, if there is one.
 set -uo pipefail
 
 if [[ $# -lt 1 || $# -gt 2 ]]; then
@@ -15,6 +16,10 @@ fi
 mkdir -p "$1"
 out=$(realpath "$1") wheel=${2:+$(realpath "$2")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+if [[ -z $wheel ]]; then
+  prebuilt=(dist/pyddfast-*.whl)
+  [[ ! -f ${prebuilt[0]} ]] || wheel=$(realpath "${prebuilt[0]}")
+fi
 export PYDDFAST_STRICT=1 # a fallback to the twin would hide a kernel that does not run
 readonly stage_limit=540 # seconds: short enough for machines that end a command after ten minutes
 stages=() status=0
