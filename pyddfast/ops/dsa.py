@@ -18,7 +18,14 @@ from torch import Tensor
 from pyddfast.ops.reference import dsa as reference
 from pyddfast.random import Purpose, randint, uniform
 
-__all__ = ["STANDARD_STRATEGY", "DSAConfig", "DSAParams", "draw_dsa", "dsa"]
+__all__ = [
+    "STANDARD_STRATEGY",
+    "DSAConfig",
+    "DSAParams",
+    "draw_dsa",
+    "draw_dsa_official",
+    "dsa",
+]
 
 STANDARD_STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
@@ -226,6 +233,95 @@ def draw_dsa(
             values[name] = degrees * (math.pi / 180)
     cut = (half_up(height * config.cutout), half_up(width * config.cutout))
     return DSAParams(transforms, values, cut if "cutout" in values else (0, 0))
+
+
+def draw_dsa_official(
+    images: Tensor,
+    *,
+    seed: int = -1,
+    strategy: str = STANDARD_STRATEGY,
+    mode: str = "single",
+    config: DSAConfig | None = None,
+) -> tuple[DSAParams, int]:
+    """Draw as the official ``DiffAugment`` does (``rng="official"``), from the same streams.
+
+    For runs that must repeat an official code's.  Torch's **global** generators are consumed with
+    the same shapes, dtypes, devices and order; with a seed they are reseeded before every draw, a
+    side effect that the official codes have too.
+
+    Args:
+        images: (N, C, H, W) floating point; shape, dtype and device decide the draws.
+        seed: -1: parameters of each image from the generators as they are; else the Siamese form:
+            draw k follows ``torch.manual_seed(seed + k)`` and its element 0 serves the batch.
+        strategy: as for :func:`draw_dsa`.
+        mode: as for :func:`draw_dsa`.
+        config: strengths.
+
+    Returns:
+        Parameters on the device of ``images``, and the seed of the next draw (the official
+        ``param.latestseed``; -1 stays -1).
+
+    Raises:
+        ValueError: as :func:`draw_dsa`, or a seed below -1.
+    """
+    config = config or DSAConfig()
+    entries = parse_strategy(strategy)
+    if mode not in ("single", "all"):
+        raise ValueError(f"mode must be 'single' or 'all', got {mode!r}")
+    if seed < -1:
+        raise ValueError(f"seed must be -1 or not negative, got {seed}")
+    siamese, latest = seed != -1, seed
+    n, (height, width) = len(images), images.shape[-2:]
+    device, dtype = images.device, images.dtype
+
+    def reseed() -> None:
+        nonlocal latest
+        if latest != -1:
+            torch.manual_seed(latest)
+            latest += 1
+
+    def rand(*, on_device: bool = True, as_images: bool = False) -> Tensor:
+        reseed()
+        where = device if on_device else torch.device("cpu")
+        draws = torch.rand(n, device=where, dtype=dtype if as_images else None)
+        return draws[:1] if siamese else draws
+
+    def integers(low: int, high: int) -> Tensor:
+        reseed()
+        draws = torch.randint(low, high, (n,), device=device)
+        return draws[:1] if siamese else draws
+
+    if mode == "single":
+        reseed()
+        entries = (entries[int(torch.randint(0, len(entries), (1,)))],)
+    transforms = tuple(name for entry in entries for name in _ENTRIES[entry])
+    if len(set(transforms)) != len(transforms):
+        raise ValueError(f"strategy {strategy!r} names a transform twice")
+    cut = (half_up(height * config.cutout), half_up(width * config.cutout))
+    values: dict[str, Tensor] = {}
+    for name in transforms:
+        if name == "brightness":
+            values[name] = (rand(as_images=True) - 0.5) * config.brightness
+        elif name == "saturation":
+            values[name] = rand(as_images=True) * config.saturation
+        elif name == "contrast":
+            values[name] = rand(as_images=True) + config.contrast
+        elif name == "crop":
+            reach = half_up(height * config.crop), half_up(width * config.crop)
+            values[name] = torch.stack([integers(-r, r + 1) for r in reach], dim=1)
+        elif name == "cutout":
+            places = height + (1 - cut[0] % 2), width + (1 - cut[1] % 2)
+            values[name] = torch.stack([integers(0, p) for p in places], dim=1)
+        elif name == "flip":
+            values[name] = rand() < config.flip
+        elif name == "scale":
+            low = 1.0 / config.scale
+            factors = [rand(on_device=False) * (config.scale - low) + low for _ in range(2)]
+            values[name] = torch.stack(factors, dim=1).to(device)
+        else:
+            angle = (rand(on_device=False) - 0.5) * 2 * config.rotate / 180 * math.pi
+            values[name] = angle.to(device)
+    return DSAParams(transforms, values, cut if "cutout" in values else (0, 0)), latest
 
 
 def parse_strategy(strategy: str) -> tuple[str, ...]:

@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from pyddfast.ops.dsa import STANDARD_STRATEGY, DSAConfig, DSAParams, draw_dsa, dsa
+from pyddfast.ops.dsa import (
+    STANDARD_STRATEGY,
+    DSAConfig,
+    DSAParams,
+    draw_dsa,
+    draw_dsa_official,
+    dsa,
+)
 
 NAMES = ("brightness", "saturation", "contrast", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -186,6 +193,70 @@ def test_draws_are_keyed_by_sample_and_visit():
     siamese = draw_dsa(9, None, None, 5, (8, 8), mode="all").values
     other = draw_dsa(9, None, None, 6, (8, 8), mode="all").values
     assert not torch.equal(siamese["rotate"], other["rotate"])
+
+
+def official_stream(name, n, seed, single):
+    """The official draws of one transform, restated: values of each image, and the next seed."""
+
+    def draw(sample):
+        nonlocal seed
+        if seed != -1:
+            torch.manual_seed(seed)
+            seed += 1
+        value = sample()
+        return value[:1].expand(n) if seed != -1 else value
+
+    if single:
+        draw(lambda: torch.randint(0, 1, (1,)).expand(n))
+    if name in ("brightness", "saturation", "contrast"):
+        r = draw(lambda: torch.rand(n, 1, 1, 1, dtype=torch.float64).flatten())
+        value = {"brightness": r - 0.5, "saturation": r * 2.0, "contrast": r + 0.5}[name]
+    elif name == "flip":
+        value = draw(lambda: torch.rand(n, 1, 1, 1).flatten()) < 0.5
+    elif name == "crop":  # int(12 * 0.125 + 0.5) = 2 and int(9 * 0.125 + 0.5) = 1
+        value = [draw(lambda r=r: torch.randint(-r, r + 1, (n, 1, 1)).flatten()) for r in (2, 1)]
+    elif name == "cutout":  # 6 of 12 is even: 13 places; 5 of 9 is odd: 9 places
+        value = [draw(lambda p=p: torch.randint(0, p, (n, 1, 1)).flatten()) for p in (13, 9)]
+    elif name == "scale":
+        value = [draw(lambda: torch.rand(n)) * (1.2 - 1 / 1.2) + 1 / 1.2 for _ in range(2)]
+    else:
+        value = (draw(lambda: torch.rand(n)) - 0.5) * 2 * 15.0 / 180 * math.pi
+    return (torch.stack(value, 1) if isinstance(value, list) else value), seed
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [-1, 41])
+@pytest.mark.parametrize("mode", ["single", "all"])
+def test_official_streams(name, seed, mode):
+    x = batch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        params, latest = draw_dsa_official(x, seed=seed, strategy=name, mode=mode)
+        got, state = dsa(x, params), torch.get_rng_state()
+        torch.manual_seed(8)
+        value, next_seed = official_stream(name, 5, seed, mode == "single")
+        # The same numbers of the same streams were consumed, and nothing else.
+        assert torch.equal(torch.get_rng_state(), state)
+    assert latest == next_seed
+    expected = torch.stack(
+        [restated(name, x[b], value[b], params.cutout_size, False) for b in range(5)]
+    )
+    exact = name in ("crop", "cutout", "flip", "brightness")
+    # Angles and factors are drawn in float32 and used in float64.
+    torch.testing.assert_close(got, expected, rtol=0, atol=0 if exact else 1e-6)
+
+
+def test_official_siamese_draws_do_not_depend_on_the_batch():
+    with torch.random.fork_rng(devices=[]):
+        few, _ = draw_dsa_official(batch(2), seed=3, mode="all")
+        many, latest = draw_dsa_official(batch(7), seed=3, mode="all")
+    assert few.transforms == many.transforms
+    for name in NAMES:
+        assert torch.equal(few.values[name], many.values[name])
+    # Eight transforms; crop, cutout and scale draw twice.
+    assert latest == 3 + 11
+    with pytest.raises(ValueError, match="seed must be -1"):
+        draw_dsa_official(batch(2), seed=-2)
 
 
 def test_standard_strategy_is_the_published_one():
