@@ -154,8 +154,9 @@ def train_student(
         regime: ``"hl"``, ``"sl"`` or ``"sl-kd"``.
         model: a name of ``pyddfast.models``, (name, options), or a function ``seed -> nn.Module``.
         test_set: images of the set's size (or of ``recipe.image_size`` after resizing).
-        teacher: network for SL and SL+KD.  It is moved to ``device``, put in eval mode and never
-            trained.  SL: it labels each stored image once, un-augmented, in the size of the views.
+        teacher: network for SL and SL+KD; HL and stored labels leave it alone.  It is moved to
+            ``device``, put in eval mode and never trained.  SL: it labels each stored image once,
+            un-augmented, in the size of the views.
         teacher_info: JSON facts about the teacher for the record; its test accuracy is measured
             here unless ``teacher_info`` has ``"accuracy"``.
         labels: ``"auto"``: the class in HL, the teacher's in SL and SL+KD; ``"stored"``: SL with
@@ -203,7 +204,8 @@ def train_student(
     # Before any work: a model that does not fit, or batch norm on single images.
     check_batches(new_model(seeds[0]), plan)
     with deterministic_mode(deterministic):
-        record = _teacher_record(teacher, teacher_info, test_set, distilled_set, size, target)
+        used_teacher = None if regime == "hl" or labels == "stored" else teacher
+        record = _teacher_record(used_teacher, teacher_info, test_set, distilled_set, size, target)
         source = _label_source(distilled_set, regime, teacher, labels, used, target)
         config = {
             "task": "train_student",
