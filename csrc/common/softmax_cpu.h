@@ -1,4 +1,4 @@
-// The pieces of a row softmax that the CPU kernels share.
+// The pieces of a row softmax that the CPU kernels share.  Rows are whole blocks (rows_cpu.h).
 #pragma once
 
 #include <algorithm>
@@ -9,27 +9,57 @@
 
 namespace pyddfast {
 
+// The maximum, NaN passed over.
 template <class T>
-PYDD_HD T row_maximum(const T* x, int64_t n) {
-  T maximum = -std::numeric_limits<T>::infinity();
-#pragma omp simd reduction(max : maximum)
-  for (int64_t i = 0; i < n; ++i) maximum = x[i] > maximum ? x[i] : maximum;
-  return maximum;
+PYDD_HD T row_maximum(const T* x, int64_t blocks) {
+  constexpr T kLowest = -std::numeric_limits<T>::infinity();
+  // Four blocks side by side hide the latency of a comparison.
+  constexpr int64_t kChains = 4, kWide = kChains * kLanes;
+  alignas(64) T lanes[kLanes], wide[kWide];
+  std::fill_n(lanes, kLanes, kLowest);
+  std::fill_n(wide, kWide, kLowest);
+  int64_t b = 0;
+  for (; b + kChains <= blocks; b += kChains) {
+#pragma omp simd
+    for (int64_t l = 0; l < kWide; ++l) {
+      const T value = x[b * kLanes + l];
+      wide[l] = value > wide[l] ? value : wide[l];
+    }
+  }
+  for (; b < blocks; ++b) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const T value = x[b * kLanes + l];
+      lanes[l] = value > lanes[l] ? value : lanes[l];
+    }
+  }
+  for (int64_t chain = 0; chain < kChains; ++chain) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const T value = wide[chain * kLanes + l];
+      lanes[l] = value > lanes[l] ? value : lanes[l];
+    }
+  }
+  return lane_maximum(lanes);
 }
 
-// y <- exp((x - maximum) * inv_temperature); returns the sum.
+// y <- exp((x - maximum)/T); returns the sum.
 template <class T>
-PYDD_HD double row_exponentials(const T* x, int64_t n, T maximum, T inv_temperature, T* y) {
+PYDD_HD double row_exponentials(const T* x, int64_t blocks, T maximum, ScaledExp<T> exp, T* y) {
   double total = 0;
-  for (int64_t start = 0; start < n; start += kSumBlock) {
-    const int64_t stop = std::min(n, start + kSumBlock);
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = start; i < stop; ++i) {
-      y[i] = exp_nonpositive((x[i] - maximum) * inv_temperature);
-      sum += y[i];
+  for (int64_t start = 0; start < blocks; start += kSumBlocks) {
+    const int64_t stop = std::min(blocks, start + kSumBlocks);
+    alignas(64) T sum[kLanes] = {};
+    for (int64_t b = start; b < stop; ++b) {
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const int64_t i = b * kLanes + l;
+        const T value = exp(x[i] - maximum);
+        y[i] = value;
+        sum[l] += value;
+      }
     }
-    total += sum;
+    total += lane_sum(sum);
   }
   return total;
 }

@@ -1,80 +1,90 @@
-#include "kd/mse_ce.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <vector>
+#include <memory>
 
 #include "common/rows_cpu.h"
 #include "common/softmax_cpu.h"
+#include "kd/mse_ce.h"
 
 namespace pyddfast {
 namespace {
 
 template <class T>
+PYDD_HD double squared_distance(const T* s, const T* t, int64_t blocks) {
+  double total = 0;
+  for (int64_t start = 0; start < blocks; start += kSumBlocks) {
+    const int64_t stop = std::min(blocks, start + kSumBlocks);
+    alignas(64) T sum[kLanes] = {};
+    for (int64_t b = start; b < stop; ++b) {
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const int64_t i = b * kLanes + l;
+        sum[l] += (s[i] - t[i]) * (s[i] - t[i]);
+      }
+    }
+    total += lane_sum(sum);
+  }
+  return total;
+}
+
+template <class T>
 PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) {
   const int64_t n = params.classes;
-  // s, t, p and the teacher's gradient; some stay unused where rows serve in place.
-  std::vector<T> scratch(static_cast<size_t>(4 * n));
+  const int64_t blocks = blocks_of(n), width = blocks * kLanes;
+  const std::unique_ptr<T[]> scratch(new T[size_t(3 * width)]);  // s, t, p
+  const ScaledExp<T> exp(1.0);
 
   for (int64_t r = begin; r < end; ++r) {
     const T* const s =
         load_row(element(params.student, params.student_dtype, r * params.student_stride),
-                 params.student_dtype, n, scratch.data());
+                 params.student_dtype, n, kPadding<T>, &scratch[0]);
     const T* const t =
         load_row(element(params.teacher, params.teacher_dtype, r * params.teacher_stride),
-                 params.teacher_dtype, n, scratch.data() + n);
-    T* const spare = scratch.data() + 2 * n;
-    void* const gradient_row =
-        params.grad_student ? element(params.grad_student, params.grad_dtype, r * n) : nullptr;
-    T* const p = gradient_row ? result_row(gradient_row, params.grad_dtype, spare) : spare;
+                 params.teacher_dtype, n, kPadding<T>, &scratch[width]);
+    T* const p = &scratch[2 * width];
 
     MseCeRow<T> stats;
-    stats.max_s = row_maximum(s, n);
-    const double sum = row_exponentials(s, n, stats.max_s, T(1), p);
+    stats.max_s = row_maximum(s, blocks);
+    const double sum = row_exponentials(s, blocks, stats.max_s, exp, p);
     stats.inv_sum_s = T(1.0 / sum);
-
-    double squares = 0;
-    for (int64_t start = 0; start < n; start += kSumBlock) {
-      const int64_t stop = std::min(n, start + kSumBlock);
-      T block = 0;
-#pragma omp simd reduction(+ : block)
-      for (int64_t i = start; i < stop; ++i) block += (s[i] - t[i]) * (s[i] - t[i]);
-      squares += block;
-    }
+    const double squares = squared_distance(s, t, blocks);
     const int64_t label = params.target[r * params.target_stride];
     const bool valid = label >= 0 && label < n;
-    const double surprise = valid
-                                ? double(stats.max_s) - double(s[label]) + std::log(sum)
-                                : std::numeric_limits<double>::quiet_NaN();
+    const double surprise = valid ? double(stats.max_s) - double(s[label]) + std::log(sum)
+                                  : std::numeric_limits<double>::quiet_NaN();
     const double loss = squares / double(n) + params.ce_weight * surprise;
 
     const double weight = params.weight ? double(static_cast<const T*>(params.weight)[r]) : 1.0;
     const double upstream =
-        params.upstream
-            ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
-            : 1.0;
+        params.upstream ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
+                        : 1.0;
     const double factor = params.scale * weight * upstream;
     if (params.loss_rows) {
       static_cast<T*>(params.loss_rows)[r] = T(loss * params.scale * weight);
     }
     if (params.row_stats) static_cast<MseCeRow<T>*>(params.row_stats)[r] = stats;
     const T mse_scale = T(factor * 2.0 / double(n));
-    if (gradient_row) {
-      const T ce_scale = valid ? T(factor * params.ce_weight)
-                               : std::numeric_limits<T>::quiet_NaN();
+    if (params.grad_student) {
+      void* const target = element(params.grad_student, params.grad_dtype, r * n);
+      T* const values = result_row(target, params.grad_dtype, n, p);
+      const T ce_scale = valid ? T(factor * params.ce_weight) : std::numeric_limits<T>::quiet_NaN();
+      for (int64_t start = 0; start < width; start += kLanes) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        p[i] = mse_scale * (s[i] - t[i]) + ce_scale * (p[i] * stats.inv_sum_s);
+        for (int64_t i = start; i < start + kLanes; ++i) {
+          values[i] = mse_scale * (s[i] - t[i]) + ce_scale * (p[i] * stats.inv_sum_s);
+        }
       }
-      if (valid) p[label] -= ce_scale;
-      store_row(p, n, gradient_row, params.grad_dtype);
+      if (valid) values[label] -= ce_scale;
+      store_row(values, n, target, params.grad_dtype);
     }
     if (params.grad_teacher) {
       void* const target = element(params.grad_teacher, params.teacher_dtype, r * n);
-      T* const values = result_row(target, params.teacher_dtype, scratch.data() + 3 * n);
+      T* const values = result_row(target, params.teacher_dtype, n, p);
+      for (int64_t start = 0; start < width; start += kLanes) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) values[i] = mse_scale * (t[i] - s[i]);
+        for (int64_t i = start; i < start + kLanes; ++i) values[i] = mse_scale * (t[i] - s[i]);
+      }
       store_row(values, n, target, params.teacher_dtype);
     }
   }
