@@ -35,10 +35,21 @@ PYDD_HD float exp2_approximate(float x) {
 #endif
 }
 
+// The larger of two numbers; NaN if one is.
+PYDD_HD float max_with_nan(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a < b ? b : (b == b ? a : b);
+#endif
+}
+
 // exp(x/T).  -inf gives 0, NaN stays NaN.
 PYDD_HD float exp_scaled(float x, ExpScale scale) {
   constexpr float kLn2 = 0x1.62e430p-1f;
-  x = x < scale.lowest ? scale.lowest : x;  // keeps the residual finite; NaN passes
+  x = max_with_nan(x, scale.lowest);  // keeps the residual finite
   const float exponent = x * scale.high;
   const float residual = std::fma(x, scale.low, std::fma(x, scale.high, -exponent));
   const float result = exp2_approximate(exponent);

@@ -45,9 +45,12 @@ __device__ __forceinline__ float row_factor(const RowArgs& args, int64_t row) {
   return args.scale * weight * upstream;
 }
 
-// Four values in the order in which every op adds them.
+// Sums over a chunk, in the order in which every op adds.
 __device__ __forceinline__ float sum4(const float (&x)[kChunk]) {
   return (x[0] + x[1]) + (x[2] + x[3]);
+}
+__device__ __forceinline__ float dot4(const float (&x)[kChunk], const float (&y)[kChunk]) {
+  return fmaf(x[0], y[0], x[1] * y[1]) + fmaf(x[2], y[2], x[3] * y[3]);
 }
 
 template <int r>

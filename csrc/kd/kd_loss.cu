@@ -79,7 +79,7 @@ class KdLoss {
   // s, t, x become p, q, e = p - q.
   __device__ void visit(Round<2>, float (&s)[kChunk], float (&t)[kChunk], float (&x)[kChunk], int,
                         float (&sums)[5]) const {
-    float kl[kChunk], ee[kChunk], eq[kChunk], qq[kChunk];
+    float kl[kChunk];
 #pragma unroll
     for (int v = 0; v < kChunk; ++v) {
       const float p = s[v] * row_.inv_sum_s;
@@ -88,18 +88,15 @@ class KdLoss {
       // Stored probabilities are as exact as they are: their difference needs no log ratio.
       const float e = kLogits ? term.e : p - q;
       kl[v] = term.kl;
-      ee[v] = e * e;
-      eq[v] = e * q;
-      qq[v] = q * q;
       s[v] = p;
       t[v] = q;
       x[v] = e;
     }
     sums[0] += sum4(kl);
     sums[1] += sum4(x);
-    sums[2] += sum4(ee);
-    sums[3] += sum4(eq);
-    sums[4] += sum4(qq);
+    sums[2] += dot4(x, x);
+    sums[3] += dot4(x, t);
+    sums[4] += dot4(t, t);
   }
   __device__ void finish(Round<2>, const float (&sums)[5]) {
     const float common = kLogits ? sums[1] : 0.0f;

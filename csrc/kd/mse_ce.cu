@@ -49,16 +49,14 @@ class MseCe {
   // s becomes the exponentials, difference s - t.  The label's own logit is a sum of one term.
   __device__ void visit(Round<1>, float (&s)[kChunk], float (&t)[kChunk],
                         float (&difference)[kChunk], int i, float (&sums)[3]) const {
-    float squares[kChunk];
 #pragma unroll
     for (int v = 0; v < kChunk; ++v) {
       if (i + v == label_) sums[2] += row_.max_s - s[v];
       difference[v] = i + v < classes_ ? s[v] - t[v] : 0.0f;
-      squares[v] = difference[v] * difference[v];
       s[v] = exp_scaled(s[v] - row_.max_s, exp_one_);
     }
     sums[0] += sum4(s);
-    sums[1] += sum4(squares);
+    sums[1] += dot4(difference, difference);
   }
   __device__ void finish(Round<1>, const float (&sums)[3]) {
     row_.inv_sum_s = 1.0f / sums[0];
