@@ -85,7 +85,9 @@ PYBIND11_MODULE(simt_host, m) {
 
   // Inputs and outputs are C-contiguous arrays of the kernel's own element type; sizes are the
   // test's business (ASan watches them in the sanitised build).
-  const auto self_test = [&](const char* name, auto function) { m.def(name, function); };
+  const auto self_test = [&](const char* name, auto function) {
+    m.def(name, function, py::call_guard<py::gil_scoped_release>());
+  };
   self_test("block_sum", [](const Array<float>& in, Array<float>& out, int blocks, int threads,
                             int rows, Bug bug) {
     return launch_block_sum(in.data(), out.mutable_data(), blocks, threads, rows, bug);

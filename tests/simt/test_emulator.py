@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -378,6 +380,37 @@ def test_many_barriers(host: ModuleType) -> None:
     out = nan(1024)
     assert host.barriers(out, 8, 1024, 50) == 0
     assert (out == 50.0).all()
+
+
+def test_launches_from_several_threads(host: ModuleType) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for out, expected in pool.map(lambda _: block_sum(host, 96), range(40)):
+            np.testing.assert_array_equal(out, expected)
+
+
+# ------------------------------------------------------------------------------- the build
+
+
+def test_a_second_build_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build.build_host()
+
+    def run(command: object) -> None:
+        raise AssertionError(command)
+
+    monkeypatch.setattr(build, "_run", run)
+    assert build.build_host() == path
+
+
+def test_a_missing_source_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no source .*csrc/absent\.cu"):
+        build.build_torch_library("absent", ["csrc/absent.cu"])
+
+
+def test_a_source_that_does_not_compile_shows_the_compilers_text(tmp_path: Path) -> None:
+    source = tmp_path / "broken.cu"
+    source.write_text('#include "common/simt.h"\n__global__ void kernel() { undeclared(); }\n')
+    with pytest.raises(RuntimeError, match=r"broken\.cu:2.*undeclared"):
+        build.build_torch_library("broken", [source])
 
 
 # ------------------------------------------------------------------------------ other builds
