@@ -41,17 +41,15 @@ def kd_loss(
     The sum equals sum q d, the usual KL, because p and q both sum to one; it has no cancellation
     where the two distributions are close.
     """
+    t = _wide(teacher)
     log_p = F.log_softmax(_wide(student) / temperature, dim=-1)
     if teacher_kind == "logits":
-        log_q = F.log_softmax(_wide(teacher) / temperature, dim=-1)
-    elif teacher_kind == "log_probs":
-        log_q = _wide(teacher)
+        log_q = F.log_softmax(t / temperature, dim=-1)
     else:
         # Where q = 0 its logarithm is masked below; 1 keeps the gradient of the mask finite.
-        q_wide = _wide(teacher)
-        log_q = torch.where(q_wide == 0, 1.0, q_wide).log()
+        log_q = t if teacher_kind == "log_probs" else torch.where(t == 0, 1.0, t).log()
     p = log_p.exp()
-    q = _wide(teacher) if teacher_kind == "probs" else log_q.exp()
+    q = t if teacher_kind == "probs" else log_q.exp()
     empty = q == 0
     # Classes without mass contribute their p, and no gradient to the teacher.
     d = torch.where(empty, 0.0, torch.where(empty, 0.0, log_q) - torch.where(empty, 0.0, log_p))

@@ -1,0 +1,70 @@
+"""The backends that every operator is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyddfast.ops import _native
+
+EMULATED = "pyddfast_simt"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where an operator runs: the twin, the CPU kernels, the emulated or the real CUDA kernels."""
+
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if self.name == "cuda" else "cpu")
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        floats = [torch.float32, torch.float16, torch.bfloat16]
+        return floats if self.name in ("simt", "cuda") else [*floats, torch.float64]
+
+    def put(self, tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return tensor.to(self.device, dtype)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> str:
+    """Loads the CUDA kernels, compiled against the emulator, as operators for CPU tensors."""
+    from tests.simt import build
+
+    sources = ["csrc/ops.cpp", *sorted(str(p.relative_to(build.REPO)) for p in kernels())]
+    library = build.build_torch_library(
+        EMULATED, sources, defines=[f"PYDDFAST_NAMESPACE={EMULATED}", "PYDDFAST_SIMT"]
+    )
+    torch.ops.load_library(str(library))
+    return EMULATED
+
+
+def kernels() -> list:
+    from tests.simt import build
+
+    return list((build.REPO / "csrc").rglob("*.cu"))
+
+
+@pytest.fixture(params=["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.cuda)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    chosen = Backend(request.param)
+    if chosen.name == "reference":
+        monkeypatch.setattr(_native, "usable", lambda *_: False)
+        yield chosen
+        return
+    monkeypatch.setenv("PYDDFAST_STRICT", "1")  # a test of a kernel must not run its twin
+    if chosen.name == "simt":
+        with _native.emulated(request.getfixturevalue("emulated_library")):
+            yield chosen
+    else:
+        yield chosen
