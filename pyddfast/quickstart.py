@@ -70,9 +70,9 @@ class QuickstartConfig:
     ipc: int = 10
     seeds: int = 3
     epochs: int = 100
-    teacher_epochs: int = 6
+    teacher_epochs: int = 8
     el2n_models: int = 3
-    el2n_epochs: int = 1
+    el2n_epochs: int = 2
     width: int = 32
     seed: int = 0
 
@@ -419,8 +419,8 @@ def _context(
             "only if it is larger than seed spread and test-sampling error together: a t-test at "
             "5 % for the whole list (Holm; the intervals are Bonferroni's), the seed spread of a "
             "cell taken as its own or as that of all cells, whichever is larger. The students "
-            "share their test images, so the intervals are too wide rather than too narrow. An order "
-            "on one small data set with shortened training says nothing about another."
+            "share their test images, so the intervals are rather too wide than too narrow. An "
+            "order on one small data set with shortened training says nothing about another."
         ),
         "sets": [
             {

@@ -24,7 +24,7 @@ from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.ops.patches import mosaic, multi_crop, select_patches
 from pyddfast.random import Purpose, permutation
 
-__all__ = ["Candidates", "RDEDConfig", "default_factor", "rded"]
+__all__ = ["Candidates", "RDEDConfig", "check_rded", "default_factor", "rded"]
 
 Candidates: TypeAlias = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
 Images: TypeAlias = Tensor | list[Tensor]
@@ -114,13 +114,8 @@ def rded(
             gives another number of logits.  All but the last before any work.
     """
     config = RDEDConfig() if config is None else config
-    size = config.image_size or _common_size(dataset) or 224
-    factor = default_factor(size) if config.factor is None else config.factor
-    if factor > size:
-        raise ValueError(f"factor must be at most the image size {size}, got {factor}")
+    size, factor, pools = check_rded(dataset, config, candidates=candidates)
     count = config.ipc * factor**2
-    pools = _pools(dataset, config, candidates)
-    _check_pools(pools, count, factor, config, dataset, given=candidates is not None)
     if device is None:
         parameter = next(teacher.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
@@ -193,6 +188,33 @@ def rded(
         kind="patches",
         meta=meta,
     )
+
+
+def check_rded(
+    dataset: ImageSource, config: RDEDConfig, *, candidates: Candidates | None = None
+) -> tuple[int, int, list[list[int]]]:
+    """Whether :func:`rded` can do it, without any work: for callers that train a teacher first.
+
+    Args:
+        dataset: As for :func:`rded`.
+        config: As for :func:`rded`.
+        candidates: As for :func:`rded`.
+
+    Returns:
+        Image size, factor, and the ordered pool of each class.
+
+    Raises:
+        ValueError: As :func:`rded`, but for the teacher.
+    """
+    size = config.image_size or _common_size(dataset) or 224
+    factor = default_factor(size) if config.factor is None else config.factor
+    if factor > size:
+        raise ValueError(f"factor must be at most the image size {size}, got {factor}")
+    pools = _pools(dataset, config, candidates)
+    _check_pools(
+        pools, config.ipc * factor**2, factor, config, dataset, given=candidates is not None
+    )
+    return size, factor, pools
 
 
 def _common_size(dataset: ImageSource) -> int | None:

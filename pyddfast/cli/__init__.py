@@ -1,0 +1,112 @@
+"""The command line: ``pyddfast COMMAND ...``.
+
+This file only finds the command, so that ``pyddfast --help`` answers at once; the commands
+themselves, in :mod:`pyddfast.cli.commands`, import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pyddfast._version import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+# Words of a command: its function in pyddfast.cli.commands, and a line of help.
+COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
+    ("info",): ("info", "versions, backends, CPU and CUDA kernels, missing extras"),
+    ("quickstart",): ("quickstart", "the main job in five minutes: sets, students, a report"),
+    ("distill", "rded"): ("distill_rded", "distil a data set by RDED"),
+    ("coreset", "random"): ("coreset_random", "pick images at random, the same number a class"),
+    ("coreset", "el2n-easy"): ("coreset_el2n_easy", "pick the images with the lowest EL2N"),
+    ("train",): ("train", "train students on a set in a label regime"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Arguments without the program's name; default those of the process.
+
+    Returns:
+        Exit code: 0; 2 after an error, told in one line on stderr (with ``PYDDFAST_DEBUG=1`` as a
+        traceback); 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("PYDDFAST_DEBUG") == "1"
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        _say("stopped; the same command with --resume continues where the run was")
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has left (`| head`): nobody to tell.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        _say(f"error: {kind}{' '.join(str(error).split())}")
+        return 2
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"pyddfast {__version__}")
+        return 0
+    for command, (function, _) in COMMANDS.items():
+        if tuple(words[: len(command)]) == command:
+            return _call(command, function, words[len(command) :])
+    group = tuple(words[:1])
+    members = [command for command in COMMANDS if command[:1] == group]
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(list(COMMANDS), ""))
+        return 0
+    if members and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_help(members, f" {words[0]}"))
+        return 0
+    given = " ".join(words[:2] if members else words[:1])
+    known = ", ".join(" ".join(command) for command in members or COMMANDS)
+    raise ValueError(f"unknown command {given!r}; known are: {known}")
+
+
+def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
+    from pyddfast._extras import require
+
+    tyro = require("tyro", "methods")
+    from pyddfast.cli import commands
+
+    try:
+        tyro.cli(
+            getattr(commands, function),
+            prog=" ".join(("pyddfast", *command)),
+            args=rest,
+        )
+    except SystemExit as end:
+        # tyro has printed the help (0) or what is wrong with the arguments (2).
+        return end.code if isinstance(end.code, int) else 2
+    return 0
+
+
+def _help(commands: Sequence[tuple[str, ...]], group: str) -> str:
+    width = max(len(" ".join(command)) for command in commands)
+    lines = [
+        f"usage: pyddfast{group or ' COMMAND'} {'COMMAND ' if group else ''}[options]",
+        "",
+        "Dataset distillation: fast, exact building blocks and methods.",
+        "",
+        "commands:",
+        *(f"  {' '.join(command):<{width}}  {COMMANDS[command][1]}" for command in commands),
+        "",
+        "pyddfast COMMAND --help shows a command's options and their defaults;",
+        "pyddfast --version the version.",
+    ]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(f"pyddfast: {text}", file=sys.stderr)

@@ -1,0 +1,561 @@
+"""The commands: each is a function, its options are its parameters and the config dataclasses."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+from pyddfast.coresets import el2n_scores, random_scores, select
+from pyddfast.coresets.selection import check_ipc
+from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, export_png, load
+from pyddfast.methods.rded import RDEDConfig, check_rded, rded
+from pyddfast.models import create
+from pyddfast.quickstart import METHODS, REGIMES, QuickstartConfig
+from pyddfast.quickstart import quickstart as run_quickstart
+from pyddfast.train import (
+    Budget,
+    Epochs,
+    Recipe,
+    Regime,
+    RunFolder,
+    Samples,
+    Scale,
+    Steps,
+    Teacher,
+    progress,
+    train_student,
+    train_teacher,
+)
+from pyddfast.train import recipe as published_recipe
+from pyddfast.train.models import ModelSpec
+
+__all__ = [
+    "DataOptions",
+    "ModelOptions",
+    "TeacherOptions",
+    "coreset_el2n_easy",
+    "coreset_random",
+    "distill_rded",
+    "info",
+    "load_teacher",
+    "quickstart",
+    "train",
+]
+
+# The fields of a config dataclass become options of the command, without a prefix.
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data.
+
+    Attributes:
+        data: Name of the data set: fashion-mnist-mini (embedded), fashion-mnist, or folder
+            (ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE).
+        root: Its folder, where it is not embedded.
+    """
+
+    data: str = "fashion-mnist-mini"
+    root: Path | None = None
+
+    def load(self, split: str, image_size: int | None = None) -> ImageDataset | ImageFolder:
+        """The data set, lazily decoded where it is a folder of images."""
+        return load(self.data, root=self.root, split=split, image_size=image_size)
+
+    def resident(self, split: str, image_size: int | None = None) -> ImageDataset:
+        """The data set in memory."""
+        loaded = self.load(split, image_size)
+        return loaded if isinstance(loaded, ImageDataset) else loaded.resident()
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Attributes:
+        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18.
+        model_option: Its options, each NAME=VALUE, e.g. width=32 norm=batch.
+    """
+
+    model: str = "convnet-d3"
+    model_option: tuple[str, ...] = ()
+
+    def spec(self) -> ModelSpec:
+        """Name and options as the training functions take them."""
+        return self.model, _assignments("model-option", self.model_option)
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The teacher: one that was trained before, or a new one.
+
+    Attributes:
+        teacher: Folder of a trained teacher (it holds teacher.safetensors and teacher.json).
+        teacher_model: Network to train as teacher where no folder is given.
+        teacher_option: Its options, each NAME=VALUE.
+        teacher_epochs: Epochs of that training.
+    """
+
+    teacher: Path | None = None
+    teacher_model: str = "convnet-d3"
+    teacher_option: tuple[str, ...] = ()
+    teacher_epochs: int = 20
+
+    def get(
+        self, data: DataOptions, side: int | None, out: Path, seed: int, device: str | None
+    ) -> Teacher:
+        """Load or train it on images of that side; a new one stays in ``out/teacher``."""
+        if self.teacher is not None:
+            return load_teacher(self.teacher, data.load("test", side), device)
+        return train_teacher(
+            data.resident("train", side),
+            (self.teacher_model, _assignments("teacher-option", self.teacher_option)),
+            test_set=data.resident("test", side),
+            epochs=self.teacher_epochs,
+            seed=seed,
+            device=device,
+            out=out / "teacher",
+        )
+
+
+def info() -> None:
+    """Versions, loaded backends, CPU dispatch level, CUDA architectures and missing extras."""
+    from pyddfast import info as module
+
+    print(module.format_info())
+
+
+def quickstart(
+    config: Annotated[QuickstartConfig, Flat] = QuickstartConfig(),  # noqa: B008
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Train a teacher, make three small sets, train students in three label regimes, report.
+
+    Runs on the embedded subset of Fashion-MNIST; no download, no GPU needed.
+
+    Args:
+        config: Settings.
+        out: Run folder; default runs/quickstart-DATE-TIME.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+        threads: CPU threads; default all cores.  Equal numbers need equal threads.
+    """
+    if resume and out is None:
+        raise ValueError("--resume needs --out: the folder of the run to go on with")
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
+    _note(f"run folder {folder}; if it is stopped: pyddfast quickstart --out {folder} --resume")
+    result = run_quickstart(folder, config, resume=resume, device=device)
+    table = _table("Test accuracy (%), mean ± std over seeds", "set", *REGIMES.values())
+    for method in METHODS.values():
+        cells = [r for r in result.results if r.method == method]
+        table.add_row(method, *(f"{100 * r.mean:.1f} ± {100 * (r.std or 0.0):.1f}" for r in cells))
+    _show(table)
+    worst = max(r.sampling_error for r in result.results)
+    print(
+        f"Test images leave a standard error of up to {100 * worst:.1f} points on each; "
+        f"the teacher has {100 * result.teacher_accuracy:.1f} %.\n"
+    )
+    for sentence in result.sentences:
+        print(f"- {sentence}")
+    print(f"\n{result.seconds:.0f} s. Report: {result.report}")
+
+
+def distill_rded(
+    config: Annotated[RDEDConfig, Flat] = RDEDConfig(),  # noqa: B008
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),
+    *,
+    out: Path,
+    resume: bool = False,
+    png: bool = False,
+    device: str | None = None,
+) -> None:
+    """Distil a data set by RDED: the crops that a teacher is surest of, tiled to images.
+
+    Args:
+        config: Settings of RDED.
+        data: Which data.
+        teacher: The observer.
+        out: Run folder; the set goes to OUT/set.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    source = data.load("train")
+    check_rded(source, config)
+
+    def make() -> DistilledSet:
+        side = config.image_size or (None if isinstance(source, ImageDataset) else 224)
+        known = teacher.get(data, side, out, config.seed, device)
+        with progress("RDED", source.num_classes) as advance:
+            return rded(source, known.model, config, on_progress=lambda done, total: advance(1))
+
+    facts = {"task": "distill rded", **_plain(config), **_plain(data), **_plain(teacher)}
+    _make_set(out, facts, source, config.ipc, make, resume=resume, png=png)
+
+
+def coreset_random(
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    *,
+    out: Path,
+    ipc: int = 10,
+    image_size: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    png: bool = False,
+) -> None:
+    """Pick images at random, the same number of every class.
+
+    Args:
+        data: Which data.
+        out: Run folder; the set goes to OUT/set.
+        ipc: Images a class.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        seed: Seed of the choice.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+    """
+    source = data.load("train", image_size)
+
+    def make() -> DistilledSet:
+        scores = random_scores(len(source), seed=seed)
+        classes = source.num_classes
+        return select(
+            scores, source.labels, ipc=ipc, num_classes=classes, method="random"
+        ).to_distilled(source)
+
+    facts = {
+        "task": "coreset random",
+        "ipc": ipc,
+        "image_size": image_size,
+        "seed": seed,
+        **_plain(data),
+    }
+    _make_set(out, facts, source, ipc, make, resume=resume, png=png)
+
+
+def coreset_el2n_easy(
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),
+    *,
+    out: Path,
+    ipc: int = 10,
+    image_size: int | None = None,
+    repeats: int = 10,
+    epochs: int = 20,
+    seed: int = 0,
+    resume: bool = False,
+    png: bool = False,
+    device: str | None = None,
+) -> None:
+    """Pick the images with the lowest EL2N of each class: what young networks find easiest.
+
+    Args:
+        data: Which data.
+        model: The scoring network.
+        out: Run folder; the set goes to OUT/set.
+        ipc: Images a class.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+        seed: Seed of the networks.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    source = data.resident("train", image_size)
+
+    def make() -> DistilledSet:
+        scores = el2n_scores(
+            source,
+            model.spec(),
+            repeats=repeats,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            out=out / "el2n",
+        )
+        return select(
+            scores,
+            source.labels,
+            strategy="bottomk",
+            ipc=ipc,
+            num_classes=source.num_classes,
+            method="el2n-easy",
+        ).to_distilled(source)
+
+    facts = {
+        "task": "coreset el2n-easy",
+        "ipc": ipc,
+        "image_size": image_size,
+        "repeats": repeats,
+        "epochs": epochs,
+        "seed": seed,
+        **_plain(data),
+        **_plain(model),
+    }
+    _make_set(out, facts, source, ipc, make, resume=resume, png=png)
+
+
+def train(
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),
+    *,
+    set: Path,
+    regime: Literal["hl", "sl", "sl-kd"],
+    out: Path,
+    scale: Literal["small", "large"] | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    samples: int | None = None,
+    recipe: tuple[str, ...] = (),
+    seeds: int = 3,
+    seed: int = 0,
+    evaluations: int = 10,
+    labels: Literal["auto", "stored"] = "auto",
+    deterministic: bool = False,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Train students from scratch on a set and measure them on the test split of the data.
+
+    The recipes are Table 1 of "Rethinking Dataset Distillation: Hard Truths About Soft Labels".
+
+    Args:
+        data: Whose test split measures the students (and whose train split a new teacher learns).
+        model: The student.
+        teacher: The teacher of sl and sl-kd.
+        set: Folder of a set, as the distill and coreset commands write it.
+        regime: hl: hard labels; sl: one soft label an image; sl-kd: a teacher on every view.
+        out: Run folder.
+        scale: Columns of Table 1; default small up to 64 pixels, else large.
+        epochs: Train for so many epochs instead of the published number.
+        steps: Train for so many optimiser steps instead.
+        samples: Train for so many images seen instead.
+        recipe: Changes of the recipe, each NAME=VALUE, e.g. lr=0.1 batch_size=64.
+        seeds: Number of students.
+        seed: Seed of the first; the others follow.
+        evaluations: Test evaluations a student, evenly spread.
+        labels: stored: the set's own soft labels instead of a teacher's.
+        deterministic: Deterministic algorithms on CUDA.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    distilled = _load_set(set)
+    used = _recipe(regime, scale, distilled.ipc, max(distilled.images.shape[-2:]), recipe)
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    budget = _budget(epochs, steps, samples)
+    # The stored size, or that of the views where the recipe resizes.
+    side = used.image_size or max(distilled.images.shape[-2:])
+    sized = side if data.data == "folder" else None
+    test_set = data.resident("test", sized)
+    facts = {
+        "task": "train",
+        "set": str(set),
+        "regime": regime,
+        "recipe": used.to_dict(),
+        "budget": None if budget is None else repr(budget),
+        "seeds": seeds,
+        "seed": seed,
+        **_plain(data),
+        **_plain(model),
+        **_plain(teacher),
+    }
+    RunFolder(out, facts, resume=resume)
+    needs_teacher = regime != "hl" and labels != "stored"
+    known = teacher.get(data, sized, out, seed, device) if needs_teacher else None
+    result = train_student(
+        distilled,
+        regime,
+        model.spec(),
+        test_set=test_set,
+        teacher=None if known is None else known.model,
+        teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},
+        labels=labels,
+        recipe=used,
+        budget=budget,
+        seeds=tuple(range(seed, seed + seeds)),
+        evaluations=evaluations,
+        device=device,
+        deterministic=deterministic,
+        out=out / "students",
+    )
+    table = _table(
+        f"{REGIMES[regime]} students, test accuracy (%)", "seed", "last", "best", "at epoch"
+    )
+    for student in result.seeds:
+        table.add_row(
+            str(student.seed),
+            f"{100 * student.last_accuracy:.2f}",
+            f"{100 * student.best_accuracy:.2f}",
+            f"{student.best_epoch:g}",
+        )
+    _show(table)
+    spread = f" ± {100 * result.std:.2f} over seeds" if seeds > 1 else ""
+    print(
+        f"mean {100 * result.mean:.2f} %{spread}; {result.test_count:,} test images leave a "
+        f"standard error of {100 * result.sampling_error:.2f}"
+    )
+    if not used.in_paper:
+        print("this recipe is not in the paper")
+    print(f"results: {out / 'students' / 'result.json'}")
+
+
+def load_teacher(folder: Path, data: ImageDataset | ImageFolder, device: str | None) -> Teacher:
+    """Read a teacher that :func:`pyddfast.train.train_teacher` wrote.
+
+    Args:
+        folder: Its run folder, or the folder of a run that trained one (``folder/teacher``).
+        data: A data set of the teacher's image size and classes.
+        device: Where it goes; default CUDA where there is one.
+
+    Raises:
+        FileNotFoundError: There is no teacher.
+        ValueError: A file is damaged, the model was not made by name, or it is one for other data.
+    """
+    if (folder / "teacher" / "teacher.json").is_file():
+        folder = folder / "teacher"
+    for name in ("teacher.json", "teacher.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
+    channels, height, width = data[0].shape
+    try:
+        record = json.loads((folder / "teacher.json").read_bytes())
+        model = record["config"]["model"]
+        network = create(
+            model["name"],
+            num_classes=data.num_classes,
+            in_channels=channels,
+            image_size=(height, width),
+            **model["options"],
+        )
+        network.load_state_dict(load_file(folder / "teacher.safetensors"))
+    except Exception as error:
+        # JSON, safetensors, torch and a missing key each raise their own type.
+        raise ValueError(
+            f"{folder} holds no teacher for {data.num_classes} classes of "
+            f"{channels} x {height} x {width} images: {error}"
+        ) from error
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Teacher(network.to(target).eval(), record)
+
+
+def _make_set(
+    out: Path,
+    facts: dict[str, Any],
+    source: ImageDataset | ImageFolder,
+    ipc: int,
+    make: Callable[[], DistilledSet],
+    *,
+    resume: bool,
+    png: bool,
+) -> None:
+    """Make a set in a run folder, unless the resumed run has it already."""
+    if ipc < 1:
+        raise ValueError(f"--ipc must be at least 1, got {ipc}")
+    check_ipc(ipc, torch.bincount(source.labels, minlength=source.num_classes).tolist())
+    run = RunFolder(out, facts, resume=resume)
+    folder = out / "set"
+    # A set's folder appears whole, so one that is there is finished.
+    if not folder.exists():
+        began = time.perf_counter()
+        made = make()
+        seconds = time.perf_counter() - began
+        run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
+        made.save(folder)
+    made = DistilledSet.load(folder)
+    if png and not (out / "png").exists():
+        export_png(made, out / "png")
+    size = "x".join(str(side) for side in made.images.shape[-2:])
+    print(f"{len(made):,} images of {size}, {made.ipc} for each of {made.num_classes} classes")
+    print(f"set: {folder}")
+
+
+def _load_set(folder: Path) -> DistilledSet:
+    """The set of a folder, or of the run in it."""
+    return DistilledSet.load(folder / "set" if (folder / "set").is_dir() else folder)
+
+
+def _recipe(
+    regime: Regime, scale: Scale | None, ipc: int, side: int, changes: Sequence[str]
+) -> Recipe:
+    # 64 pixels are the largest of the paper's small-scale sets (Tiny-ImageNet).
+    chosen: Scale = scale or ("small" if side <= 64 else "large")
+    given = _assignments("recipe", changes)
+    known = {f.name for f in fields(Recipe)}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"--recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+    return published_recipe(regime, chosen, ipc, **given)
+
+
+def _budget(epochs: int | None, steps: int | None, samples: int | None) -> Budget | None:
+    given = [
+        kind(count)
+        for kind, count in ((Epochs, epochs), (Steps, steps), (Samples, samples))
+        if count is not None
+    ]
+    if len(given) > 1:
+        raise ValueError("give at most one of --epochs, --steps and --samples")
+    return given[0] if given else None
+
+
+def _assignments(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words; a value is a Python literal if it reads as one, else text."""
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--{option} takes NAME=VALUE, got {word!r}")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    """The fields of a config dataclass as JSON values."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(options).items()
+    }
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    return table
+
+
+def _show(table: Table) -> None:
+    Console().print(table)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,182 @@
+"""The command line: help, exit codes, one-line errors, and the commands on real files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyddfast import data
+from pyddfast.cli import COMMANDS, commands, main
+from pyddfast.data import DistilledSet
+from pyddfast.methods import RDEDConfig
+from pyddfast.quickstart import QuickstartConfig
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("pyddfast: error: ")
+    return lines[0]
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys, pyddfast.cli\n"
+        "calls = [], ['--help'], ['distill'], ['--version']\n"
+        "codes = [pyddfast.cli.main(argv) for argv in calls]\n"
+        "print(codes, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] False False"
+    for command, (_, line) in COMMANDS.items():
+        assert " ".join(command) in done.stdout
+        assert line in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        (("quickstart",), vars(QuickstartConfig())),
+        (("distill", "rded"), vars(RDEDConfig())),
+        (("coreset", "random"), {"ipc": 10, "data": "fashion-mnist-mini"}),
+        (("coreset", "el2n-easy"), {"repeats": 10, "epochs": 20, "model": "convnet-d3"}),
+        (("train",), {"seeds": 3, "evaluations": 10, "teacher-epochs": 20}),
+    ],
+)
+def test_each_command_shows_its_defaults(
+    command: tuple[str, ...], defaults: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, value in defaults.items():
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        _, _, rest = words.partition(f"--{name.replace('_', '-')} ")
+        assert rest, name
+        assert f"(default: {shown})" in rest, name
+        assert rest.index(f"(default: {shown})") == rest.index("(default: "), name
+
+
+def test_coreset_random_writes_a_set_and_refuses_to_overwrite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["coreset", "random", "--ipc", "2", "--seed", "7", "--out", str(out)]
+    assert main([*arguments, "--png"]) == 0
+    made = DistilledSet.load(out / "set")
+    source = data.load("fashion-mnist-mini")
+    assert torch.equal(made.images, source.images[made.meta["source_indices"]])
+    assert made.class_counts.tolist() == [2] * 10
+    assert len(list((out / "png").rglob("*.png"))) == 20
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert str(out) in error_line(capsys)
+    assert main([*arguments, "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--resume", "--ipc", "3"]) == 2
+    assert "ipc was 2, now 3" in error_line(capsys)
+
+
+def test_rded_then_train_with_its_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        split: data.load("fashion-mnist-mini", split=split).subset(range(400))
+        for split in ("train", "test")
+    }
+    monkeypatch.setattr(commands, "load", lambda name, *, split, **rest: small[split])
+    rded, students = tmp_path / "rded", tmp_path / "students"
+    teacher = ["--teacher-epochs", "1", "--teacher-option", "width=4", "norm=batch"]
+    made = ["distill", "rded", "--ipc", "2", "--pool", "9", "--factor", "2", *teacher]
+    assert main([*made, "--out", str(rded)]) == 0
+    distilled = DistilledSet.load(rded / "set")
+    assert (distilled.factor, distilled.kind, len(distilled)) == (2, "patches", 20)
+
+    train = ["train", "--set", str(rded), "--regime", "sl", "--teacher", str(rded)]
+    train += ["--model-option", "width=4", "--steps", "3", "--seeds", "2", "--seed", "5"]
+    train += ["--evaluations", "1", "--recipe", "lr=0.002", "batch_size=8"]
+    capsys.readouterr()
+    assert main([*train, "--out", str(students)]) == 0
+    shown = capsys.readouterr().out
+    result = json.loads((students / "students" / "result.json").read_text())
+    assert [s["seed"] for s in result["seeds"]] == [5, 6]
+    assert result["config"]["recipe"]["lr"] == 0.002
+    assert result["config"]["budget"]["total_steps"] == 3
+    record = json.loads((rded / "teacher" / "teacher.json").read_text())
+    assert result["config"]["teacher"]["accuracy"] == record["accuracy"]
+    assert f"mean {100 * result['mean']:.2f} %" in shown
+
+    assert main([*train, "--out", str(students), "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*train[:-2], "--out", str(tmp_path / "x"), "--recipe", "speed=9"]) == 2
+    assert "--recipe has no speed" in error_line(capsys)
+    assert main([*train, "--out", str(tmp_path / "x"), "--epochs", "2"]) == 2
+    assert "at most one" in error_line(capsys)
+    (rded / "teacher" / "teacher.safetensors").write_bytes(b"torn")
+    assert main([*train, "--out", str(tmp_path / "y")]) == 2
+    assert "holds no teacher" in error_line(capsys)
+
+
+def test_el2n_easy_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = data.load("fashion-mnist-mini")
+    rows = [(whole.labels == label).nonzero()[:6, 0] for label in range(10)]
+    small = whole.subset(torch.cat(rows))
+    monkeypatch.setattr(commands, "load", lambda name, **rest: small)
+    arguments = ["coreset", "el2n-easy", "--ipc", "2", "--repeats", "2", "--epochs", "1"]
+    assert main([*arguments, "--model-option", "width=4", "--out", str(tmp_path / "run")]) == 0
+    made = DistilledSet.load(tmp_path / "run" / "set")
+    assert made.meta["method"] == "el2n-easy"
+    assert made.meta["scoring"]["models"] == 2
+    assert (tmp_path / "run" / "el2n" / "net1" / "teacher.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["frobnicate"], "unknown command 'frobnicate'"),
+        (["distill", "sre3l"], "unknown command 'distill sre3l'"),
+        (["quickstart", "--resume"], "--resume needs --out"),
+        (["quickstart", "--seeds", "1", "--out", "OUT"], "seeds"),
+        (["quickstart", "--threads", "0"], "--threads"),
+        (["coreset", "random", "--ipc", "601", "--out", "OUT"], "ipc = 601"),
+        (["coreset", "random", "--data", "mnist", "--out", "OUT"], "mnist"),
+        (["distill", "rded", "--ipc", "0", "--out", "OUT"], "ipc"),
+        (["distill", "rded", "--factor", "6", "--out", "OUT"], "needs 360 images"),
+        (["train", "--set", "OUT", "--regime", "hl", "--out", "OUT"], "set.json"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_left(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([str(out) if word == "OUT" else word for word in argv]) == 2
+    assert message in error_line(capsys)
+    assert not out.exists()
+
+
+def test_arguments_that_do_not_parse_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--set", "x", "--regime", "soft", "--out", "y"]) == 2
+    assert "soft" in capsys.readouterr().err
+    assert main(["coreset", "random"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYDDFAST_DEBUG", "1")
+    with pytest.raises(ValueError, match="unknown command"):
+        main(["frobnicate"])
+
+
+def test_ctrl_c_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop(*args: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run_quickstart", stop)
+    assert main(["quickstart", "--out", str(tmp_path / "run")]) == 130
+    assert "--resume" in capsys.readouterr().err
