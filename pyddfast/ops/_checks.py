@@ -34,7 +34,7 @@ def number(value: Any, name: str) -> float:
             f"{name} is a Python number, not {type(value).__name__}"
             f"{hint if isinstance(value, Tensor) else ''}"
         )
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # torch.compile traces this for a symbolic float, not isfinite
         raise ValueError(f"{name} is {value}; it must be finite")
     return float(value)
 

@@ -13,24 +13,51 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_C.so"
 
 
+OPERATORS = (
+    "kd_loss",
+    "kd_loss_score",
+    "kd_value_and_grad",
+    "kd_grad_student",
+    "kd_grad_teacher",
+    "soft_ce",
+    "soft_ce_value_and_grad",
+    "soft_ce_grad_student",
+    "soft_ce_grad_target",
+    "mse_ce",
+    "mse_ce_value_and_grad",
+    "mse_ce_grad_student",
+    "mse_ce_grad_teacher",
+)
+
+
 class Raw:
     """The operators of one namespace, each resolved once (an overload costs less a call)."""
 
     def __init__(self, namespace: str, *, emulated: bool = False) -> None:
-        self._operators = getattr(torch.ops, namespace)
         self.emulated = emulated
+        for name in OPERATORS:
+            setattr(self, name, getattr(getattr(torch.ops, namespace), name).default)
 
-    def __getattr__(self, name: str) -> Any:
-        operator = getattr(self._operators, name).default
-        setattr(self, name, operator)
-        return operator
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class NoRaw:
+    """Stands for the operators where there is no library."""
+
+    emulated = False
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 def _load() -> str | None:
@@ -48,7 +75,7 @@ def _load() -> str | None:
 
 
 load_error = _load()
-raw = Raw("pyddfast")
+raw: Raw | NoRaw = Raw("pyddfast") if load_error is None else NoRaw()
 _warned: set[str] = set()
 
 
