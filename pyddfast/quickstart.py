@@ -26,7 +26,7 @@ from pyddfast.report import (
     accuracy_figure,
     differences,
     png_uri,
-    set_figure,
+    sets_figure,
     summary,
     svg,
     write_report,
@@ -379,11 +379,6 @@ def _context(
     recipes: dict[Regime, Recipe] = {
         regime: recipe(regime, scale="small", ipc=config.ipc) for regime in REGIMES
     }
-    captions = {
-        "random": "Drawn at random, the same number of every class.",
-        "el2n-easy": "The lowest EL2N of every class: what the scoring networks find easiest.",
-        "rded": "The crops that the teacher is surest of, the surest first.",
-    }
     record = teacher.record
     versions = dict(environment())
     return {
@@ -422,38 +417,36 @@ def _context(
             "share their test images, so the intervals are rather too wide than too narrow. An "
             "order on one small data set with shortened training says nothing about another."
         ),
-        "sets": [
-            {
-                "name": METHODS[name],
-                "caption": captions[name],
-                "alt": f"Images of the set {METHODS[name]}, a row a class",
-                "image": png_uri(set_figure(distilled)),
-            }
-            for name, distilled in sets.items()
-        ],
+        "sets_image": png_uri(sets_figure({METHODS[name]: one for name, one in sets.items()})),
+        "sets_alt": "Images of the three sets, a row a class",
+        "sets_note": (
+            "The first images of every class. Random: drawn at random. EL2N-Easy: the images that "
+            "the scoring networks find easiest, the easiest first. RDED: the crops that the "
+            "teacher is surest of, the surest first."
+        ),
         "facts": [
             f"Data: the embedded subset of Fashion-MNIST (MIT licence), {len(run.train_set):,} "
             f"training and {test_count:,} test images of 28 × 28 pixels, 10 classes.",
             f"Networks: ConvNet-D3 of width {config.width} with instance norm, for the teacher, "
             "the scoring networks and the students.",
-            f"Teacher: {config.teacher_epochs} epochs on the full training data; it labels the "
-            "images in SL and every augmented view in SL+KD, and is RDED's observer.",
-            f"EL2N-Easy: mean over {config.el2n_models} networks after {config.el2n_epochs} "
-            f"epoch{'s' if config.el2n_epochs > 1 else ''}, the lowest {config.ipc} of each class.",
+            f"Teacher: {_count(config.teacher_epochs, 'epoch')} on the full training data; it "
+            "labels the images in SL and every augmented view in SL+KD, and is RDED's observer.",
+            f"EL2N-Easy: mean over {_count(config.el2n_models, 'network')} after "
+            f"{_count(config.el2n_epochs, 'epoch')}, the lowest {config.ipc} of each class.",
             f"RDED: factor {sets['rded'].factor} (images below 128 px), "
             f"{sets['rded'].meta['num_crops']} crops of each of up to "
             f"{sets['rded'].meta['pool']} images a class.",
             "Accuracy after the last epoch; no epoch was chosen on the test set.",
         ],
         "shortened": [
-            f"Students train for {config.epochs} epochs instead of 300; learning-rate steps keep "
-            "their share of the training.",
+            f"Students train for {_count(config.epochs, 'epoch')} instead of 300; learning-rate "
+            "steps keep their share of the training.",
             "28 pixels are small scale, so the students follow the small-scale columns of Table 1 "
             "of “Rethinking Dataset Distillation: Hard Truths About Soft Labels”.",
             "Small-scale SL+KD is not in the paper: it is small-scale SL with the teacher on "
             "every augmented view.",
             f"The networks have width {config.width} instead of 128, and EL2N averages "
-            f"{config.el2n_models} networks instead of 10.",
+            f"{_count(config.el2n_models, 'network')} instead of 10.",
             "The paper has no results on Fashion-MNIST; nothing here is to be compared with its "
             "numbers.",
         ],
@@ -473,6 +466,10 @@ def _context(
         + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(config).items()),
         "environment": list(versions.items()),
     }
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _cell(result: Result) -> dict[str, str]:

@@ -156,7 +156,7 @@ def test_the_page_shows_the_results_and_stands_alone(finished: Path) -> None:
     for sentence in results["summary"]:
         assert sentence in text
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in page.references)
-    assert sum(r.startswith("data:") for r in page.references) == 3
+    assert sum(r.startswith("data:") for r in page.references) == 1
     assert not page.tags & {"script", "link", "iframe"}
     assert not re.search(r"url\((?!#)", html)
     assert "2 epochs instead of 300" in text

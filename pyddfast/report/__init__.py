@@ -1,6 +1,6 @@
 """Tables that know their uncertainty, figures, and self-contained HTML reports."""
 
-from pyddfast.report.figures import accuracy_figure, png_uri, set_figure, svg
+from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
 from pyddfast.report.html import render, write_report
 from pyddfast.report.tables import Difference, Result, compare, differences, summary
 
@@ -12,7 +12,7 @@ __all__ = [
     "differences",
     "png_uri",
     "render",
-    "set_figure",
+    "sets_figure",
     "summary",
     "svg",
     "write_report",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pyddfast._extras import require
@@ -14,7 +14,7 @@ from pyddfast.report.tables import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "accuracy_figure", "png_uri", "set_figure", "svg"]
+__all__ = ["COLORS", "accuracy_figure", "png_uri", "sets_figure", "svg"]
 
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -112,43 +112,60 @@ def accuracy_figure(results: Sequence[Result], *, chance: float | None = None) -
     return figure
 
 
-def set_figure(distilled: DistilledSet, *, columns: int = 10, rows: int | None = None) -> Figure:
-    """The first images of every class: a row a class, with its name.
+def sets_figure(
+    sets: Mapping[str, DistilledSet], *, columns: int = 6, rows: int | None = None
+) -> Figure:
+    """The first images of every class of several sets: a row a class, a block of columns a set.
 
     Args:
-        distilled: A set of grey or RGB images.
-        columns: At most so many images a class.
+        sets: Sets of the same classes and image shape (grey or RGB), by display name.
+        columns: At most so many images of a class of each set.
         rows: At most so many classes; default all.
 
     Returns:
         A matplotlib figure.
 
     Raises:
-        ValueError: The images have neither 1 nor 3 channels.
+        ValueError: The images have neither 1 nor 3 channels, or the sets do not fit together.
     """
     matplotlib = require("matplotlib", "methods")
     figure_class = require("matplotlib.figure", "methods").Figure
-    channels, height, width = distilled.images.shape[1:]
+    made = list(sets.values())
+    if len({(one.num_classes, one.class_names, one.images.shape[1:]) for one in made}) != 1:
+        raise ValueError("sets must be at least one, of the same classes and image shape")
+    channels, height, width = made[0].images.shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"a figure needs 1 or 3 channels, the images have {channels}")
-    classes = range(min(distilled.num_classes, rows or distilled.num_classes))
-    members = [(distilled.labels == label).nonzero()[:columns, 0].tolist() for label in classes]
-    columns = max(1, *(len(indices) for indices in members))
+    classes = range(min(made[0].num_classes, rows or made[0].num_classes))
+    columns = max(1, min(columns, max(int(one.class_counts.max()) for one in made)))
     gap = max(1, height // 14)
+    block = columns * (width + gap) - gap
+    between = width // 2  # space between two sets
     # One canvas of all images: hundreds of axes would take seconds to draw.
-    canvas = distilled.images.new_full(
-        (len(members) * (height + gap) - gap, columns * (width + gap) - gap, channels), 255
-    ).cpu()
-    for row, indices in enumerate(members):
-        for column, index in enumerate(indices):
-            top, left = row * (height + gap), column * (width + gap)
-            image = distilled.images[index].cpu().permute(1, 2, 0)
-            canvas[top : top + height, left : left + width] = image
-    names = distilled.class_names or tuple(str(label) for label in range(distilled.num_classes))
+    canvas = made[0].images.new_full(
+        (
+            len(classes) * (height + gap) - gap,
+            len(made) * (block + between) - between,
+            channels,
+        ),
+        255,
+        device="cpu",
+    )
+    for number, one in enumerate(made):
+        for row, label in enumerate(classes):
+            members = (one.labels == label).nonzero()[:columns, 0].tolist()
+            for column, index in enumerate(members):
+                top = row * (height + gap)
+                left = number * (block + between) + column * (width + gap)
+                image = one.images[index].cpu().permute(1, 2, 0)
+                canvas[top : top + height, left : left + width] = image
+    names = made[0].class_names or tuple(str(label) for label in classes)
     with matplotlib.rc_context(_STYLE):
-        inches = 0.36 * columns + 0.9
+        # 0.45 inch an image: 18 of them and the names fill a page's width.
+        scale = 0.45 / width
         figure: Figure = figure_class(
-            figsize=(inches, 0.36 * len(members) * height / width + 0.05), layout="constrained"
+            figsize=(canvas.shape[1] * scale + 1.0, canvas.shape[0] * scale + 0.35),
+            layout="constrained",
         )
         axes = figure.add_subplot()
         pixels = canvas.numpy()
@@ -160,11 +177,15 @@ def set_figure(distilled: DistilledSet, *, columns: int = 10, rows: int | None =
             interpolation="nearest",
         )
         axes.set_yticks(
-            [row * (height + gap) + height / 2 - 0.5 for row in range(len(members))],
+            [row * (height + gap) + height / 2 - 0.5 for row in range(len(classes))],
             [names[label] for label in classes],
-            fontsize=8,
         )
-        axes.set_xticks([])
+        axes.set_xticks(
+            [number * (block + between) + block / 2 - 0.5 for number in range(len(made))],
+            list(sets),
+            fontweight="bold",
+        )
+        axes.xaxis.tick_top()
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)

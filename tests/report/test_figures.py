@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pyddfast.data import DistilledSet, Normalization
-from pyddfast.report import Result, accuracy_figure, png_uri, render, set_figure, svg
+from pyddfast.report import Result, accuracy_figure, png_uri, render, sets_figure, svg
 
 CELLS = [
     Result("Random", "HL", (0.60, 0.62), 2000),
@@ -64,15 +64,22 @@ def test_bars_errors_dots_and_labels_are_the_results() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_places_every_image_in_the_row_of_its_class(channels: int) -> None:
-    made = distilled(channels)
-    axes = set_figure(made).axes[0]
-    canvas = np.asarray(axes.images[0].get_array()).reshape(14 * 2 + 1, 14 * 3 + 2, channels)
-    for index in range(6):
-        top, left = 15 * (index // 3), 15 * (index % 3)
-        want = made.images[index].permute(1, 2, 0).numpy()
-        assert (canvas[top : top + 14, left : left + 14] == want).all()
+    first, second = distilled(channels), distilled(channels, ipc=2)
+    axes = sets_figure({"Random": first, "RDED": second}).axes[0]
+    # Blocks of three images of 14 pixels with gaps of 1, and 7 pixels between the sets.
+    canvas = np.asarray(axes.images[0].get_array()).reshape(14 * 2 + 1, 44 + 7 + 44, channels)
+    for start, made, each in ((0, first, 3), (51, second, 2)):
+        for index in range(len(made)):
+            top, left = 15 * (index // each), start + 15 * (index % each)
+            want = made.images[index].permute(1, 2, 0).numpy()
+            assert (canvas[top : top + 14, left : left + 14] == want).all()
+    assert (canvas[:, 51 + 30 :] == 255).all()  # a set with fewer images leaves its place white
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Shirt", "Bag & co"]
-    assert set_figure(made, columns=2, rows=1).axes[0].images[0].get_array().shape[:2] == (14, 29)
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Random", "RDED"]
+    small = sets_figure({"Random": first}, columns=2, rows=1).axes[0].images[0]
+    assert np.asarray(small.get_array()).shape[:2] == (14, 29)
+    with pytest.raises(ValueError, match="same classes"):
+        sets_figure({"Random": first, "other": distilled(4 - channels)})
 
 
 def test_embedded_figures_are_whole_and_reproducible() -> None:
@@ -81,8 +88,8 @@ def test_embedded_figures_are_whole_and_reproducible() -> None:
     assert text.rstrip().endswith("</svg>")
     assert ">73.0<" in text
     assert text == svg(accuracy_figure(CELLS), alt='bars "of" <all> & more')
-    uri = png_uri(set_figure(distilled(1)))
-    assert uri == png_uri(set_figure(distilled(1)))
+    uri = png_uri(sets_figure({"a": distilled(1)}))
+    assert uri == png_uri(sets_figure({"a": distilled(1)}))
     header, _, data = uri.partition(",")
     assert header == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
@@ -104,7 +111,9 @@ def test_pages_escape_values_and_refuse_missing_ones() -> None:
             "figure_note": "",
             "summary": ["<script>"],
             "summary_note": "",
-            "sets": [],
+            "sets_image": "",
+            "sets_alt": "",
+            "sets_note": "",
             "facts": [],
             "shortened": [],
             "recipes": [],
