@@ -6,7 +6,20 @@ twin in ``pyddfast.ops.reference``.
 
 from pyddfast.ops import _fakes
 from pyddfast.ops.kd import kd_loss, kd_value_and_grad, mse_ce, soft_ce
+from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
+from pyddfast.ops.scores import SampleScores, sample_scores
 
 _fakes.register()
 
-__all__ = ["kd_loss", "kd_value_and_grad", "mse_ce", "soft_ce"]
+__all__ = [
+    "PatchSelection",
+    "SampleScores",
+    "kd_loss",
+    "kd_value_and_grad",
+    "mosaic",
+    "mse_ce",
+    "multi_crop",
+    "sample_scores",
+    "select_patches",
+    "soft_ce",
+]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pyddfast.ops import augment
+from pyddfast.ops.augment import draw_crop_boxes as draw_boxes
 from pyddfast.ops.patches import mosaic, multi_crop, select_patches
 from pyddfast.random import Purpose
 
@@ -30,7 +30,7 @@ def draw_crop_boxes(
     """Boxes (N, m, 4) of a sample each, whose visits are its crops."""
     return torch.stack(
         [
-            augment.draw_crop_boxes(
+            draw_boxes(
                 0,
                 torch.full((num_crops,), sample),
                 torch.arange(num_crops),
