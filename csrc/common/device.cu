@@ -3,9 +3,6 @@
 
 namespace pyddfast {
 
-const char* device_error_string(int error) {
-  (void)error;
-  return simt::last_error();
-}
+const char* device_error_string(int error) { return simt::error_string(error); }
 
 }  // namespace pyddfast

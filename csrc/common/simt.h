@@ -5,7 +5,7 @@
 // runs it on fibers (docs/simt.md).  This is the only file that includes CUDA headers.
 //
 // Namespace pyddfast::simt:
-//   host    LaunchConfig, launch, last_error, device_compute_capability, device_multiprocessors,
+//   host    LaunchConfig, launch, last_error, error_string, device_compute_capability, device_multiprocessors,
 //           device_shared_bytes
 //   device  Vector, load_vector, store_vector, dynamic_shared,
 //           cluster_rank, cluster_size, cluster_sync, cluster_load,
@@ -105,6 +105,11 @@ int launch(void (*kernel)(Params...), const LaunchConfig& config, Args&&... args
 // The text of this thread's last launch that failed.
 inline const char* last_error() {
   return cudaGetErrorString(static_cast<cudaError_t>(detail::last_code()));
+}
+
+// The text of an error code, whether a launch gave it or a check before one.
+inline const char* error_string(int error) {
+  return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
 // Of the current device: 10 * major + minor; its SMs; shared bytes that one CTA can have.
@@ -261,6 +266,9 @@ int launch(void (*kernel)(Params...), const LaunchConfig& config, Args&&... args
 }
 
 inline const char* last_error() { return emulator::last_error(); }
+inline const char* error_string(int) {
+  return *last_error() != '\0' ? last_error() : "refused before a launch";
+}
 inline int device_compute_capability() { return emulator::compute_capability(); }
 inline int device_multiprocessors() { return emulator::multiprocessors(); }
 inline int device_shared_bytes() { return emulator::shared_limit(); }

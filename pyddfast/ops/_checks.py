@@ -46,6 +46,13 @@ def positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def temperature(value: Any) -> float:
+    """A temperature that float32 arithmetic can divide by; returns it as a float."""
+    if not 1e-30 <= positive(value, "temperature") <= 1e30:
+        raise ValueError(f"temperature is {value}; allowed are 1e-30 to 1e30")
+    return float(value)
+
+
 def one_of(value: Any, allowed: Sequence[str], name: str) -> int:
     """`value` is one of `allowed`; returns its index."""
     try:

@@ -98,7 +98,7 @@ def kd_loss(
 
     The score is EL2N-SL of "Rethinking Dataset Distillation: Hard Truths About Soft Labels", §4.
     """
-    temperature = _checks.positive(temperature, "temperature")
+    temperature = _checks.temperature(temperature)
     kind = _checks.one_of(teacher_kind, KINDS, "teacher_kind")
     code = _checks.one_of(reduction, REDUCTIONS, "reduction")
     _checks.logits_pair(student, teacher, "teacher")
@@ -223,7 +223,7 @@ def kd_value_and_grad(
         TypeError: An argument of the wrong type or dtype, by name.
         ValueError: A wrong shape, device or value, by name.
     """
-    temperature = _checks.positive(temperature, "temperature")
+    temperature = _checks.temperature(temperature)
     kind = _checks.one_of(teacher_kind, KINDS, "teacher_kind")
     code = _checks.one_of(reduction, REDUCTIONS, "reduction")
     _checks.logits_pair(student, teacher, "teacher")
@@ -292,7 +292,7 @@ def soft_ce(
         TypeError: An argument of the wrong type or dtype, by name.
         ValueError: A wrong shape, device or value, by name.
     """
-    temperature = _checks.positive(temperature, "temperature")
+    temperature = _checks.temperature(temperature)
     code = _checks.one_of(reduction, REDUCTIONS, "reduction")
     _checks.logits_pair(student, target, "target")
     _checks.row_weight(weight, student)

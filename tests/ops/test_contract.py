@@ -34,7 +34,6 @@ CLASSES = {
 }
 # Long rows are slow on the emulator; one row exercises every launch there.
 EMULATED_ROWS = {8193: 1, 21841: 1}
-FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
@@ -75,9 +74,9 @@ def check(case: OpCase, a: Tensor, b: Tensor, reduction: str, weight: Tensor | N
     factor = float(upstream.abs().max())
     for grad, reference, like in zip(grads, (expected_a, expected_b), (a, b), strict=True):
         assert grad.dtype is like.dtype
-        absolute = factor * case.absolute + (
-            6e-8 * reference.numel() ** 0.5 if like.dtype is torch.float16 else 0
-        )
+        # fp16's grid ends at 6e-8: half a step an element.
+        grid = 3e-8 * reference.numel() ** 0.5 if like.dtype is torch.float16 else 0.0
+        absolute = factor * case.absolute + grid
         assert_close(
             grad, reference, bound + ROUNDING[like.dtype], f"{case} grad", absolute=absolute
         )
@@ -103,14 +102,12 @@ def test_rows_and_reductions(backend, case, rows, reduction):
 
 
 @cases
-@pytest.mark.parametrize("first", FLOATS, ids=str)
-@pytest.mark.parametrize("second", FLOATS, ids=str)
-def test_dtypes(backend, case, first, second):
-    if not {first, second} <= set(backend.dtypes):
-        pytest.skip("float64 on CUDA runs the twin")
-    a, b = case.make(5, 100)
-    a, b = backend.put(a, first), backend.put(b, second)
-    check(case, a, b, "none")
+def test_dtypes(backend, case):
+    """Every pair of storage types (float64 on CUDA runs the twin and is not among them)."""
+    for first in backend.dtypes:
+        for second in backend.dtypes:
+            a, b = case.make(5, 100)
+            check(case, backend.put(a, first), backend.put(b, second), "none")
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
@@ -198,11 +195,9 @@ def test_inputs_are_not_changed(backend, case):
 @pytest.mark.parametrize("classes", [10, 1000])
 def test_a_row_does_not_depend_on_its_batch(backend, case, classes):
     a, b = (backend.put(x) for x in case.make(7, classes))
-    if case.name == "mse_ce":  # give every row the label that it has alone
-        b = b.roll(1, 0)
     batch = case.op(a, b, "none", None)
     for r in range(7):
-        if case.name == "mse_ce" and r > 0:
+        if case.name == "mse_ce" and r > 0:  # only the first row has the label that it has alone
             continue
         alone = case.op(a[r : r + 1], b[r : r + 1], "none", None)
         for x, y in zip(batch, alone, strict=True):
@@ -309,7 +304,7 @@ def test_forward_mode_raises(case):
     a, b = (x.float() for x in case.make(2, 5))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(a.requires_grad_(), torch.ones_like(a))
-        with pytest.raises((NotImplementedError, RuntimeError), match="(?i)forward|jvp"):
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"(?i)forward|jvp"):
             case.op(dual, b, "sum", None)
 
 

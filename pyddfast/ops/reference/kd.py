@@ -53,11 +53,14 @@ def kd_loss(
     empty = q == 0
     # Classes without mass contribute their p, and no gradient to the teacher.
     d = torch.where(empty, 0.0, torch.where(empty, 0.0, log_q) - torch.where(empty, 0.0, log_p))
-    terms = torch.where(empty, p, q * (d + torch.expm1(-d)))
-    rows = terms.sum(-1)
+    # Where p and q are far apart, p - q has no cancellation (and q expm1(-d) would overflow).
+    close = d.abs() < 1
+    near = torch.where(close, d, 0.0)
+    difference = torch.where(close & ~empty, q * torch.expm1(-near), p - q)
+    rows = torch.where(empty, p, q * d + difference).sum(-1)
     if teacher_kind != "logits":
         rows = rows + (torch.where(empty, 0.0, q).sum(-1) - 1.0)
-    difference = torch.where(empty, p, q * torch.expm1(-d)) if teacher_kind == "logits" else p - q
+        difference = p - q  # as exact as the probabilities that were given
     score = (difference.detach().norm(dim=-1) / temperature).to(accumulation_dtype(student))
     scale = temperature**2 if t_squared else 1.0
     loss = reduce_rows(rows, weight, scale, reduction)
