@@ -23,21 +23,23 @@ CONFIG = QuickstartConfig(
 )
 
 
+def load_small(name: str, *, split: str) -> ImageDataset:
+    """The first images of each class."""
+    whole = data.load("fashion-mnist-mini", split=split)
+    each = 12 if split == "train" else 10
+    rows = [(whole.labels == label).nonzero()[:each, 0] for label in range(10)]
+    return whole.subset(torch.cat(rows))
+
+
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, *, split: str) -> ImageDataset:
-        whole = data.load("fashion-mnist-mini", split=split)
-        each = 12 if split == "train" else 10
-        rows = [(whole.labels == label).nonzero()[:each, 0] for label in range(10)]
-        return whole.subset(torch.cat(rows))
-
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(module, "load", load_small)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        small_data.__wrapped__(patch)  # type: ignore[attr-defined]
+        patch.setattr(module, "load", load_small)
         return quickstart(tmp_path_factory.mktemp("runs") / "whole", CONFIG, show=False).folder
 
 
