@@ -44,7 +44,7 @@ def rows_for(backend: object, classes: int, rows: int) -> int:
 def twin_of(
     case: OpCase, a: Tensor, b: Tensor, reduction: str, weight: Tensor | None = None
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-    """Outputs and the two gradients of the float64 twin, for an upstream gradient of row numbers."""
+    """Outputs, both gradients and the upstream gradient used, of the float64 twin."""
     a64 = a.detach().cpu().double().requires_grad_()
     b64 = b.detach().cpu().double().requires_grad_()
     outputs = case.twin(a64, b64, reduction, None if weight is None else weight.cpu().double())
