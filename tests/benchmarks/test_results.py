@@ -167,6 +167,13 @@ def test_another_form_of_ours_is_no_peer(example: dict[str, object]) -> None:
     assert report.SLOWER not in report.page({"cpu": example})
 
 
+def test_a_closed_form_is_held_against_our_one_pass() -> None:
+    closed = "torch.compile (closed form)"
+    group = [row("ours", 20.0), row("ours (one pass)", 10.0), row(closed, 15.0)]
+    assert report.speedup(group, closed) == 1.5
+    assert report.speedup([group[0], group[2]], closed) is None
+
+
 def test_the_readme_part(example: dict[str, object]) -> None:
     text = report.readme_part({"cpu": example})
     assert "| `kd_loss` | 256×10 | float32 | 20 µs | 5.0× | 2.5× |" in text
