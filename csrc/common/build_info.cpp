@@ -5,6 +5,12 @@
 #define PYDDFAST_ARCHITECTURES ""
 #endif
 
+#ifdef __clang__
+#define PYDDFAST_COMPILER __VERSION__
+#else
+#define PYDDFAST_COMPILER "GCC " __VERSION__
+#endif
+
 namespace {
 
 const char* cpu_level() {
@@ -26,7 +32,7 @@ const char* cpu_level() {
 // One "key=value" a line.  The pointer stays valid.
 extern "C" __attribute__((visibility("default"))) const char* pyddfast_build_info() {
   static char text[512];
-  std::snprintf(text, sizeof(text), "compiler=%s\ncpu=%s\ncuda_architectures=%s\n", __VERSION__,
+  std::snprintf(text, sizeof(text), "compiler=%s\ncpu=%s\ncuda_architectures=%s\n", PYDDFAST_COMPILER,
                 cpu_level(), PYDDFAST_ARCHITECTURES);
   return text;
 }

@@ -1,1 +1,5 @@
 """Modules over the fused operators."""
+
+from pyddfast.nn.losses import KDLoss
+
+__all__ = ["KDLoss"]

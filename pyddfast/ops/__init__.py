@@ -5,15 +5,25 @@ twin in ``pyddfast.ops.reference``.
 """
 
 from pyddfast.ops import _fakes
-from pyddfast.ops.kd import kd_loss, kd_value_and_grad, mse_ce, soft_ce
+from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
+from pyddfast.ops.dsa import DSAParams, draw_dsa, dsa
+from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
 
 _fakes.register()
 
 __all__ = [
+    "AugmentParams",
+    "DSAParams",
     "PatchSelection",
+    "Reduction",
     "SampleScores",
+    "TeacherKind",
+    "augment",
+    "draw_augmentation",
+    "draw_dsa",
+    "dsa",
     "kd_loss",
     "kd_value_and_grad",
     "mosaic",

@@ -1,4 +1,4 @@
-"""Argument checks of the operators: each error names the argument, what was given, what is allowed."""
+"""Argument checks of the operators: an error names the argument, what was given and allowed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def number(value: Any, name: str) -> float:
             f"{name} is a Python number, not {type(value).__name__}"
             f"{hint if isinstance(value, Tensor) else ''}"
         )
-    if not -math.inf < value < math.inf:  # torch.compile traces this for a symbolic float, not isfinite
+    if not -math.inf < value < math.inf:  # which torch.compile can trace, unlike isfinite
         raise ValueError(f"{name} is {value}; it must be finite")
     return float(value)
 
@@ -66,7 +66,7 @@ def logits_pair(student: Any, other: Any, name: str) -> None:
     float_tensor(student, "student")
     float_tensor(other, name)
     if student.dim() == 0 or student.shape[-1] == 0:
-        raise ValueError(f"student has shape {tuple(student.shape)}; (..., C) with C >= 1 is needed")
+        raise ValueError(f"student has shape {tuple(student.shape)}; (..., C >= 1) is needed")
     if student.shape != other.shape:
         raise ValueError(
             f"{name} has shape {tuple(other.shape)}, student {tuple(student.shape)}; "

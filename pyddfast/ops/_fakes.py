@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def _grad_second(grad_loss: Tensor, first: Tensor, second: Tensor, *_: Any) -> T
     return second.new_empty(second.shape)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
     "kd_value_and_grad": _kd_value_and_grad,

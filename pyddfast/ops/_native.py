@@ -1,7 +1,7 @@
-"""The native library: loading it, choosing between it and the reference, and what it was built with.
+"""The native library: loading it, choosing between it and the reference, its build.
 
-``raw`` holds the private operators (``torch.ops.pyddfast``).  ``usable(*tensors)`` says whether they
-serve these tensors; where they do not, the public functions call their twin in
+``raw`` holds the private operators (``torch.ops.pyddfast``).  ``usable(*tensors)`` says whether
+they serve these tensors; where they do not, the public functions call their twin in
 ``pyddfast.ops.reference`` on the tensors' own device, with one warning a reason.
 """
 
@@ -65,7 +65,7 @@ def _load() -> str | None:
     if not LIBRARY.exists():
         return f"the native library {LIBRARY} was not built (no C++ compiler at install time?)"
     try:
-        torch.ops.load_library(str(LIBRARY))
+        torch.ops.load_library(str(LIBRARY))  # type: ignore[no-untyped-call]
     except OSError as error:
         return (
             f"the native library {LIBRARY} does not load under torch {torch.__version__}: {error}. "

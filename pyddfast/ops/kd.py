@@ -118,17 +118,15 @@ def kd_loss(
     s, t, w = _rows(student, teacher, weight)
     options = (temperature, kind, temperature**2 if t_squared else 1.0, code)
     if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
-        outputs = _KdLoss.apply(s, t, w, options, return_score)
-        loss, score = outputs if return_score else (outputs, None)
+        outputs = _KdLoss.apply(s, t, w, options, return_score)  # type: ignore[no-untyped-call]
     elif return_score:
-        loss, score, _ = raw.kd_loss_score(s, t, w, *options)
+        outputs = raw.kd_loss_score(s, t, w, *options)
     else:
-        loss, score = raw.kd_loss(s, t, w, *options)[0], None
+        outputs = raw.kd_loss(s, t, w, *options)
+    loss = outputs[0]
     if student.dim() != 2 and reduction == "none":
         loss = loss.reshape(student.shape[:-1])
-    if score is None:
-        return loss
-    return loss, score.reshape(student.shape[:-1])
+    return (loss, outputs[1].reshape(student.shape[:-1])) if return_score else loss
 
 
 class _KdLoss(torch.autograd.Function):
@@ -153,7 +151,7 @@ class _KdLoss(torch.autograd.Function):
             loss, row_stats = raw.kd_loss(student, teacher, weight, *options)
         ctx.save_for_backward(student, teacher, weight, row_stats)
         if not return_score:
-            return loss
+            return (loss,)
         ctx.mark_non_differentiable(score)
         return loss, score
 
@@ -174,7 +172,7 @@ class _KdLoss(torch.autograd.Function):
                     t_squared=False,
                     weight=weight,
                 )
-                return value * scale
+                return value.mul(scale)
 
             grads = differentiable_grads(loss, (student, teacher), wanted, grad_loss)
             return *grads, None, None, None
@@ -302,7 +300,9 @@ def soft_ce(
         )
     s, t, w = _rows(student, target, weight)
     if torch.is_grad_enabled() and (student.requires_grad or target.requires_grad):
-        loss: Tensor = _SoftCe.apply(s, t, w, temperature, code)
+        loss: Tensor = _SoftCe.apply(  # type: ignore[no-untyped-call]
+            s, t, w, temperature, code
+        )
     else:
         loss = raw.soft_ce(s, t, w, temperature, code)[0]
     return loss.reshape(student.shape[:-1]) if reduction == "none" else loss
@@ -360,10 +360,10 @@ def mse_ce(
 ) -> Tensor:
     r"""Squared error to the teacher's logits plus cross-entropy to the label ("MSE-GT").
 
-    A row's loss is :math:`\frac1C \sum_i (s_i - t_i)^2 - \lambda \log \mathrm{softmax}(s)_y`, so that
-    ``"batchmean"`` is ``F.mse_loss(s, t) + λ F.cross_entropy(s, y)``: the student loss of G-VBSM
-    (Shao et al., 2024) and EDC.  Differentiable with respect to `student` and `teacher`, twice as
-    well.  Runs in float32 whatever the inputs' dtype (float64 for a float64 student).
+    A row's loss is :math:`\frac1C \sum_i (s_i - t_i)^2 - \lambda \log \mathrm{softmax}(s)_y`, so
+    that ``"batchmean"`` is ``F.mse_loss(s, t) + λ F.cross_entropy(s, y)``: the student loss of
+    G-VBSM (Shao et al., 2024) and EDC.  Differentiable with respect to `student` and `teacher`,
+    twice as well.  Runs in float32 whatever the inputs' dtype (float64 for a float64 student).
 
     Args:
         student: Student logits, (..., C), float16, bfloat16, float32 or float64.
@@ -396,7 +396,9 @@ def mse_ce(
     s, t, w = _rows(student, teacher, weight)
     y = target.reshape(-1)
     if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
-        loss: Tensor = _MseCe.apply(s, t, y, w, ce_weight, code)
+        loss: Tensor = _MseCe.apply(  # type: ignore[no-untyped-call]
+            s, t, y, w, ce_weight, code
+        )
     else:
         loss = raw.mse_ce(s, t, y, w, ce_weight, code)[0]
     return loss.reshape(student.shape[:-1]) if reduction == "none" else loss

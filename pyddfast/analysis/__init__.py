@@ -1,1 +1,0 @@
-"""The paper's analyses: functions with typed inputs and results."""
