@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 __all__ = ["LEVEL", "Difference", "Result", "compare", "differences", "summary"]
@@ -27,21 +27,33 @@ class Result:
         regime: Display name, e.g. ``"SL+KD"``.
         accuracies: One value in [0, 1] a seed.
         test_count: Number of test images behind each of them.
+        per_image: For each test image the share of the seeds that are right, in the order of the
+            test set; or nothing.  Results that have it are compared image by image.
 
     Raises:
-        ValueError: There is no accuracy, one is outside [0, 1], or no test image.
+        ValueError: There is no accuracy, one is outside [0, 1], no test image, or ``per_image``
+            does not fit.
     """
 
     method: str
     regime: str
     accuracies: tuple[float, ...]
     test_count: int
+    per_image: tuple[float, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if not self.accuracies or not all(0 <= a <= 1 for a in self.accuracies):
             raise ValueError(f"accuracies must be values in [0, 1], got {self.accuracies}")
         if self.test_count < 1:
             raise ValueError(f"test_count must be at least 1, got {self.test_count}")
+        if self.per_image:
+            if len(self.per_image) != self.test_count:
+                raise ValueError(
+                    f"per_image must have {self.test_count} values, got {len(self.per_image)}"
+                )
+            share = math.fsum(self.per_image) / self.test_count
+            if abs(share - self.mean) > 1e-9:
+                raise ValueError(f"per_image has the mean {share}, the accuracies {self.mean}")
 
     @property
     def mean(self) -> float:
@@ -94,14 +106,31 @@ def _pooled(results: Sequence[Result]) -> tuple[float, int]:
     return (squares / freedom if freedom else 0.0), freedom
 
 
+def _sampling_variance(first: Result, second: Result) -> float:
+    """Variance of the difference from the finite test set.
+
+    Image by image where both results have that: what both get right or wrong says nothing about
+    their difference.  Otherwise as if the test sets were independent, which is an upper bound.
+    """
+    if not (first.per_image and second.per_image):
+        return first.sampling_error**2 + second.sampling_error**2
+    if first.test_count != second.test_count:
+        raise ValueError(
+            "results with per_image must share their test set, "
+            f"got {first.test_count} and {second.test_count} images"
+        )
+    gaps = [a - b for a, b in zip(first.per_image, second.per_image, strict=True)]
+    mean = math.fsum(gaps) / len(gaps)
+    return math.fsum((gap - mean) ** 2 for gap in gaps) / len(gaps) ** 2
+
+
 def compare(pairs: Sequence[tuple[Result, Result]], *, level: float = LEVEL) -> list[Difference]:
     """Judge differences together, by t-tests with Holm's correction for their number.
 
-    The variance of a difference is that of both means over seeds plus that of both proportions on
-    a finite test set.  A few seeds estimate a variance badly, so a cell's is the larger of its own
-    and the one pooled over all cells, with the degrees of freedom of the pool (Satterthwaite, the
-    sampling part taken as known).  Results on the same test images agree more than independent
-    ones would: the error is an upper bound.
+    The variance of a difference is that of both means over seeds plus that from the finite test
+    set.  A few seeds estimate a variance badly, so a cell's is the larger of its own and the one
+    pooled over all cells, with the degrees of freedom of the pool (Satterthwaite, the sampling part
+    taken as known).
 
     Args:
         pairs: What to compare.
@@ -109,6 +138,9 @@ def compare(pairs: Sequence[tuple[Result, Result]], *, level: float = LEVEL) -> 
 
     Returns:
         One difference a pair, in their order, each with the higher mean first.
+
+    Raises:
+        ValueError: Results to be compared image by image have test sets of different sizes.
     """
     from scipy.special import stdtr, stdtrit  # Student's t: distribution and quantile
 
@@ -119,7 +151,7 @@ def compare(pairs: Sequence[tuple[Result, Result]], *, level: float = LEVEL) -> 
         seeds = math.fsum(
             max(variance, (r.std or 0.0) ** 2) / len(r.accuracies) for r in (first, second)
         )
-        total = seeds + first.sampling_error**2 + second.sampling_error**2
+        total = seeds + _sampling_variance(first, second)
         error = math.sqrt(total)
         # A billion degrees of freedom are the normal distribution.
         t_freedom = freedom * (total / seeds) ** 2 if seeds > 0 else 1e9

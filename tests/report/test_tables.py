@@ -80,6 +80,38 @@ def test_tables_without_effects_rarely_name_a_difference() -> None:
     assert named / 300 < 0.05
 
 
+def test_shared_test_images_are_compared_one_by_one() -> None:
+    generator = np.random.default_rng(1)
+    hard = generator.random(500)  # what is hard for one student is hard for the other
+
+    def right(skill: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        seeds = (skill + generator.normal(0, 0.05, (2, 500)) > hard).astype(float)
+        return tuple(seeds.mean(1)), tuple(seeds.mean(0))
+
+    cells = []
+    for name, skill in (("a", 0.70), ("b", 0.74)):
+        accuracies, per_image = right(skill)
+        cells.append(Result(name, "HL", accuracies, 500, per_image))
+    (got,) = compare([(cells[0], cells[1])])
+    gaps = np.subtract(cells[1].per_image, cells[0].per_image)
+    seeds = sum(np.var(c.accuracies, ddof=1) for c in cells) / 2  # pooled
+    spread = sum(max(seeds, np.var(c.accuracies, ddof=1)) for c in cells) / 2
+    total = spread + np.var(gaps) / 500
+    want = stats.t.isf(0.025, 2 * (total / spread) ** 2) * math.sqrt(total)
+    assert got.half_width == pytest.approx(want, rel=1e-6)
+    apart = [Result(c.method, c.regime, c.accuracies, c.test_count) for c in cells]
+    assert got.half_width < 0.7 * compare([(apart[0], apart[1])])[0].half_width
+
+
+def test_per_image_must_belong_to_the_accuracies() -> None:
+    with pytest.raises(ValueError, match="must have 4 values"):
+        Result("a", "HL", (0.5,), 4, (1.0, 0.0))
+    with pytest.raises(ValueError, match="mean"):
+        Result("a", "HL", (0.5,), 4, (1.0, 1.0, 1.0, 0.0))
+    with pytest.raises(ValueError, match="share their test set"):
+        compare([(Result("a", "HL", (0.5,), 2, (1.0, 0.0)), Result("b", "HL", (0.0,), 1, (0.0,)))])
+
+
 def test_summary_says_what_the_differences_say() -> None:
     cells = [
         Result("Random", "HL", (0.70, 0.71, 0.69), 2000),
