@@ -433,7 +433,7 @@ def _context(
             "Bars: mean over seeds. Circles: seeds. Error bars: ± 1 standard error of the mean, "
             "from seeds and test images together."
         ),
-        "summary": list(sentences),
+        "summary": [sentence.replace("± ", "±\u00a0") for sentence in sentences],
         "summary_note": (
             "Differences in points with the half-width of their interval. A difference is named "
             "only if it is larger than seed spread and test-sampling error together: a t-test at "

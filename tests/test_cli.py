@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyddfast import data
+from pyddfast import __version__, data
 from pyddfast.cli import COMMANDS, commands, main
 from pyddfast.data import DistilledSet
 from pyddfast.methods import RDEDConfig
@@ -59,6 +59,13 @@ def test_each_command_shows_its_defaults(
         assert rest, name
         assert f"(default: {shown})" in rest, name
         assert rest.index(f"(default: {shown})") == rest.index("(default: "), name
+
+
+def test_info_prints_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert __version__ in shown
+    assert torch.__version__ in shown
 
 
 def test_coreset_random_writes_a_set_and_refuses_to_overwrite(

@@ -79,10 +79,10 @@ def accuracy_figure(results: Sequence[Result], *, chance: float | None = None) -
                     markeredgecolor=_INK,
                     markeredgewidth=0.8,
                 )
-            for left, mean, error in zip(x, means, errors, strict=True):
+            for left, mean, error, cell in zip(x, means, errors, cells, strict=True):
                 axes.annotate(
                     f"{mean:.1f}",
-                    (left, mean + error),
+                    (left, max(mean + error, 100 * max(cell.accuracies))),
                     xytext=(0, 4),
                     textcoords="offset points",
                     ha="center",
