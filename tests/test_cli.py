@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,15 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.setattr(commands, "run_quickstart", stop)
     assert main(["quickstart", "--out", str(tmp_path / "run")]) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_freed_memory_is_kept_on_glibc_unless_the_environment_decides() -> None:
+    code = (
+        "import os, pyddfast.cli as cli\n"
+        "os.environ = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}\n"
+        "print(cli.keep_freed_memory())\n"
+        "os.environ['MALLOC_ARENA_MAX'] = '2'\n"
+        "print(cli.keep_freed_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(platform.libc_ver()[0] == "glibc"), "False"]
