@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 
 #include "common/rows_cpu.h"
 #include "common/softmax_cpu.h"
@@ -11,47 +10,45 @@ namespace pyddfast {
 namespace {
 
 template <class T>
-PYDD_HD double squared_distance(const T* s, const T* t, int64_t blocks) {
-  double total = 0;
+PYDD_HD double squared_distance(Blocks<const T> s, Blocks<const T> t, int64_t blocks) {
+  alignas(64) double total[kLanes] = {};
   for (int64_t start = 0; start < blocks; start += kSumBlocks) {
     const int64_t stop = std::min(blocks, start + kSumBlocks);
     alignas(64) T sum[kLanes] = {};
     for (int64_t b = start; b < stop; ++b) {
+      const T* const s_b = s[b];
+      const T* const t_b = t[b];
 #pragma omp simd
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const int64_t i = b * kLanes + l;
-        sum[l] += (s[i] - t[i]) * (s[i] - t[i]);
-      }
+      for (int64_t l = 0; l < kLanes; ++l) sum[l] += (s_b[l] - t_b[l]) * (s_b[l] - t_b[l]);
     }
-    total += lane_sum(sum);
+    add_lanes(sum, total);
   }
-  return total;
+  return fold(total, Sum());
 }
 
 template <class T>
 PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) {
   const int64_t n = params.classes;
   const int64_t blocks = blocks_of(n), width = blocks * kLanes;
-  const std::unique_ptr<T[]> scratch(new T[size_t(3 * width)]);  // s, t, p
+  const Scratch<T> scratch = new_scratch<T>(3 * width);  // s, t, p
   const ScaledExp<T> exp(1.0);
 
   for (int64_t r = begin; r < end; ++r) {
-    const T* const s =
+    const Blocks<const T> s =
         load_row(element(params.student, params.student_dtype, r * params.student_stride),
                  params.student_dtype, n, kPadding<T>, &scratch[0]);
-    const T* const t =
+    const Blocks<const T> t =
         load_row(element(params.teacher, params.teacher_dtype, r * params.teacher_stride),
                  params.teacher_dtype, n, kPadding<T>, &scratch[width]);
     T* const p = &scratch[2 * width];
 
     MseCeRow<T> stats;
-    stats.max_s = row_maximum(s, blocks);
-    const double sum = row_exponentials(s, blocks, stats.max_s, exp, p);
+    const double sum = row_softmax(s, blocks, exp, p, stats.max_s);
     stats.inv_sum_s = T(1.0 / sum);
     const double squares = squared_distance(s, t, blocks);
     const int64_t label = params.target[r * params.target_stride];
     const bool valid = label >= 0 && label < n;
-    const double surprise = valid ? double(stats.max_s) - double(s[label]) + std::log(sum)
+    const double surprise = valid ? double(stats.max_s) - double(s.at(label)) + std::log(sum)
                                   : std::numeric_limits<double>::quiet_NaN();
     const double loss = squares / double(n) + params.ce_weight * surprise;
 
@@ -67,23 +64,30 @@ PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) 
     const T mse_scale = T(factor * 2.0 / double(n));
     if (params.grad_student) {
       void* const target = element(params.grad_student, params.grad_dtype, r * n);
-      T* const values = result_row(target, params.grad_dtype, n, p);
+      const Blocks<T> values = result_row(target, params.grad_dtype, n, p);
       const T ce_scale = valid ? T(factor * params.ce_weight) : std::numeric_limits<T>::quiet_NaN();
-      for (int64_t start = 0; start < width; start += kLanes) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const T* const s_b = s[b];
+        const T* const t_b = t[b];
+        const T* const p_b = p + b * kLanes;
+        T* const out = values[b];
 #pragma omp simd
-        for (int64_t i = start; i < start + kLanes; ++i) {
-          values[i] = mse_scale * (s[i] - t[i]) + ce_scale * (p[i] * stats.inv_sum_s);
+        for (int64_t l = 0; l < kLanes; ++l) {
+          out[l] = mse_scale * (s_b[l] - t_b[l]) + ce_scale * (p_b[l] * stats.inv_sum_s);
         }
       }
-      if (valid) values[label] -= ce_scale;
+      if (valid) values.at(label) -= ce_scale;
       store_row(values, n, target, params.grad_dtype);
     }
     if (params.grad_teacher) {
       void* const target = element(params.grad_teacher, params.teacher_dtype, r * n);
-      T* const values = result_row(target, params.teacher_dtype, n, p);
-      for (int64_t start = 0; start < width; start += kLanes) {
+      const Blocks<T> values = result_row(target, params.teacher_dtype, n, p);
+      for (int64_t b = 0; b < blocks; ++b) {
+        const T* const s_b = s[b];
+        const T* const t_b = t[b];
+        T* const out = values[b];
 #pragma omp simd
-        for (int64_t i = start; i < start + kLanes; ++i) values[i] = mse_scale * (t[i] - s[i]);
+        for (int64_t l = 0; l < kLanes; ++l) out[l] = mse_scale * (t_b[l] - s_b[l]);
       }
       store_row(values, n, target, params.teacher_dtype);
     }

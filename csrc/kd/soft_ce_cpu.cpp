@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 #include "common/rows_cpu.h"
 #include "common/softmax_cpu.h"
@@ -12,51 +11,51 @@ namespace {
 
 // Loss of a row whose student is normalised, and the mass of its target.
 struct SoftCeSums {
-  double loss = 0, mass = 0;
+  double loss, mass;
 };
 
 template <class T>
-PYDD_HD SoftCeSums soft_ce_sums(const T* s, const T* q, int64_t blocks, SoftCeRow<T> stats,
-                                T inv_temperature) {
-  SoftCeSums total;
+PYDD_HD SoftCeSums soft_ce_sums(Blocks<const T> s, Blocks<const T> q, int64_t blocks,
+                                SoftCeRow<T> stats, T inv_temperature) {
+  alignas(64) double total_loss[kLanes] = {}, total_mass[kLanes] = {};
   for (int64_t start = 0; start < blocks; start += kSumBlocks) {
     const int64_t stop = std::min(blocks, start + kSumBlocks);
     alignas(64) T loss[kLanes] = {}, mass[kLanes] = {};
     for (int64_t b = start; b < stop; ++b) {
+      const T* const s_b = s[b];
+      const T* const q_b = q[b];
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
-        const int64_t i = b * kLanes + l;
-        const T surprise = soft_ce_surprise(s[i], stats.max_s, inv_temperature, stats.log_sum_s);
-        loss[l] += soft_ce_term(q[i], surprise);
-        mass[l] += q[i];
+        const T surprise = soft_ce_surprise(s_b[l], stats.max_s, inv_temperature, stats.log_sum_s);
+        loss[l] += soft_ce_term(q_b[l], surprise);
+        mass[l] += q_b[l];
       }
     }
-    total.loss += lane_sum(loss);
-    total.mass += lane_sum(mass);
+    add_lanes(loss, total_loss);
+    add_lanes(mass, total_mass);
   }
-  return total;
+  return {fold(total_loss, Sum()), fold(total_mass, Sum())};
 }
 
 template <class T>
 PYDD_HD void soft_ce_rows(const SoftCeParams& params, int64_t begin, int64_t end) {
   const int64_t n = params.classes;
   const int64_t blocks = blocks_of(n), width = blocks * kLanes;
-  const std::unique_ptr<T[]> scratch(new T[size_t(3 * width)]);  // s, q, p
+  const Scratch<T> scratch = new_scratch<T>(3 * width);  // s, q, p
   const ScaledExp<T> exp(1.0 / params.temperature);
   const T inv_temperature = T(1.0 / params.temperature);
 
   for (int64_t r = begin; r < end; ++r) {
-    const T* const s =
+    const Blocks<const T> s =
         load_row(element(params.student, params.student_dtype, r * params.student_stride),
                  params.student_dtype, n, kPadding<T>, &scratch[0]);
-    const T* const q =
+    const Blocks<const T> q =
         load_row(element(params.target, params.target_dtype, r * params.target_stride),
                  params.target_dtype, n, T(0), &scratch[width]);
     T* const p = &scratch[2 * width];
 
     SoftCeRow<T> stats;
-    stats.max_s = row_maximum(s, blocks);
-    const double sum = row_exponentials(s, blocks, stats.max_s, exp, p);
+    const double sum = row_softmax(s, blocks, exp, p, stats.max_s);
     stats.inv_sum_s = T(1.0 / sum);
     stats.log_sum_s = T(std::log(sum));
     const SoftCeSums sums = soft_ce_sums(s, q, blocks, stats, inv_temperature);
@@ -73,25 +72,28 @@ PYDD_HD void soft_ce_rows(const SoftCeParams& params, int64_t begin, int64_t end
     if (params.row_stats) static_cast<SoftCeRow<T>*>(params.row_stats)[r] = stats;
     if (params.grad_student) {
       void* const target = element(params.grad_student, params.grad_dtype, r * n);
-      T* const values = result_row(target, params.grad_dtype, n, p);
+      const Blocks<T> values = result_row(target, params.grad_dtype, n, p);
       const T mass_over_sum = T(sums.mass / sum);
       const T scale = T(factor / params.temperature);
-      for (int64_t start = 0; start < width; start += kLanes) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const T* const p_b = p + b * kLanes;
+        const T* const q_b = q[b];
+        T* const out = values[b];
 #pragma omp simd
-        for (int64_t i = start; i < start + kLanes; ++i) {
-          values[i] = (p[i] * mass_over_sum - q[i]) * scale;
-        }
+        for (int64_t l = 0; l < kLanes; ++l) out[l] = (p_b[l] * mass_over_sum - q_b[l]) * scale;
       }
       store_row(values, n, target, params.grad_dtype);
     }
     if (params.grad_target) {
       void* const target = element(params.grad_target, params.target_dtype, r * n);
-      T* const values = result_row(target, params.target_dtype, n, p);
+      const Blocks<T> values = result_row(target, params.target_dtype, n, p);
       const T scale = T(factor);
-      for (int64_t start = 0; start < width; start += kLanes) {
+      for (int64_t b = 0; b < blocks; ++b) {
+        const T* const s_b = s[b];
+        T* const out = values[b];
 #pragma omp simd
-        for (int64_t i = start; i < start + kLanes; ++i) {
-          values[i] = soft_ce_surprise(s[i], stats.max_s, inv_temperature, stats.log_sum_s) * scale;
+        for (int64_t l = 0; l < kLanes; ++l) {
+          out[l] = soft_ce_surprise(s_b[l], stats.max_s, inv_temperature, stats.log_sum_s) * scale;
         }
       }
       store_row(values, n, target, params.target_dtype);
