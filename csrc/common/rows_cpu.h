@@ -55,6 +55,13 @@ struct Maximum {
   }
 };
 
+struct Minimum {
+  template <class T>
+  PYDD_HD T operator()(T a, T b) const {
+    return b < a ? b : a;
+  }
+};
+
 // out[r] <- the reduction of lanes[r]: pairwise, lane l with lane l + half, in an order that is the
 // same for every row and every instruction set.  Each step halves the lanes of two rows and zips
 // them into one vector, so that kLanes rows take kLanes - 1 vector operations.
@@ -133,20 +140,27 @@ PYDD_HD void load_block(const S* source, int64_t count, T fill, T* target) {
   for (int64_t l = 0; l < kLanes; ++l) target[l] = l < count ? T(to_float(source[l])) : fill;
 }
 
+// Fills what lies after the first `count` elements.
+template <class T>
+PYDD_HD void pad_block(T* block, int64_t count, T fill) {
+#pragma omp simd
+  for (int64_t l = 0; l < kLanes; ++l) block[l] = l < count ? block[l] : fill;
+}
+
 // `scratch`, a padded row, holds what cannot be read in place: everything if the row is stored in
 // another type, else its last block.
 template <class T, class S>
 PYDD_HD Blocks<const T> load_row(const S* row, int64_t n, T fill, T* scratch) {
   const int64_t whole = n / kLanes, rest = n % kLanes;
+  T* const tail = scratch + whole * kLanes;
+  if (rest) load_block(row + whole * kLanes, rest, fill, tail);
   if constexpr (std::is_same_v<S, T>) {
-    load_block(row + whole * kLanes, rest, fill, scratch);
-    return {row, scratch, whole};
+    return {row, tail, whole};
   } else {
     for (int64_t b = 0; b < whole; ++b) {
       load_block(row + b * kLanes, kLanes, fill, scratch + b * kLanes);
     }
-    if (rest) load_block(row + whole * kLanes, rest, fill, scratch + whole * kLanes);
-    return {scratch, scratch + whole * kLanes, whole};
+    return {scratch, tail, whole};
   }
 }
 

@@ -1,12 +1,18 @@
 // KL, score and gradient in four sweeps over data that stays in the L1 or L2 cache: maxima;
-// exponentials and normalisers; KL terms and centred differences; gradient and its norm.
+// exponentials and logit gaps; KL terms and centred differences; gradient and its norm.
+//
+// A row is close if all |d_i| < 1, the usual case at distillation temperatures.  It needs no
+// exponentials of the student: with -sum q_i gap_i/T in place of log(sum_s/sum_t), every d_i is off
+// by the same delta, which kd_math.h takes out whatever its cause, and p_i - q_i comes from q_i and
+// d_i alone.
 //
 // Up to kLanes rows go through the sweeps together.  A sweep leaves sums in the lanes of each row;
 // reduced together (fold_rows), they become vectors with one lane a row, and so the scalars of a
-// row (normalisers, the logarithm of their ratio, ...) are computed for all rows at once.  For
-// short rows that is most of the work.
+// row (normalisers, logarithms, ...) are computed for all rows at once.  For short rows that is
+// most of the work.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "common/rows_cpu.h"
 #include "common/softmax_cpu.h"
@@ -17,13 +23,12 @@ namespace pyddfast {
 namespace {
 
 // One row while it is worked on; passed by value, so that loops keep it in registers.
-// p and q hold the exponentials, then e = p - q and q.
 template <class T>
 struct Row {
   Blocks<const T> s, t;
-  T* p;
-  T* q;
-  T* d;  // log ratios, only for a teacher that holds probabilities
+  T* e;  // logit gaps, then e = p - q
+  T* q;  // exponentials of the teacher, then q
+  T* d;  // exponentials of the student; for a teacher that holds probabilities log ratios
   int64_t blocks;
   T inv_temperature;
 };
@@ -53,28 +58,81 @@ PYDD_HD void probabilities(const Row<T> row, bool is_log, double (&mass)[kLanes]
   }
 }
 
-// Replaces the exponentials by e and q; sums of the KL terms and of e.
-template <bool kGuarded, class T>
+// What the second sweep leaves in each lane: sums of the teacher's exponentials and of their
+// product with the gaps, and the range of the gaps.
+template <class T>
+struct GapLanes {
+  double (&sum_t)[kLanes], (&sum_gap)[kLanes];
+  T (&least)[kLanes], (&greatest)[kLanes];
+};
+
+// Exponentials of the teacher, and the logit gaps.
+template <class T>
+PYDD_HD void compare(const Row<T> row, const KdRow<T> stats, ScaledExp<T> exp, GapLanes<T> out) {
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  std::fill_n(out.sum_t, kLanes, 0.0);
+  std::fill_n(out.sum_gap, kLanes, 0.0);
+  alignas(64) T least[kLanes], greatest[kLanes];
+  std::fill_n(least, kLanes, kInfinity);
+  std::fill_n(greatest, kLanes, -kInfinity);
+  const TwoSum<T> shift = two_difference(stats.max_t, stats.max_s);
+  for (int64_t start = 0; start < row.blocks; start += kSumBlocks) {
+    const int64_t stop = std::min(row.blocks, start + kSumBlocks);
+    alignas(64) T sum_t[kLanes] = {}, sum_gap[kLanes] = {};
+    for (int64_t b = start; b < stop; ++b) {
+      const T* const s = row.s[b];
+      const T* const t = row.t[b];
+      T* const e = row.e + b * kLanes;
+      T* const q = row.q + b * kLanes;
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const T q_l = exp(t[l] - stats.max_t);
+        const T gap = kd_logit_gap(s[l], t[l], shift);
+        q[l] = q_l;
+        e[l] = gap;
+        sum_t[l] += q_l;
+        sum_gap[l] += q_l * gap;
+        least[l] = Minimum()(least[l], gap);
+        greatest[l] = Maximum()(greatest[l], gap);
+      }
+    }
+    add_lanes(sum_t, out.sum_t);
+    add_lanes(sum_gap, out.sum_gap);
+  }
+  std::copy_n(least, kLanes, out.least);
+  std::copy_n(greatest, kLanes, out.greatest);
+}
+
+// kd_term where |d| < 1.
+template <class T>
+PYDD_HD KdTerm<T> close_term(T q, T d) {
+  const PhiExpm1<T> small = phi_expm1(d);
+  return {q * small.phi, q * small.expm1_neg};
+}
+
+// Replaces gaps and exponentials by e and q; sums of the KL terms and of e.
+template <bool kClose, class T>
 PYDD_HD void terms(const Row<T> row, const KdRow<T> stats, double (&kl)[kLanes],
                    double (&e)[kLanes]) {
   std::fill_n(kl, kLanes, 0.0);
   std::fill_n(e, kLanes, 0.0);
-  const TwoSum<T> shift = two_difference(stats.max_t, stats.max_s);
   for (int64_t start = 0; start < row.blocks; start += kSumBlocks) {
     const int64_t stop = std::min(row.blocks, start + kSumBlocks);
     alignas(64) T sum_kl[kLanes] = {}, sum_e[kLanes] = {};
     for (int64_t b = start; b < stop; ++b) {
-      const T* const s = row.s[b];
-      const T* const t = row.t[b];
-      T* const p = row.p + b * kLanes;
+      T* const gap = row.e + b * kLanes;
       T* const q = row.q + b * kLanes;
+      T* const p = row.d + b * kLanes;
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
-        const T d = kd_log_ratio<kGuarded>(s[l], t[l], shift, row.inv_temperature, stats.log_ratio);
+        const T d = gap[l] * row.inv_temperature + stats.log_ratio;
         const T q_l = q[l] * stats.inv_sum_t;
-        const KdTerm<T> term = kd_term<kGuarded>(q_l, p[l] * stats.inv_sum_s, d);
+        const KdTerm<T> term =
+            kClose ? close_term(q_l, d) : kd_term(q_l, p[l] * stats.inv_sum_s, d);
+        // Without this store GCC reads p only where it is needed, in a branch.
+        if constexpr (!kClose) p[l] = d;
         q[l] = q_l;
-        p[l] = term.e;
+        gap[l] = term.e;
         sum_kl[l] += term.kl;
         sum_e[l] += term.e;
       }
@@ -84,7 +142,8 @@ PYDD_HD void terms(const Row<T> row, const KdRow<T> stats, double (&kl)[kLanes],
   }
 }
 
-// The same for a teacher that holds probabilities; d is kept for the teacher's gradient.
+// The same for a teacher that holds probabilities, from exponentials of the student in e; d is kept
+// for the teacher's gradient.
 template <class T>
 PYDD_HD void terms_of_probabilities(const Row<T> row, const KdRow<T> stats, double (&kl)[kLanes]) {
   std::fill_n(kl, kLanes, 0.0);
@@ -93,16 +152,16 @@ PYDD_HD void terms_of_probabilities(const Row<T> row, const KdRow<T> stats, doub
     alignas(64) T sum_kl[kLanes] = {};
     for (int64_t b = start; b < stop; ++b) {
       const T* const s = row.s[b];
-      T* const p = row.p + b * kLanes;
+      T* const e = row.e + b * kLanes;
       T* const q = row.q + b * kLanes;
       T* const d = row.d + b * kLanes;
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
         const T d_l =
             kd_log_ratio_probs(d[l], s[l], stats.max_s, row.inv_temperature, stats.log_ratio);
-        const T p_l = p[l] * stats.inv_sum_s;
+        const T p_l = e[l] * stats.inv_sum_s;
         sum_kl[l] += kd_term(q[l], p_l, d_l).kl;
-        p[l] = p_l - q[l];  // as exact as the probabilities that were given
+        e[l] = p_l - q[l];  // as exact as the probabilities that were given
         d[l] = d_l;
       }
     }
@@ -123,7 +182,7 @@ PYDD_HD void norm_and_gradient(const Row<T> row, const KdRow<T> stats, T factor,
     const int64_t stop = std::min(row.blocks, start + kSumBlocks);
     alignas(64) T sum[kLanes] = {};
     for (int64_t b = start; b < stop; ++b) {
-      const T* const e = row.p + b * kLanes;
+      const T* const e = row.e + b * kLanes;
       const T* const q = row.q + b * kLanes;
       T* const out = kGradient ? gradient[b] : nullptr;
 #pragma omp simd
@@ -172,12 +231,15 @@ PYDD_HD void fold_maxima(const T (&lanes)[kLanes][kLanes], T (&maximum)[kLanes])
   for (int64_t i = 0; i < kLanes; ++i) maximum[i] = above_padding(maximum[i]);
 }
 
-template <class T>
-PYDD_HD bool has_nan(const T (&lanes)[kLanes]) {
-  int64_t count = 0;
-#pragma omp simd reduction(+ : count)
-  for (int64_t l = 0; l < kLanes; ++l) count += lanes[l] == lanes[l] ? 0 : 1;
-  return count > 0;
+// phi(delta) = S - log1p(S) for 0 <= S < cosh(1) - 1, where S of a close row lies, or S near 0:
+// log1p(S) = 2 atanh(u), u = S/(2 + S), whose first term leaves S u.  Beyond these terms of the
+// series it changes by less than an fp64 rounding.
+PYDD_HD double common_error(double S) {
+  constexpr int kTerms = 11;
+  const double u = S / (2.0 + S), u2 = u * u;
+  double tail = 0;
+  for (int k = kTerms; k > 0; --k) tail = tail * u2 + 1.0 / (2 * k + 1);
+  return S * u - 2.0 * u * u2 * tail;
 }
 
 // The kernel for one range of rows: the sweeps over a group of rows, and what they hand on.
@@ -211,8 +273,8 @@ class KdLossRows {
   }
 
  private:
-  static constexpr int64_t kArrays = 5;  // s, t, p, q, d
-  // p, q and the inputs of a group stay in the L1 cache (32 or 48 KiB) where rows are short; long
+  static constexpr int64_t kArrays = 5;  // s, t, e, q, d
+  // e, q and the inputs of a group stay in the L1 cache (32 or 48 KiB) where rows are short; long
   // rows stay in the L2 cache.
   static constexpr int64_t kGroupElements = 4096;
 
@@ -228,7 +290,7 @@ class KdLossRows {
       rows_[i].t =
           load_row(element(params_.teacher, params_.teacher_dtype, r * params_.teacher_stride),
                    params_.teacher_dtype, n_, padding, arrays + width);
-      rows_[i].p = arrays + 2 * width;
+      rows_[i].e = arrays + 2 * width;
       rows_[i].q = arrays + 3 * width;
       rows_[i].d = arrays + 4 * width;
       rows_[i].blocks = blocks_;
@@ -236,37 +298,81 @@ class KdLossRows {
     }
   }
 
-  // Maxima, exponentials and normalisers of student and teacher.
+  // Maxima, gaps, normalisers.
   PYDD_HD void normalise() {
     for (int64_t i = 0; i < count_; ++i) {
-      row_maximum(rows_[i].s, blocks_, maxima_s_[i]);
-      row_maximum(rows_[i].t, blocks_, maxima_t_[i]);
+      row_maximum(rows_[i].s, blocks_, lanes_[0][i]);
+      row_maximum(rows_[i].t, blocks_, lanes_[1][i]);
     }
-    fold_maxima(maxima_s_, max_s_);
-    fold_maxima(maxima_t_, max_t_);
-    for (int64_t i = 0; i < count_; ++i) exponentials(i);
-    alignas(64) double sum_s[kLanes], sum_t[kLanes];
-    fold_rows(sums_[0], Sum(), sum_s);
-    fold_rows(sums_[1], Sum(), sum_t);
+    fold_maxima(lanes_[0], max_s_);
+    fold_maxima(lanes_[1], max_t_);
+    pad_below_maxima();
+    for (int64_t i = 0; i < count_; ++i) {
+      compare(rows_[i], stats(i), exp_,
+              GapLanes<T>{sums_[0][i], sums_[1][i], lanes_[0][i], lanes_[1][i]});
+    }
+    alignas(64) double sum_gap[kLanes];
+    alignas(64) T least[kLanes], greatest[kLanes];
+    fold_rows(sums_[0], Sum(), sum_t_);
+    fold_rows(sums_[1], Sum(), sum_gap);
+    fold_rows(lanes_[0], Minimum(), least);
+    fold_rows(lanes_[1], Maximum(), greatest);
+    const T inv_temperature = T(1.0 / params_.temperature);
+    int64_t far = 0;
+#pragma omp simd reduction(+ : far)
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const T mean = T(sum_gap[i] / sum_t_[i]);
+      const bool close = (greatest[i] - mean) * inv_temperature < T(1) &&
+                         (mean - least[i]) * inv_temperature < T(1);  // not so if there is a NaN
+      inv_sum_t_[i] = T(1.0 / sum_t_[i]);
+      log_ratio_[i] = -mean * inv_temperature;
+      mass_[i] = 1;
+      is_far_[i] = i < count_ && !close ? 1 : 0;
+      far += is_far_[i];
+    }
+    if (far) normalise_far();
+  }
+
+  // Puts the padding where its gap is about 0, so that it does not make a close row a far one, and
+  // so deep below the maxima that it has no probability.
+  PYDD_HD void pad_below_maxima() {
+    const int64_t rest = n_ % kLanes;
+    if (rest == 0) return;
+    alignas(64) T depth[kLanes];
 #pragma omp simd
     for (int64_t i = 0; i < kLanes; ++i) {
-      inv_sum_s_[i] = T(1.0 / sum_s[i]);
-      inv_sum_t_[i] = T(1.0 / sum_t[i]);
-      log_ratio_[i] = log_positive(T(sum_s[i] / sum_t[i]));  // its error is common to the row
-      mass_[i] = 1;
+      // exp(-128) is 0 beside any normaliser; more where 128 T drowns in the rounding of a maximum.
+      const T largest = Maximum()(std::abs(max_s_[i]), std::abs(max_t_[i]));
+      depth[i] = Maximum()(T(128 * params_.temperature), largest / T(1024));
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      T* const tails = &scratch_[(i * kArrays * blocks_ + blocks_ - 1) * kLanes];
+      pad_block(tails, rest, max_s_[i] - depth[i]);
+      pad_block(tails + blocks_ * kLanes, rest, max_t_[i] - depth[i]);
     }
   }
 
-  PYDD_HD void exponentials(int64_t i) {
-    row_exponentials(rows_[i].s, blocks_, max_s_[i], exp_, rows_[i].p, sums_[0][i]);
-    row_exponentials(rows_[i].t, blocks_, max_t_[i], exp_, rows_[i].q, sums_[1][i]);
+  // Exponentials of the student where they are needed, and the ratio of the normalisers from them.
+  PYDD_HD void normalise_far() {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (!is_far_[i]) continue;
+      row_exponentials(rows_[i].s, blocks_, max_s_[i], exp_, rows_[i].d, sums_[0][i]);
+    }
+    alignas(64) double sum_s[kLanes];
+    fold_rows(sums_[0], Sum(), sum_s);
+#pragma omp simd
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const T log_ratio = log_positive(T(sum_s[i] / sum_t_[i]));  // its error is common to the row
+      inv_sum_s_[i] = T(1.0 / sum_s[i]);
+      log_ratio_[i] = is_far_[i] ? log_ratio : log_ratio_[i];
+    }
   }
 
   PYDD_HD void normalise_student() {
-    for (int64_t i = 0; i < count_; ++i) row_maximum(rows_[i].s, blocks_, maxima_s_[i]);
-    fold_maxima(maxima_s_, max_s_);
+    for (int64_t i = 0; i < count_; ++i) row_maximum(rows_[i].s, blocks_, lanes_[0][i]);
+    fold_maxima(lanes_[0], max_s_);
     for (int64_t i = 0; i < count_; ++i) {
-      row_exponentials(rows_[i].s, blocks_, max_s_[i], exp_, rows_[i].p, sums_[0][i]);
+      row_exponentials(rows_[i].s, blocks_, max_s_[i], exp_, rows_[i].e, sums_[0][i]);
       probabilities(rows_[i], kind_ == TeacherKind::kLogProbs, sums_[1][i]);
     }
     alignas(64) double sum_s[kLanes];
@@ -284,24 +390,29 @@ class KdLossRows {
   // KL from the normalised rows, which it turns into e and q.
   PYDD_HD void diverge() {
     for (int64_t i = 0; i < count_; ++i) {
-      terms<false>(rows_[i], stats(i), sums_[0][i], sums_[1][i]);
-    }
-    fold_rows(sums_[0], Sum(), divergence_);
-    if (has_nan(divergence_)) {  // -inf logits, or a NaN: these rows again with the guards
-      for (int64_t i = 0; i < count_; ++i) {
-        if (divergence_[i] == divergence_[i]) continue;
-        exponentials(i);
+      if (is_far_[i]) {
+        terms<false>(rows_[i], stats(i), sums_[0][i], sums_[1][i]);
+      } else {
         terms<true>(rows_[i], stats(i), sums_[0][i], sums_[1][i]);
       }
-      fold_rows(sums_[0], Sum(), divergence_);
     }
     alignas(64) double sum_e[kLanes];
+    fold_rows(sums_[0], Sum(), divergence_);
     fold_rows(sums_[1], Sum(), sum_e);
 #pragma omp simd
     for (int64_t i = 0; i < kLanes; ++i) {
       common_[i] = T(sum_e[i]);
-      divergence_[i] -= kd_common_error(sum_e[i]);
+      divergence_[i] -= common_error(sum_e[i]);
       kl_[i] = T(divergence_[i]);
+    }
+    if (params_.row_stats) complete_stats();
+  }
+
+  // The student's normaliser for those who read row_stats; close rows went without.
+  PYDD_HD void complete_stats() {
+    for (int64_t i = 0; i < count_; ++i) {
+      if (is_far_[i]) continue;
+      inv_sum_s_[i] = inv_sum_t_[i] * std::exp(-log_ratio_[i]) / (T(1) + common_[i]);
     }
   }
 
@@ -347,7 +458,7 @@ class KdLossRows {
 
   PYDD_HD void student_gradient(int64_t i) {
     void* const target = element(params_.grad_student, params_.grad_dtype, (first_ + i) * n_);
-    const Blocks<T> values = result_row(target, params_.grad_dtype, n_, rows_[i].p);
+    const Blocks<T> values = result_row(target, params_.grad_dtype, n_, rows_[i].e);
     const T factor = T(loss_factor(i) * upstream(i) / params_.temperature);
     if (kind_ == TeacherKind::kLogits) {
       norm_and_gradient<true, false>(rows_[i], stats(i), factor, values, sums_[0][i]);
@@ -394,14 +505,15 @@ class KdLossRows {
   Row<T> rows_[kLanes] = {};
 
   // What a sweep leaves: one row of lanes a row.
-  alignas(64) T maxima_s_[kLanes][kLanes] = {}, maxima_t_[kLanes][kLanes] = {};
+  alignas(64) T lanes_[2][kLanes][kLanes] = {};
   alignas(64) double sums_[2][kLanes][kLanes] = {};
 
   // One lane a row: KdRow, and what is not kept for the backward.
   alignas(64) T max_s_[kLanes] = {}, inv_sum_s_[kLanes] = {}, max_t_[kLanes] = {};
   alignas(64) T inv_sum_t_[kLanes] = {}, log_ratio_[kLanes] = {}, common_[kLanes] = {};
   alignas(64) T mass_[kLanes] = {}, kl_[kLanes] = {}, score_[kLanes] = {};
-  alignas(64) double divergence_[kLanes] = {}, total_mass_[kLanes] = {};
+  alignas(64) double sum_t_[kLanes] = {}, divergence_[kLanes] = {}, total_mass_[kLanes] = {};
+  alignas(64) T is_far_[kLanes] = {};  // 1 or 0, as wide as what it is compared with
 };
 
 PYDD_CPU_CLONES void kd_loss_rows_f32(const KdLossParams& params, int64_t begin, int64_t end) {
