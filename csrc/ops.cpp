@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <tuple>
 
@@ -48,6 +49,23 @@ DType dtype_of(const Tensor& tensor) {
 // fp32, or fp64 for an fp64 student.
 ScalarType accumulation_type(const Tensor& student) {
   return student.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// An uninitialised, contiguous tensor on the device of `like`.  torch::stable::new_empty goes
+// through the dispatcher with boxed arguments: 1 us a tensor, of which a call makes four.
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  constexpr size_t kMaxDims = 2;
+  STD_TORCH_CHECK(sizes.size() <= kMaxDims, "pyddfast: at most a matrix");
+  int64_t strides[kMaxDims], stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i]) strides[i] = stride;
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.begin(), strides,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
+      like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
 // A (rows, classes) matrix whose rows are contiguous.
@@ -153,9 +171,8 @@ struct Loss {
   std::optional<Tensor> total;
 
   Loss(const Tensor& student, int64_t reduction)
-      : rows(torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student))) {
-    if (reduction != kNone)
-      total = torch::stable::new_empty(student, {}, accumulation_type(student));
+      : rows(new_tensor(student, {student.size(0)}, accumulation_type(student))) {
+    if (reduction != kNone) total = new_tensor(student, {}, accumulation_type(student));
   }
 
   template <class Params>
@@ -168,11 +185,11 @@ struct Loss {
 };
 
 Tensor new_row_stats(const Tensor& student, int64_t size) {
-  return torch::stable::new_empty(student, {student.size(0), size}, accumulation_type(student));
+  return new_tensor(student, {student.size(0), size}, accumulation_type(student));
 }
 
 Tensor new_gradient(const Tensor& like, ScalarType type) {
-  return torch::stable::new_empty(like, {like.size(0), like.size(1)}, type);
+  return new_tensor(like, {like.size(0), like.size(1)}, type);
 }
 
 // ---- kd_loss ---------------------------------------------------------------------------------
@@ -236,8 +253,7 @@ std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Te
                                                  int64_t reduction) {
   KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
   const Loss loss(student, reduction);
-  const Tensor score =
-      torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
+  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
   const Tensor row_stats = new_row_stats(student, kKdRowSize);
   loss.set_in(call.params);
   call.params.score = score.mutable_data_ptr();
@@ -255,8 +271,7 @@ std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(const Tensor& student, cons
                                                      bool wide_grad) {
   KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
   const Loss loss(student, reduction);
-  const Tensor score =
-      torch::stable::new_empty(student, {student.size(0)}, accumulation_type(student));
+  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
   const Tensor gradient =
       new_gradient(student, wide_grad ? accumulation_type(student) : student.scalar_type());
   std::optional<Upstream> upstream;

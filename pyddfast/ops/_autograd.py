@@ -42,7 +42,7 @@ def take_gradient(ctx: Any, grad_loss: Tensor, dtype: torch.dtype) -> Tensor | N
         kept.mul_(grad_loss.unsqueeze(-1))
     elif grad_loss.item() != 1.0:
         kept.mul_(grad_loss)
-    return kept.to(dtype)
+    return kept if kept.dtype is dtype else kept.to(dtype)
 
 
 def differentiable_grads(

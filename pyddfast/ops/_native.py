@@ -104,16 +104,16 @@ def debug() -> bool:
 
 def usable(*tensors: torch.Tensor | None) -> bool:
     """Whether the kernels serve these tensors; else warns once (or raises under strict)."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if load_error is None:
-        if device == "cpu":
-            return True
-        if device == "cuda" and _has_cuda_kernels and torch.version.cuda is not None:
-            if all(t is None or t.dtype is not torch.float64 for t in tensors):
-                return True
-            return _fall_back("float64 on CUDA")
+    first = next(t for t in tensors if t is not None)
+    if load_error is None and first.is_cpu:  # first: a few tenths of a µs count for small batches
+        return True
     if load_error is not None:
         return _fall_back(load_error)
+    device = first.device.type
+    if device == "cuda" and _has_cuda_kernels and torch.version.cuda is not None:
+        if all(t is None or t.dtype is not torch.float64 for t in tensors):
+            return True
+        return _fall_back("float64 on CUDA")
     return _fall_back(f"there are no kernels for {device} tensors in this build")
 
 
@@ -132,7 +132,7 @@ def _fall_back(reason: str) -> bool:
 
 def recomputes(tensor: torch.Tensor) -> bool:
     """Whether the backward computes gradients from the inputs (the CUDA kernels do)."""
-    return raw.emulated or tensor.device.type != "cpu"
+    return raw.emulated or not tensor.is_cpu
 
 
 @contextlib.contextmanager

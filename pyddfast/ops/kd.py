@@ -124,7 +124,9 @@ def kd_loss(
     else:
         outputs = raw.kd_loss(s, t, w, *options)
     loss = outputs[0]
-    if student.dim() != 2 and reduction == "none":
+    if student.dim() == 2:
+        return (loss, outputs[1]) if return_score else loss
+    if reduction == "none":
         loss = loss.reshape(student.shape[:-1])
     return (loss, outputs[1].reshape(student.shape[:-1])) if return_score else loss
 
@@ -153,10 +155,13 @@ class _KdLoss(torch.autograd.Function):
         if not return_score:
             return (loss,)
         ctx.mark_non_differentiable(score)
+        ctx.set_materialize_grads(False)  # no zeros for the score's gradient
         return loss, score
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> Any:
+        if grad_loss is None:
+            return None, None, None, None, None
         student, teacher, weight, row_stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if wants_graph():
