@@ -22,6 +22,19 @@
 namespace pyddfast {
 namespace {
 
+// Memory that a later sweep will read or write, asked for a block at a time while this one
+// computes.
+struct Ahead {
+  const void* row;
+  int64_t block_bytes;
+
+  template <bool kWrite>
+  PYDD_HD void fetch(int64_t b) const {
+    constexpr int kIntoL2 = 2;
+    __builtin_prefetch(static_cast<const char*>(row) + b * block_bytes, kWrite, kIntoL2);
+  }
+};
+
 // One row while it is worked on; passed by value, so that loops keep it in registers.
 template <class T>
 struct Row {
@@ -31,6 +44,7 @@ struct Row {
   T* d;  // exponentials of the student; for a teacher that holds probabilities log ratios
   int64_t blocks;
   T inv_temperature;
+  Ahead next_s, next_t, gradient;
 };
 
 // Probabilities and their logarithms from whichever of them the teacher holds; their sum.
@@ -66,8 +80,8 @@ struct GapLanes {
   T (&least)[kLanes], (&greatest)[kLanes];
 };
 
-// Exponentials of the teacher, and the logit gaps.
-template <class T>
+// Exponentials of the teacher, and the logit gaps.  kAhead: asks for memory, too.
+template <bool kAhead, class T>
 PYDD_HD void compare(const Row<T> row, const KdRow<T> stats, ScaledExp<T> exp, GapLanes<T> out) {
   constexpr T kInfinity = std::numeric_limits<T>::infinity();
   std::fill_n(out.sum_t, kLanes, 0.0);
@@ -84,6 +98,11 @@ PYDD_HD void compare(const Row<T> row, const KdRow<T> stats, ScaledExp<T> exp, G
       const T* const t = row.t[b];
       T* const e = row.e + b * kLanes;
       T* const q = row.q + b * kLanes;
+      if constexpr (kAhead) {
+        row.next_s.template fetch<false>(b);
+        row.next_t.template fetch<false>(b);
+        row.gradient.template fetch<true>(b);
+      }
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
         const T q_l = exp(t[l] - stats.max_t);
@@ -256,6 +275,7 @@ class KdLossRows {
         scratch_(new_scratch<T>(group_ * kArrays * blocks_ * kLanes)) {}
 
   PYDD_HD void run(int64_t begin, int64_t end) {
+    end_ = end;
     for (first_ = begin; first_ < end; first_ += group_) {
       count_ = std::min(group_, end - first_);
       load();
@@ -282,20 +302,40 @@ class KdLossRows {
     const int64_t width = blocks_ * kLanes;
     const T padding = kind_ == TeacherKind::kProbs ? T(0) : kPadding<T>;
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t r = first_ + i;
       T* const arrays = &scratch_[i * kArrays * width];
-      rows_[i].s =
-          load_row(element(params_.student, params_.student_dtype, r * params_.student_stride),
-                   params_.student_dtype, n_, kPadding<T>, arrays);
-      rows_[i].t =
-          load_row(element(params_.teacher, params_.teacher_dtype, r * params_.teacher_stride),
-                   params_.teacher_dtype, n_, padding, arrays + width);
-      rows_[i].e = arrays + 2 * width;
-      rows_[i].q = arrays + 3 * width;
-      rows_[i].d = arrays + 4 * width;
-      rows_[i].blocks = blocks_;
-      rows_[i].inv_temperature = T(1.0 / params_.temperature);
+      Row<T>& row = rows_[i];
+      row.s = load_row(student(first_ + i), params_.student_dtype, n_, kPadding<T>, arrays);
+      row.t = load_row(teacher(first_ + i), params_.teacher_dtype, n_, padding, arrays + width);
+      row.e = arrays + 2 * width;
+      row.q = arrays + 3 * width;
+      row.d = arrays + 4 * width;
+      row.blocks = blocks_;
+      row.inv_temperature = T(1.0 / params_.temperature);
     }
+    if (group_ == 1) look_ahead();
+  }
+
+  // The inputs of a long row are read from memory once and then from the cache; meanwhile those of
+  // the next one and the place of the gradient can come.  Short rows come by the hardware's own
+  // prefetching, which this would disturb.
+  PYDD_HD void look_ahead() {
+    const int64_t next = std::min(first_ + 1, end_ - 1);
+    Row<T>& row = rows_[0];
+    row.next_s = {student(next), kLanes * element_size(params_.student_dtype)};
+    row.next_t = {teacher(next), kLanes * element_size(params_.teacher_dtype)};
+    row.gradient = {row.e, int64_t(sizeof(T)) * kLanes};
+    if (params_.grad_student) {
+      row.gradient = {element(params_.grad_student, params_.grad_dtype, first_ * n_),
+                      kLanes * element_size(params_.grad_dtype)};
+    }
+  }
+
+  PYDD_HD const void* student(int64_t r) const {
+    return element(params_.student, params_.student_dtype, r * params_.student_stride);
+  }
+
+  PYDD_HD const void* teacher(int64_t r) const {
+    return element(params_.teacher, params_.teacher_dtype, r * params_.teacher_stride);
   }
 
   // Maxima, gaps, normalisers.
@@ -308,8 +348,12 @@ class KdLossRows {
     fold_maxima(lanes_[1], max_t_);
     pad_below_maxima();
     for (int64_t i = 0; i < count_; ++i) {
-      compare(rows_[i], stats(i), exp_,
-              GapLanes<T>{sums_[0][i], sums_[1][i], lanes_[0][i], lanes_[1][i]});
+      const GapLanes<T> out{sums_[0][i], sums_[1][i], lanes_[0][i], lanes_[1][i]};
+      if (group_ == 1) {
+        compare<true>(rows_[i], stats(i), exp_, out);
+      } else {
+        compare<false>(rows_[i], stats(i), exp_, out);
+      }
     }
     alignas(64) double sum_gap[kLanes];
     alignas(64) T least[kLanes], greatest[kLanes];
@@ -501,7 +545,7 @@ class KdLossRows {
   const ScaledExp<T> exp_;
   const Scratch<T> scratch_;
 
-  int64_t first_ = 0, count_ = 0;  // the group: rows [first_, first_ + count_)
+  int64_t first_ = 0, count_ = 0, end_ = 0;  // the group: rows [first_, first_ + count_), to end_
   Row<T> rows_[kLanes] = {};
 
   // What a sweep leaves: one row of lanes a row.
