@@ -32,7 +32,7 @@ const char* cpu_level() {
 // One "key=value" a line.  The pointer stays valid.
 extern "C" __attribute__((visibility("default"))) const char* pyddfast_build_info() {
   static char text[512];
-  std::snprintf(text, sizeof(text), "compiler=%s\ncpu=%s\ncuda_architectures=%s\n", PYDDFAST_COMPILER,
-                cpu_level(), PYDDFAST_ARCHITECTURES);
+  std::snprintf(text, sizeof(text), "compiler=%s\ncpu=%s\ncuda_architectures=%s\n",
+                PYDDFAST_COMPILER, cpu_level(), PYDDFAST_ARCHITECTURES);
   return text;
 }
