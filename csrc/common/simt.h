@@ -5,7 +5,8 @@
 // runs it on fibers (docs/simt.md).  This is the only file that includes CUDA headers.
 //
 // Namespace pyddfast::simt:
-//   host    LaunchConfig, launch, last_error, error_string, device_compute_capability, device_multiprocessors,
+//   host    LaunchConfig, launch, last_error, error_string, device_compute_capability,
+//   device_multiprocessors,
 //           device_shared_bytes
 //   device  Vector, load_vector, store_vector, dynamic_shared,
 //           cluster_rank, cluster_size, cluster_sync, cluster_load,
