@@ -6,8 +6,7 @@
 //
 // Namespace pyddfast::simt:
 //   host    LaunchConfig, launch, last_error, error_string, device_compute_capability,
-//   device_multiprocessors,
-//           device_shared_bytes
+//           device_multiprocessors, device_shared_bytes
 //   device  Vector, load_vector, store_vector, dynamic_shared,
 //           cluster_rank, cluster_size, cluster_sync, cluster_load,
 //           grid_dependency_wait, grid_dependency_launch
