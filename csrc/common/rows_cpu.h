@@ -34,6 +34,12 @@ inline void* element(void* base, DType dtype, int64_t offset) {
   return static_cast<char*>(base) + offset * element_size(dtype);
 }
 
+// One number of an optional vector in the accumulation type; 1 where there is none.
+template <class T>
+PYDD_HD double factor_at(const void* vector, int64_t index) {
+  return vector ? double(static_cast<const T*>(vector)[index]) : 1.0;
+}
+
 // A logit that has no probability beside any other, and whose differences stay finite.
 template <class T>
 inline constexpr T kPadding = T(-1e38);

@@ -525,13 +525,11 @@ class KdLossRows {
 
   // scale * weight: what multiplies the loss, and the gradient besides the upstream one.
   PYDD_HD double loss_factor(int64_t i) const {
-    if (!params_.weight) return params_.scale;
-    return params_.scale * double(static_cast<const T*>(params_.weight)[first_ + i]);
+    return params_.scale * factor_at<T>(params_.weight, first_ + i);
   }
 
   PYDD_HD double upstream(int64_t i) const {
-    if (!params_.upstream) return 1.0;
-    return double(static_cast<const T*>(params_.upstream)[(first_ + i) * params_.upstream_stride]);
+    return factor_at<T>(params_.upstream, (first_ + i) * params_.upstream_stride);
   }
 
   PYDD_HD KdRow<T> stats(int64_t i) const {

@@ -25,14 +25,14 @@ struct TwoSum {
   T sum, error;
 };
 
-// kGuarded: an infinite operand makes the error NaN, so the difference alone is then the answer.
-template <bool kGuarded = true, class T>
+// An infinite operand makes the error NaN; the difference alone is then the answer.
+template <class T>
 PYDD_HD TwoSum<T> two_difference(T a, T b) {
   const T difference = a - b;
   const T b_rounded = a - difference;
   const T a_rounded = difference + b_rounded;
   const T error = (a - a_rounded) - (b - b_rounded);
-  return {difference, kGuarded && !(error == error) ? T(0) : error};
+  return {difference, error == error ? error : T(0)};
 }
 
 // phi(d) = d + exp(-d) - 1 and expm1(-d), for |d| < 1.
@@ -68,17 +68,16 @@ struct KdTerm {
 
 // q, p >= 0 are the probabilities, d their log ratio.
 //
-// kGuarded: where q = 0 the term is its limit p, even if d is infinite or NaN there (-inf logits).
-// Without the guard such a row's KL is NaN; everything else is the same.  A NaN anywhere else
-// reaches the result.
-template <bool kGuarded = true, class T>
+// Where q = 0 the term is its limit p, even if d is infinite or NaN there (-inf logits).  A NaN
+// anywhere else reaches the result.
+template <class T>
 PYDD_HD KdTerm<T> kd_term(T q, T p, T d) {
   const PhiExpm1<T> small = phi_expm1(d);
   const bool is_small = d < T(1) && d > T(-1);
   const T e_large = p - q;
   const T e = is_small ? q * small.expm1_neg : e_large;
   const T kl = is_small ? q * small.phi : q * d + e_large;
-  const bool empty = kGuarded && q == T(0);
+  const bool empty = q == T(0);
   return {empty ? p : kl, empty ? p : e};
 }
 
@@ -104,16 +103,16 @@ constexpr int kKdRowSize = 8;  // scalars in a KdRow
 
 // (t_i - s_i) - (max_t - max_s).  t - s and shift = two_difference(max_t, max_s) carry their
 // rounding errors, so that neither a common offset of the two rows nor close logits cost accuracy.
-template <bool kGuarded = true, class T>
+template <class T>
 PYDD_HD T kd_logit_gap(T s, T t, TwoSum<T> shift) {
-  const TwoSum<T> diff = two_difference<kGuarded>(t, s);
+  const TwoSum<T> diff = two_difference(t, s);
   return (diff.sum - shift.sum) + (diff.error - shift.error);
 }
 
 // d_i for a logits teacher.
-template <bool kGuarded = true, class T>
+template <class T>
 PYDD_HD T kd_log_ratio(T s, T t, TwoSum<T> shift, T inv_temperature, T log_ratio) {
-  return kd_logit_gap<kGuarded>(s, t, shift) * inv_temperature + log_ratio;
+  return kd_logit_gap(s, t, shift) * inv_temperature + log_ratio;
 }
 
 // d_i for a teacher that holds probabilities: log q_i - (s_i - max_s)/T + log(sum_s).

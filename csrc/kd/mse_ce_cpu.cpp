@@ -52,13 +52,10 @@ PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) 
                                   : std::numeric_limits<double>::quiet_NaN();
     const double loss = squares / double(n) + params.ce_weight * surprise;
 
-    const double weight = params.weight ? double(static_cast<const T*>(params.weight)[r]) : 1.0;
-    const double upstream =
-        params.upstream ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
-                        : 1.0;
-    const double factor = params.scale * weight * upstream;
+    const double loss_factor = params.scale * factor_at<T>(params.weight, r);
+    const double factor = loss_factor * factor_at<T>(params.upstream, r * params.upstream_stride);
     if (params.loss_rows) {
-      static_cast<T*>(params.loss_rows)[r] = T(loss * params.scale * weight);
+      static_cast<T*>(params.loss_rows)[r] = T(loss * loss_factor);
     }
     if (params.row_stats) static_cast<MseCeRow<T>*>(params.row_stats)[r] = stats;
     const T mse_scale = T(factor * 2.0 / double(n));

@@ -61,13 +61,10 @@ PYDD_HD void soft_ce_rows(const SoftCeParams& params, int64_t begin, int64_t end
     const SoftCeSums sums = soft_ce_sums(s, q, blocks, stats, inv_temperature);
     stats.mass = T(sums.mass);
 
-    const double weight = params.weight ? double(static_cast<const T*>(params.weight)[r]) : 1.0;
-    const double upstream =
-        params.upstream ? double(static_cast<const T*>(params.upstream)[r * params.upstream_stride])
-                        : 1.0;
-    const double factor = params.scale * weight * upstream;
+    const double loss_factor = params.scale * factor_at<T>(params.weight, r);
+    const double factor = loss_factor * factor_at<T>(params.upstream, r * params.upstream_stride);
     if (params.loss_rows) {
-      static_cast<T*>(params.loss_rows)[r] = T(sums.loss * params.scale * weight);
+      static_cast<T*>(params.loss_rows)[r] = T(sums.loss * loss_factor);
     }
     if (params.row_stats) static_cast<SoftCeRow<T>*>(params.row_stats)[r] = stats;
     if (params.grad_student) {

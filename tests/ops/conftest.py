@@ -41,12 +41,18 @@ def emulated_library() -> str:
     """Loads the CUDA kernels, compiled against the emulator, as operators for CPU tensors."""
     from tests.simt import build
 
-    sources = ["csrc/ops.cpp", *sorted(str(p.relative_to(build.REPO)) for p in kernels())]
+    sources = sorted(str(p.relative_to(build.REPO)) for p in operators() + kernels())
     library = build.build_torch_library(
         EMULATED, sources, defines=[f"PYDDFAST_NAMESPACE={EMULATED}", "PYDDFAST_SIMT"]
     )
     torch.ops.load_library(str(library))
     return EMULATED
+
+
+def operators() -> list:
+    from tests.simt import build
+
+    return list((build.REPO / "csrc").rglob("ops.cpp"))
 
 
 def kernels() -> list:

@@ -12,7 +12,7 @@ def accumulation_dtype(student: Tensor) -> torch.dtype:
     return torch.float64 if student.dtype is torch.float64 else torch.float32
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def widen(tensor: Tensor) -> Tensor:
     """In float64, or float32 on devices without it."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
@@ -41,8 +41,8 @@ def kd_loss(
     The sum equals sum q d, the usual KL, because p and q both sum to one; it has no cancellation
     where the two distributions are close.
     """
-    t = _wide(teacher)
-    log_p = F.log_softmax(_wide(student) / temperature, dim=-1)
+    t = widen(teacher)
+    log_p = F.log_softmax(widen(student) / temperature, dim=-1)
     if teacher_kind == "logits":
         log_q = F.log_softmax(t / temperature, dim=-1)
     else:
@@ -76,8 +76,8 @@ def soft_ce(
     weight: Tensor | None,
 ) -> Tensor:
     """Loss of ``ops.soft_ce``."""
-    log_p = F.log_softmax(_wide(student) / temperature, dim=-1)
-    q = _wide(target)
+    log_p = F.log_softmax(widen(student) / temperature, dim=-1)
+    q = widen(target)
     # 0 * inf is 0; where log p is finite the product keeps its gradient to the target.
     unbounded = (q == 0) & torch.isinf(log_p)
     rows = -(q * torch.where(unbounded, 0.0, log_p)).sum(-1)
@@ -94,7 +94,7 @@ def mse_ce(
     weight: Tensor | None,
 ) -> Tensor:
     """Loss of ``ops.mse_ce``."""
-    s, t = _wide(student), _wide(teacher)
+    s, t = widen(student), widen(teacher)
     surprise = -F.log_softmax(s, dim=-1).gather(-1, target[..., None]).squeeze(-1)
     rows = (s - t).square().mean(-1) + ce_weight * surprise
     return reduce_rows(rows, weight, 1.0, reduction).to(accumulation_dtype(student))

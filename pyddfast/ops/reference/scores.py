@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyddfast.ops.reference.kd import _wide, accumulation_dtype, kd_loss
+from pyddfast.ops.reference.kd import widen, accumulation_dtype, kd_loss
 
 __all__ = ["RowScores", "negative_log_prob", "sample_scores"]
 
@@ -46,7 +46,7 @@ def sample_scores(
 ) -> RowScores:
     """Every score of every row; arguments as in the public function, already checked."""
     result = accumulation_dtype(logits)
-    z = _wide(logits)
+    z = widen(logits)
     hard = not target.dtype.is_floating_point
     label = target if hard else target.argmax(-1)
     y = label.unsqueeze(-1)
@@ -83,7 +83,7 @@ def sample_scores(
         loss, el2n_sl = _kl(logits, teacher, temperature, "logits")
     grand = None
     if features is not None:
-        grand = el2n_sl * (1 + _wide(features).square().sum(-1)).sqrt()
+        grand = el2n_sl * (1 + widen(features).square().sum(-1)).sqrt()
     return RowScores(
         p_y=p_y.to(result),
         one_minus_p_y=not_y.sum(-1).to(result),
@@ -112,7 +112,7 @@ def negative_log_prob(logits: Tensor, target: Tensor) -> Tensor:
     Returns:
         (...) float32, or float64 for float64 logits.
     """
-    z = _wide(logits)
+    z = widen(logits)
     shifted = z - z.amax(-1, keepdim=True)
     total = shifted.exp().sum(-1, keepdim=True)
     y = target.unsqueeze(-1)
@@ -139,7 +139,7 @@ def _norm(x: Tensor) -> Tensor:
 def _kl(student: Tensor, q: Tensor, temperature: float, kind: str) -> tuple[Tensor, Tensor]:
     """KL(q | p) and |p - q| / T of every row, by the twin of the KD loss."""
     return kd_loss(
-        _wide(student),
+        widen(student),
         q,
         temperature,
         teacher_kind=kind,

@@ -1,87 +1,15 @@
-// The only file that sees torch: schemas, allocation and dispatch.  Arguments are checked in Python
-// (pyddfast/ops), where errors can name them; here only what memory safety needs is checked again.
-#include <dlfcn.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
-#include <algorithm>
-#include <initializer_list>
-#include <optional>
+// The operators of the kd family: schemas, allocation, dispatch.
 #include <tuple>
 
-#include "common/device.h"
+#include "common/torch_ops.h"
 #include "kd/kd_loss.h"
 #include "kd/kd_math.h"
 #include "kd/mse_ce.h"
 #include "kd/soft_ce.h"
 #include "kd/soft_ce_math.h"
 
-// The emulated build (tests/simt) registers the CUDA path for CPU tensors under a second name.
-#ifndef PYDDFAST_NAMESPACE
-#define PYDDFAST_NAMESPACE pyddfast
-#endif
-
 namespace pyddfast {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::kFloat32;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Double:
-      return DType::kFloat64;
-    default:
-      STD_TORCH_CHECK(false, "pyddfast: unsupported dtype");
-  }
-}
-
-// fp32, or fp64 for an fp64 student.
-ScalarType accumulation_type(const Tensor& student) {
-  return student.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// An uninitialised, contiguous tensor on the device of `like`.  torch::stable::new_empty goes
-// through the dispatcher with boxed arguments: 1 us a tensor, of which a call makes four.
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  constexpr size_t kMaxDims = 2;
-  STD_TORCH_CHECK(sizes.size() <= kMaxDims, "pyddfast: at most a matrix");
-  int64_t strides[kMaxDims], stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i]) strides[i] = stride;
-  int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.begin(), strides,
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
-      like.get_device_index(), &handle));
-  return Tensor(handle);
-}
-
-// A (rows, classes) matrix whose rows are contiguous.
-Tensor with_contiguous_rows(const Tensor& matrix) {
-  STD_TORCH_CHECK(matrix.dim() == 2, "pyddfast: expected a matrix");
-  return matrix.size(1) <= 1 || matrix.stride(1) == 1 ? matrix : torch::stable::contiguous(matrix);
-}
-
-// A per-row vector in the accumulation type; null if not given.
-std::optional<Tensor> row_vector(const std::optional<Tensor>& vector, const Tensor& student) {
-  if (!vector) return std::nullopt;
-  STD_TORCH_CHECK(vector->numel() == student.size(0), "pyddfast: one value a row expected");
-  const ScalarType type = accumulation_type(student);
-  const Tensor cast = vector->scalar_type() == type ? *vector : torch::stable::to(*vector, type);
-  return torch::stable::contiguous(cast);
-}
 
 // The upstream gradient in the accumulation type, with its stride: 0 for one value for all rows.
 struct Upstream {
@@ -98,50 +26,7 @@ struct Upstream {
   }
 };
 
-// The CUDA stream getter lives in libtorch_cuda, which a CPU build of torch does not have, so it is
-// looked up in the process instead of linked.
-void* current_stream([[maybe_unused]] const Tensor& tensor) {
-#ifdef PYDDFAST_SIMT
-  return nullptr;
-#else
-  using Getter = AOTITorchError (*)(int32_t, void**);
-  static const Getter getter = [] {
-    void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return library == nullptr
-               ? nullptr
-               : reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
-  }();
-  STD_TORCH_CHECK(getter != nullptr, "pyddfast: this build of torch has no CUDA streams");
-  void* stream = nullptr;
-  STD_TORCH_CHECK(getter(tensor.get_device_index(), &stream) == 0,
-                  "pyddfast: no current CUDA stream");
-  return stream;
-#endif
-}
-
-template <class Params>
-using Launcher = int (*)(const Params&, void*);
-
-template <class Params>
-void launch(Launcher<Params> launcher, const Params& params, const Tensor& student) {
-#ifndef PYDDFAST_SIMT
-  const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
-#endif
-  const int error = launcher(params, current_stream(student));
-  STD_TORCH_CHECK(error == 0, "pyddfast: CUDA error: ", device_error_string(error));
-}
-
-// Rows in parallel on torch's own threads; the loss is then summed in row order, so that the
-// result does not depend on the number of threads.
-template <class Params>
-void run_rows(void (*kernel)(const Params&, int64_t, int64_t), const Params& params) {
-  constexpr int64_t kGrain =
-      16384;  // elements: below it a thread's wake-up costs more than it saves
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.classes));
-  torch::stable::parallel_for(0, params.rows, grain,
-                              [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
-}
-
+// The sum in row order, so that it does not depend on the number of threads.
 template <class T>
 void sum_in_order(const Tensor& rows, const Tensor& total) {
   const T* values = rows.const_data_ptr<T>();
@@ -375,8 +260,8 @@ struct MseCeCall {
   }
 };
 
-// ---- what soft_ce and mse_ce share: loss; loss with gradient in one pass; one gradient
-// ------------
+// ---- what soft_ce and mse_ce share: loss; loss with gradient; one gradient
+// -----------------------
 
 template <class Call>
 struct Kernels;
@@ -521,7 +406,7 @@ void register_kernels(torch::stable::detail::StableLibrary& m) {
 // teacher_kind: 0 logits, 1 probabilities, 2 log-probabilities.  reduction: 0 rows, 1 their sum,
 // 2 their sum over their number.  scale multiplies loss and gradient (T^2).  row_stats is what the
 // forward kept; the CPU computes it again and takes none.
-STABLE_TORCH_LIBRARY(PYDDFAST_NAMESPACE, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(PYDDFAST_NAMESPACE, m) {
   m.def(
       "kd_loss(Tensor student, Tensor teacher, Tensor? weight, float temperature, int teacher_kind,"
       " float scale, int reduction) -> (Tensor loss, Tensor row_stats)");
@@ -567,11 +452,4 @@ STABLE_TORCH_LIBRARY(PYDDFAST_NAMESPACE, m) {
       " Tensor? weight, Tensor? row_stats, float ce_weight, int reduction) -> Tensor");
 }
 
-#ifdef PYDDFAST_SIMT
-STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CPU, m) { pyddfast::register_kernels<true>(m); }
-#else
-STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CPU, m) { pyddfast::register_kernels<false>(m); }
-#ifdef PYDDFAST_CUDA
-STABLE_TORCH_LIBRARY_IMPL(PYDDFAST_NAMESPACE, CUDA, m) { pyddfast::register_kernels<true>(m); }
-#endif
-#endif
+PYDDFAST_IMPLEMENT(pyddfast::register_kernels)
