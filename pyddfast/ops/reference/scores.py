@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyddfast.ops.reference.kd import widen, accumulation_dtype, kd_loss
+from pyddfast.ops.reference.kd import accumulation_dtype, kd_loss, widen
 
 __all__ = ["RowScores", "negative_log_prob", "sample_scores"]
 
