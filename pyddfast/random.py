@@ -66,6 +66,8 @@ class Purpose(IntEnum):
     CUTMIX_BOX = 15
     DSA_BATCH = 16
     LAYERS = 17
+    SYNTHESIS = 18
+    INITIAL = 19
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

@@ -10,6 +10,13 @@ from pyddfast.ops.dsa import DSAParams, draw_dsa, dsa
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
+from pyddfast.ops.synthesis import (
+    clamp_normalized,
+    crop_flip_roll,
+    draw_crop_flip_roll,
+    image_prior,
+    to_uint8,
+)
 
 _fakes.register()
 
@@ -21,9 +28,13 @@ __all__ = [
     "SampleScores",
     "TeacherKind",
     "augment",
+    "clamp_normalized",
+    "crop_flip_roll",
     "draw_augmentation",
+    "draw_crop_flip_roll",
     "draw_dsa",
     "dsa",
+    "image_prior",
     "kd_loss",
     "kd_value_and_grad",
     "mosaic",
@@ -32,4 +43,5 @@ __all__ = [
     "sample_scores",
     "select_patches",
     "soft_ce",
+    "to_uint8",
 ]
