@@ -7,6 +7,7 @@ twin in ``pyddfast.ops.reference``.
 from pyddfast.ops import _fakes
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
 from pyddfast.ops.dsa import DSAParams, draw_dsa, dsa
+from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
@@ -23,9 +24,11 @@ _fakes.register()
 __all__ = [
     "AugmentParams",
     "DSAParams",
+    "DynamicsState",
     "PatchSelection",
     "Reduction",
     "SampleScores",
+    "Signal",
     "TeacherKind",
     "augment",
     "clamp_normalized",
@@ -34,6 +37,7 @@ __all__ = [
     "draw_crop_flip_roll",
     "draw_dsa",
     "dsa",
+    "dynamics_update_",
     "image_prior",
     "kd_loss",
     "kd_value_and_grad",
