@@ -3,6 +3,7 @@
 from pyddfast.data.atomic import new_folder, refuse_non_empty, write_bytes
 from pyddfast.data.catalog import load, names
 from pyddfast.data.datasets import (
+    EFFICIENTNET_LITE_NORMALIZATION,
     IMAGENET_NORMALIZATION,
     ImageDataset,
     ImageSource,
@@ -15,6 +16,7 @@ from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
 
 __all__ = [
+    "EFFICIENTNET_LITE_NORMALIZATION",
     "FASHION_MNIST_NORMALIZATION",
     "IMAGENET_NORMALIZATION",
     "DistilledSet",

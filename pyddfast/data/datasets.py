@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "EFFICIENTNET_LITE_NORMALIZATION",
     "IMAGENET_NORMALIZATION",
     "ImageDataset",
     "ImageSource",
@@ -55,6 +56,10 @@ class Normalization:
 
 # The values that torchvision's and nearly every ImageNet training script use.
 IMAGENET_NORMALIZATION = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+# What the EfficientNet-Lite weights were trained with: pixels minus 127, over 128 (tensorflow/tpu,
+# efficientnet/lite/efficientnet_lite_builder.py, MEAN_RGB and STDDEV_RGB).
+EFFICIENTNET_LITE_NORMALIZATION = Normalization(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 @runtime_checkable

@@ -2,7 +2,19 @@
 
 from pyddfast.models.catalog import create, names
 from pyddfast.models.convnet import ConvNet
+from pyddfast.models.efficientnet import EfficientNetLite0
 from pyddfast.models.mlp import MLP
-from pyddfast.models.resnet import ResNet18
+from pyddfast.models.mobilenet import MobileNetV2
+from pyddfast.models.pretrained import load_pretrained
+from pyddfast.models.resnet import ResNet
 
-__all__ = ["MLP", "ConvNet", "ResNet18", "create", "names"]
+__all__ = [
+    "MLP",
+    "ConvNet",
+    "EfficientNetLite0",
+    "MobileNetV2",
+    "ResNet",
+    "create",
+    "load_pretrained",
+    "names",
+]

@@ -11,17 +11,21 @@ import torch
 from torch import nn
 
 from pyddfast.models.convnet import ConvNet
+from pyddfast.models.efficientnet import EfficientNetLite0
 from pyddfast.models.init import initialize
 from pyddfast.models.mlp import MLP
+from pyddfast.models.mobilenet import MobileNetV2
 from pyddfast.models.norms import ImageSize
-from pyddfast.models.resnet import ResNet18
+from pyddfast.models.resnet import ResNet
 
 __all__ = ["create", "names"]
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
     **{f"convnet-d{depth}": partial(ConvNet, depth=depth) for depth in range(1, 9)},
     "mlp": MLP,
-    "resnet18": ResNet18,
+    **{f"resnet{depth}": partial(ResNet, depth=depth) for depth in (18, 34, 50, 101, 152)},
+    "mobilenet_v2": MobileNetV2,
+    "efficientnet_lite0": EfficientNetLite0,
 }
 # Arguments of ``create`` itself, and what a name already fixes.
 _NOT_OPTIONS = {"num_classes", "in_channels", "image_size", "depth"}
@@ -47,13 +51,16 @@ def create(
     own keyed stream, and torch's global random state is neither read nor changed.
 
     Args:
-        name: One of :func:`names`: ``convnet-d1`` to ``convnet-d8``, ``mlp``, ``resnet18``.
+        name: One of :func:`names`: ``convnet-d1`` to ``convnet-d8``, ``mlp``, ``resnet18``,
+            ``resnet34``, ``resnet50``, ``resnet101``, ``resnet152``, ``mobilenet_v2``,
+            ``efficientnet_lite0``.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         image_size: Side of the square images in pixels, or (height, width).
         seed: Seed of the initialisation, in [0, 2**64).
-        **options: Options of the architecture, as :class:`ConvNet`, :class:`MLP` and
-            :class:`ResNet18` list them, e.g. ``norm="batch"``, ``width=32``, ``stem="cifar"``.
+        **options: Options of the architecture, as :class:`ConvNet`, :class:`MLP`,
+            :class:`ResNet`, :class:`MobileNetV2` and :class:`EfficientNetLite0` list them, e.g.
+            ``norm="batch"``, ``width=32``, ``stem="cifar"``.
 
     Returns:
         The model, on the CPU, in training mode and torch's default dtype.

@@ -11,6 +11,7 @@ __all__ = [
     "ImageSize",
     "Norm",
     "check_choice",
+    "check_fraction",
     "check_input",
     "check_positive",
     "image_shape",
@@ -65,6 +66,13 @@ def check_positive(**values: object) -> None:
             raise TypeError(f"{name} must be an int, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_fraction(**values: float) -> None:
+    """Raise ValueError unless every value lies in [0, 1)."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {value}")
 
 
 def image_shape(in_channels: int, image_size: ImageSize) -> tuple[int, int, int]:

@@ -17,6 +17,9 @@ SMALL = [
     ("convnet-d2", {"width": 8, "norm": "layer"}),
     ("mlp", {"width": 8}),
     ("resnet18", {}),
+    ("resnet50", {}),  # bottlenecks
+    ("mobilenet_v2", {"dropout": 0.0}),
+    ("efficientnet_lite0", {"dropout": 0.0}),
 ]
 
 
@@ -86,6 +89,32 @@ def test_resnet_starts_as_torchvision_starts_it():
             assert (value == ones.get(kind, 0)).all(), key
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_lite0"])
+def test_mobile_networks_start_as_their_official_codes_start_them(name):
+    model = models.create(name, 1000, image_size=224, seed=2)
+    lite = name == "efficientnet_lite0"
+    for key, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            # torchvision counts all output channels of a depthwise convolution, timm a group's.
+            fan_out = layer.weight.shape[0] * layer.weight.shape[2] * layer.weight.shape[3]
+            fan_out //= layer.groups if lite else 1
+            scaled = layer.weight.detach().double() * math.sqrt(fan_out / 2)
+            error = 5 * math.sqrt(2 / scaled.numel())
+            assert abs(float(scaled.square().mean()) - 1) < error, key
+        elif isinstance(layer, nn.Linear):
+            assert (layer.bias == 0).all()
+            if lite:  # uniform in ±1/sqrt(1000), the number of logits
+                scaled = layer.weight.detach().double().abs() * math.sqrt(1000)
+                assert 0.999 < float(scaled.max()) <= 1 + 1e-6
+                assert float(scaled.mean()) == pytest.approx(0.5, abs=0.001)
+            else:
+                assert float(layer.weight.detach().double().std()) == pytest.approx(0.01, rel=0.005)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all()
+            assert (layer.bias == 0).all()
+            assert (layer.running_var == 1).all()
+
+
 def test_layers_draw_different_numbers():
     state = models.create("resnet18", 10, seed=0).state_dict()
     first, second = state["layer1.0.conv1.weight"], state["layer1.0.conv2.weight"]
@@ -119,14 +148,16 @@ def test_models_are_trainable():
 
 
 def test_names():
-    expected = {f"convnet-d{depth}" for depth in range(1, 9)} | {"mlp", "resnet18"}
+    expected = {f"convnet-d{depth}" for depth in range(1, 9)} | {"mlp"}
+    expected |= {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}
+    expected |= {"mobilenet_v2", "efficientnet_lite0"}
     assert set(models.names()) == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("convnet-d9", 10), ValueError, "convnet-d1, .*convnet-d8, mlp, resnet18, got 'conv"),
+        (("convnet-d9", 10), ValueError, "convnet-d1, .*convnet-d8, mlp, resnet18, .*got 'conv"),
         (("ResNet18", 10), ValueError, "got 'ResNet18'"),
         (("mlp", 0), ValueError, "num_classes must be at least 1, got 0"),
         (("mlp", 10, 0), ValueError, "in_channels must be at least 1, got 0"),
@@ -154,6 +185,10 @@ def test_bad_arguments(arguments, error, message):
         ("resnet18", {"stem": "tiny"}, "stem must be one of 'auto', 'imagenet', 'cifar'"),
         ("resnet18", {"norm": "group"}, "norm must be one of 'batch', 'instance'.*got 'group'"),
         ("resnet18", {"width": 64}, "resnet18 has the options stem, norm; got width"),
+        ("resnet50", {"depth": 34}, "resnet50 has the options stem, norm; got depth"),
+        ("mobilenet_v2", {"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ("efficientnet_lite0", {"dropout": -0.1}, r"dropout must lie in \[0, 1\), got -0.1"),
+        ("efficientnet_lite0", {"stem": "cifar"}, "has the options dropout; got stem"),
     ],
 )
 def test_bad_options(name, options, message):

@@ -130,3 +130,8 @@ def test_instance_norm_on_single_pixels_is_refused(stem, smallest):
     model.layer4.register_forward_hook(lambda *_args: maps.append(_args[2].shape[2:]))
     model(torch.zeros(1, 3, smallest, smallest))
     assert maps == [(2, 2)]
+
+
+def test_bad_depth():
+    with pytest.raises(ValueError, match="depth must be one of 18, 34, 50, 101, 152, got 20"):
+        models.ResNet(10, depth=20)
