@@ -14,6 +14,7 @@ from pyddfast.data.distilled import DistilledSet, export_png
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
+from pyddfast.data.layouts import Layout, read_layout, write_layout
 
 __all__ = [
     "EFFICIENTNET_LITE_NORMALIZATION",
@@ -23,6 +24,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImageSource",
+    "Layout",
     "Normalization",
     "export_png",
     "load",
@@ -30,7 +32,9 @@ __all__ = [
     "new_folder",
     "normalize",
     "read_idx",
+    "read_layout",
     "refuse_non_empty",
     "write_bytes",
     "write_idx",
+    "write_layout",
 ]

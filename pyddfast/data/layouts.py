@@ -1,0 +1,244 @@
+"""Distilled sets as the official codes lay them out: one folder a class, one image file each.
+
+========== ================================== ==================================================
+layout     files                              written by
+========== ================================== ==================================================
+``sre2l``  ``new007/class007_id003.jpg``      SRe2L, CDA, DWA (JPEG); FADRM (PNG)
+``rded``   ``00007/class00007_id00003.jpg``   RDED (JPEG)
+``d4m``    ``7/7-image30.png``                D4M: prototype 3, repetition 0
+``synset`` ``n01518878/3.png``                Minimax Diffusion
+========== ================================== ==================================================
+
+Readers that sort folder names as text put D4M's ``10`` before ``2`` and give every class above 1 a
+wrong label; here numbers are read as numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyddfast._extras import require
+from pyddfast.data.atomic import new_folder, refuse_non_empty
+from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
+from pyddfast.data.distilled import DistilledSet
+from pyddfast.data.folder import EXTENSIONS
+
+__all__ = ["Layout", "read_layout", "write_layout"]
+
+Layout: TypeAlias = Literal["sre2l", "rded", "d4m", "synset"]
+
+# Tried in this order: "00010" is a number too, so D4M's comes after RDED's.
+_FOLDERS = {
+    "sre2l": re.compile(r"new(\d{3,})"),
+    "rded": re.compile(r"(\d{5,})"),
+    "d4m": re.compile(r"(0|[1-9]\d*)"),
+    "synset": re.compile(r"n\d{8}"),
+}
+_SUFFIX = {"png": ".png", "jpeg": ".jpg"}
+
+
+def write_layout(
+    distilled: DistilledSet,
+    folder: str | Path,
+    layout: Layout,
+    *,
+    image_format: Literal["png", "jpeg"] = "png",
+    quality: int = 75,
+    synsets: Sequence[str] | None = None,
+) -> Path:
+    """Write a set as an official code would.
+
+    Args:
+        distilled: A set with 1 (grey) or 3 (RGB) channels.
+        folder: A path that does not exist yet, or an empty folder; it appears whole.
+        layout: One of the table above.
+        image_format: PNG keeps the pixels; JPEG is what most official codes write, and loses some.
+        quality: Of JPEG; Pillow's default, which the official codes use.
+        synsets: Folder names of ``"synset"``, one a class; None: the class names.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: ``folder`` is a file or is not empty.
+        ValueError: An option is unknown, the images have neither 1 nor 3 channels, or there is no
+            synset for each class.
+        ModuleNotFoundError: Pillow, of the ``methods`` extra, is not installed.
+    """
+    _check_layout(layout)
+    if image_format not in _SUFFIX:
+        raise ValueError(f"image_format must be 'png' or 'jpeg', got {image_format!r}")
+    if not 1 <= quality <= 95:
+        # Pillow's documentation discourages more, and turns parts of JPEG off at 100.
+        raise ValueError(f"quality must lie in [1, 95], got {quality}")
+    channels = distilled.images.shape[1]
+    if channels not in (1, 3):
+        raise ValueError(f"an image file needs 1 or 3 channels, the images have {channels}")
+    names = tuple(distilled.class_names if synsets is None else synsets)
+    if layout == "synset":
+        bad = [name for name in names if not _FOLDERS["synset"].fullmatch(name)]
+        if bad or len(set(names)) != distilled.num_classes:
+            raise ValueError(
+                f"the layout 'synset' needs {distilled.num_classes} different synsets such as "
+                f"n01518878, got {len(names)} names{f', one is {bad[0]!r}' if bad else ''}"
+            )
+    path = refuse_non_empty(folder)
+    image_module = require("PIL.Image", "methods")
+    options = {"quality": quality} if image_format == "jpeg" else {}
+    pixels = distilled.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    slots = [0] * distilled.num_classes
+    with new_folder(path) as new:
+        for position, label in enumerate(distilled.labels.tolist()):
+            slot = slots[label]
+            slots[label] += 1
+            stem = {
+                "sre2l": f"new{label:03d}/class{label:03d}_id{slot:03d}",
+                "rded": f"{label:05d}/class{label:05d}_id{slot:05d}",
+                "d4m": f"{label}/{label}-image{slot}0",
+                "synset": f"{names[label] if names else ''}/{slot}",
+            }[layout]
+            target = new / f"{stem}{_SUFFIX[image_format]}"
+            target.parent.mkdir(exist_ok=True)
+            image = pixels[position, :, :, 0] if channels == 1 else pixels[position]
+            image_module.fromarray(image).save(target, **options)
+    return path
+
+
+def read_layout(
+    folder: str | Path,
+    layout: Layout | Literal["auto"] = "auto",
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] = (),
+    normalization: Normalization | None = None,
+    kind: str = "synthetic",
+    factor: int = 1,
+) -> DistilledSet:
+    """Read a set that an official code, :func:`write_layout` or ``DistilledSet.save`` wrote.
+
+    Images come in label order, within a class by the numbers in their names.
+
+    Args:
+        folder: Holds one folder a class, or ``set.json`` (the other arguments are then unused).
+        layout: ``"auto"`` tells it by the folders' names.
+        num_classes: Classes of the task; None: the length of ``class_names``, or as many as the
+            highest label or the synsets tell.
+        class_names: One name a class; for ``"synset"`` the synsets in label order, without which
+            labels follow their sorted order.
+        normalization: Of the source data; None: ImageNet's, for RGB only.
+        kind: As in :class:`DistilledSet`.
+        factor: As in :class:`DistilledSet`; an RDED set's has to be told.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no folder, holds no class folders, or one has no images.
+        ValueError: Folder names fit no layout or not the one given, a label is outside the classes,
+            a file is no image or of another size, or a grey set comes without ``normalization``.
+        ModuleNotFoundError: Pillow, of the ``methods`` extra, is not installed.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder")
+    if (path / "set.json").is_file():
+        return DistilledSet.load(path)
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise FileNotFoundError(f"{path} has no class folders")
+    if layout == "auto":
+        found = _detect([p.name for p in folders], path)
+    else:
+        _check_layout(layout)
+        found = layout
+    by_label = _labels(folders, found, tuple(class_names))
+    count = num_classes or len(class_names) or max(by_label) + 1
+    if max(by_label) >= count:
+        raise ValueError(
+            f"{by_label[max(by_label)]} has the label {max(by_label)}, there are {count} classes"
+        )
+    images: list[Tensor] = []
+    labels: list[int] = []
+    channels = None if normalization is None else normalization.channels
+    for label in sorted(by_label):
+        files = [f for f in by_label[label].iterdir() if f.suffix.lower() in EXTENSIONS]
+        if not files:
+            raise FileNotFoundError(f"{by_label[label]} holds no images")
+        for file in sorted(files, key=_numbers):
+            image = _decode(file, channels)
+            if images and image.shape != images[0].shape:
+                raise ValueError(
+                    f"{file} has shape {tuple(image.shape)}, the first image of {path} "
+                    f"{tuple(images[0].shape)}"
+                )
+            images.append(image)
+            labels.append(label)
+            channels = int(image.shape[0])
+    if normalization is None:
+        if channels != 3:
+            raise ValueError(f"{path} holds grey images; give their normalization")
+        normalization = IMAGENET_NORMALIZATION
+    return DistilledSet(
+        images=torch.stack(images),
+        labels=torch.tensor(labels),
+        num_classes=count,
+        normalization=normalization,
+        class_names=tuple(class_names),
+        factor=factor,
+        kind=kind,
+        meta={"layout": found, "folder": str(path)},
+    )
+
+
+def _check_layout(layout: str) -> None:
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
+
+
+def _detect(names: Sequence[str], path: Path) -> str:
+    for layout, pattern in _FOLDERS.items():
+        if all(pattern.fullmatch(name) for name in names):
+            return layout
+    raise ValueError(
+        f"the folders of {path} fit none of the layouts {', '.join(_FOLDERS)}: {names[0]}, ..."
+    )
+
+
+def _labels(folders: Sequence[Path], layout: str, synsets: tuple[str, ...]) -> dict[int, Path]:
+    by_label: dict[int, Path] = {}
+    for position, folder in enumerate(folders):
+        match = _FOLDERS[layout].fullmatch(folder.name)
+        if match is None:
+            raise ValueError(f"{folder} does not fit the layout {layout!r}")
+        if layout != "synset":
+            label = int(match[1])
+        elif not synsets:
+            label = position
+        elif folder.name in synsets:
+            label = synsets.index(folder.name)
+        else:
+            raise ValueError(f"{folder} is none of the class_names given")
+        if label in by_label:
+            raise ValueError(f"{folder} and {by_label[label]} have the same label {label}")
+        by_label[label] = folder
+    return by_label
+
+
+def _numbers(file: Path) -> tuple[list[int], str]:
+    return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
+
+
+def _decode(file: Path, channels: int | None) -> Tensor:
+    image_module: Any = require("PIL.Image", "methods")
+    try:
+        with image_module.open(file) as opened:
+            grey = opened.mode == "L" if channels is None else channels == 1
+            pixels = np.array(opened.convert("L" if grey else "RGB"))
+    except Exception as error:
+        # Decoders fail in many types; what the user needs is the file's name.
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()

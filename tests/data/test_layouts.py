@@ -1,0 +1,157 @@
+"""The official layouts: file names, round trips, and what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pyddfast.data import (
+    IMAGENET_NORMALIZATION,
+    DistilledSet,
+    Normalization,
+    read_layout,
+    write_layout,
+)
+
+SYNSETS = ("n01518878", "n01440764", "n02102040")
+GREY = Normalization((0.5,), (0.25,))
+FILES = {
+    "sre2l": ["new000/class000_id000", "new000/class000_id001", "new002/class002_id000"],
+    "rded": ["00000/class00000_id00000", "00000/class00000_id00001", "00002/class00002_id00000"],
+    "d4m": ["0/0-image00", "0/0-image10", "2/2-image00"],
+    "synset": ["n01518878/0", "n01518878/1", "n02102040/0"],
+}
+
+
+def distilled(channels: int = 3) -> DistilledSet:
+    gen = torch.Generator().manual_seed(channels)
+    return DistilledSet(
+        images=torch.randint(0, 256, (3, channels, 6, 8), generator=gen, dtype=torch.uint8),
+        labels=torch.tensor([0, 0, 2]),
+        num_classes=3,
+        normalization=IMAGENET_NORMALIZATION if channels == 3 else GREY,
+        class_names=SYNSETS,
+        kind="synthetic",
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", list(FILES))
+def test_names_are_the_official_ones_and_png_keeps_every_pixel(
+    layout, channels: int, tmp_path: Path
+) -> None:
+    made = distilled(channels)
+    write_layout(made, tmp_path / "set", layout)
+    files = sorted(str(f.relative_to(tmp_path / "set")) for f in tmp_path.rglob("*.png"))
+    assert files == [f"{name}.png" for name in FILES[layout]]
+    for chosen in ("auto", layout):
+        back = read_layout(
+            tmp_path / "set", chosen, class_names=SYNSETS, normalization=made.normalization
+        )
+        assert torch.equal(back.images, made.images)
+        assert torch.equal(back.labels, made.labels)
+        assert (back.num_classes, back.class_names) == (3, SYNSETS)
+        assert back.normalization == made.normalization
+        assert back.meta["layout"] == layout
+
+
+def test_jpeg_is_what_pillow_writes_by_default(tmp_path: Path) -> None:
+    made = distilled()
+    write_layout(made, tmp_path / "set", "sre2l", image_format="jpeg")
+    image = Image.fromarray(made.images[1].permute(1, 2, 0).numpy())
+    image.save(tmp_path / "official.jpg")
+    written = tmp_path / "set" / "new000" / "class000_id001.jpg"
+    assert written.read_bytes() == (tmp_path / "official.jpg").read_bytes()
+    back = read_layout(tmp_path / "set")
+    decoded = torch.from_numpy(np.array(Image.open(written))).permute(2, 0, 1)
+    assert torch.equal(back.images[1], decoded)
+
+
+def test_d4m_numbers_are_numbers_not_text(tmp_path: Path) -> None:
+    # As text, 10 sorts before 2, and image 10 before image 2.
+    count = 12
+    made = DistilledSet(
+        images=torch.arange(2 * count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4),
+        labels=torch.arange(count).repeat_interleave(2),
+        num_classes=count,
+        normalization=IMAGENET_NORMALIZATION,
+    )
+    write_layout(made, tmp_path / "set", "d4m")
+    back = read_layout(tmp_path / "set")
+    assert back.labels.tolist() == made.labels.tolist()
+    assert torch.equal(back.images, made.images)
+    many = DistilledSet(
+        images=made.images, labels=torch.zeros(24, dtype=torch.int64), num_classes=1,
+        normalization=IMAGENET_NORMALIZATION,
+    )  # fmt: skip
+    write_layout(many, tmp_path / "many", "d4m")
+    assert torch.equal(read_layout(tmp_path / "many").images, many.images)
+
+
+def test_synsets_take_their_labels_from_the_names_or_the_order(tmp_path: Path) -> None:
+    write_layout(distilled(), tmp_path / "set", "synset")
+    assert read_layout(tmp_path / "set").labels.tolist() == [0, 0, 1]
+    assert read_layout(tmp_path / "set", class_names=SYNSETS[::-1]).labels.tolist() == [0, 2, 2]
+    with pytest.raises(ValueError, match="n02102040 is none of the class_names"):
+        read_layout(tmp_path / "set", class_names=SYNSETS[:2])
+
+
+def test_our_own_form_is_read_too(tmp_path: Path) -> None:
+    made = distilled()
+    made.save(tmp_path / "set")
+    back = read_layout(tmp_path / "set")
+    assert torch.equal(back.images, made.images)
+    assert back.class_names == SYNSETS
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
+        read_layout(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no class folders"):
+        read_layout(tmp_path)
+    made = distilled()
+    root = write_layout(made, tmp_path / "set", "sre2l")
+    with pytest.raises(FileExistsError):
+        write_layout(made, root, "sre2l")
+    with pytest.raises(ValueError, match=r"new000 does not fit the layout 'rded'"):
+        read_layout(root, "rded")
+    with pytest.raises(ValueError, match="new002 has the label 2, there are 2 classes"):
+        read_layout(root, num_classes=2)
+    with pytest.raises(ValueError, match="layout must be one of sre2l"):
+        read_layout(root, "edc")  # type: ignore[arg-type]
+    (root / "new0002").mkdir()
+    with pytest.raises(ValueError, match=r"new002 and .*new0002 have the same label 2"):
+        read_layout(root)
+    (root / "new0002").rmdir()
+    (root / "new001").mkdir()
+    with pytest.raises(FileNotFoundError, match="new001 holds no images"):
+        read_layout(root)
+    Image.new("RGB", (3, 3)).save(root / "new001" / "class001_id000.png")
+    with pytest.raises(ValueError, match=r"class001_id000.png has shape \(3, 3, 3\)"):
+        read_layout(root)
+    (root / "new001" / "class001_id000.png").write_bytes(b"\x89PNG torn")
+    with pytest.raises(ValueError, match=r"class001_id000\.png cannot be read as an image"):
+        read_layout(root)
+    (root / "other").mkdir()
+    with pytest.raises(ValueError, match="fit none of the layouts"):
+        read_layout(root)
+
+
+def test_refusals_of_the_writer_leave_nothing(tmp_path: Path) -> None:
+    made, out = distilled(), tmp_path / "set"
+    with pytest.raises(ValueError, match=r"3 different synsets.*'cat'"):
+        write_layout(made, out, "synset", synsets=("n01518878", "cat", "n02102040"))
+    with pytest.raises(ValueError, match="3 different synsets"):
+        write_layout(made, out, "synset", synsets=SYNSETS[:2])
+    with pytest.raises(ValueError, match="image_format"):
+        write_layout(made, out, "sre2l", image_format="gif")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="quality"):
+        write_layout(made, out, "sre2l", image_format="jpeg", quality=100)
+    assert not out.exists()
+    grey = write_layout(distilled(1), out, "rded")
+    with pytest.raises(ValueError, match="grey images; give their normalization"):
+        read_layout(grey)
