@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageSource
+from pyddfast.methods.synthesis import common_size
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.ops.patches import mosaic, multi_crop, select_patches
 from pyddfast.random import Purpose, permutation
@@ -206,7 +207,7 @@ def check_rded(
     Raises:
         ValueError: As :func:`rded`, but for the teacher.
     """
-    size = config.image_size or _common_size(dataset) or 224
+    size = config.image_size or common_size(dataset) or 224
     factor = default_factor(size) if config.factor is None else config.factor
     if factor > size:
         raise ValueError(f"factor must be at most the image size {size}, got {factor}")
@@ -215,14 +216,6 @@ def check_rded(
         pools, config.ipc * factor**2, factor, config, dataset, given=candidates is not None
     )
     return size, factor, pools
-
-
-def _common_size(dataset: ImageSource) -> int | None:
-    """Side of the images if the data set holds them in one square tensor."""
-    if isinstance(dataset, ImageDataset):
-        return min(dataset.images.shape[-2:])
-    size = getattr(dataset, "image_size", None)
-    return size if isinstance(size, int) else None
 
 
 def _pools(
