@@ -437,12 +437,12 @@ class TrainingDynamics:
         """Write the state as a safetensors file, whole or not at all."""
         safetensors = require("safetensors.torch", "methods")
         tensors = {k: v.cpu().contiguous() for k, v in self._tensors().items()}
-        content = safetensors.save(tensors, {"dynamics": json.dumps(self._meta())})
+        content = safetensors.save(tensors, {"state": json.dumps(self._meta())})
         write_bytes(Path(path), content)
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> TrainingDynamics:
-        """The recorder that :meth:`save` wrote.
+        """The recorder that :meth:`save`, or a recorded run (recorder.safetensors), wrote.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -455,7 +455,7 @@ class TrainingDynamics:
         try:
             with safetensors.safe_open(str(file), framework="pt") as opened:
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                meta = json.loads((opened.metadata() or {})["dynamics"])
+                meta = json.loads((opened.metadata() or {})["state"])
             settings = {k: v for k, v in meta.items() if k not in ("tick", "open")}
             settings["ring_dtype"] = getattr(torch, settings["ring_dtype"])
             recorder = cls(**settings, device=device)

@@ -1,10 +1,11 @@
 """Label regimes as recipes, the training loop, evaluation, and runs that survive a kill."""
 
-from pyddfast.train.evaluate import evaluate, predict, sampling_error
+from pyddfast.train.evaluate import evaluate, predict, predict_batches, sampling_error
 from pyddfast.train.labels import soft_labels
 from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress
 from pyddfast.train.recipes import Recipe, Regime, Scale, recipe
+from pyddfast.train.record import Recorder, Recording
 from pyddfast.train.run import RunFolder, environment
 from pyddfast.train.student import SeedResult, StudentResult, train_student
 from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
@@ -14,6 +15,8 @@ __all__ = [
     "Epochs",
     "Plan",
     "Recipe",
+    "Recorder",
+    "Recording",
     "Regime",
     "RunFolder",
     "Samples",
@@ -25,6 +28,7 @@ __all__ = [
     "environment",
     "evaluate",
     "predict",
+    "predict_batches",
     "progress",
     "recipe",
     "sampling_error",

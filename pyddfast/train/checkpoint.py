@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pyddfast.train.loop import Trainer
+from pyddfast.train.record import Ticks
 from pyddfast.train.run import RunFolder
 
 __all__ = ["CHECKPOINT", "CHECKPOINT_SECONDS", "Fit", "fit"]
@@ -17,6 +18,8 @@ __all__ = ["CHECKPOINT", "CHECKPOINT_SECONDS", "Fit", "fit"]
 CHECKPOINT = "checkpoint.safetensors"
 # A run may lose five minutes of work at most; one minute is left for a slow step or disk.
 CHECKPOINT_SECONDS = 240.0
+# Names of a recorder's tensors in a checkpoint begin so.
+_RECORDED = "recorder/"
 
 
 @dataclass
@@ -49,6 +52,7 @@ def fit(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     advance: Callable[[int], None] = lambda n: None,
     on_epoch: Callable[[int], None] | None = None,
+    ticks: Ticks | None = None,
 ) -> Fit:
     """Train to the end of the plan.
 
@@ -61,13 +65,17 @@ def fit(
         checkpoint_seconds: at most this long between two checkpoints.
         advance: told the number of steps taken.
         on_epoch: told the number of finished epochs, after each.
+        ticks: records the training; its recorder is saved and restored with the trainer.
 
     Raises:
         ValueError: ``evaluations`` is below 1, or the checkpoint is damaged.
     """
     name = dict(key or {})
     at = set(trainer.plan.evaluation_steps(evaluations))
-    result = _restore(trainer, folder, name)
+    tick_ends = frozenset[int]() if ticks is None else ticks.ends
+    if ticks is not None and ticks.in_training:
+        trainer.on_logits = ticks.take
+    result = _restore(trainer, folder, name, ticks)
     advance(trainer.step)
     per_epoch = trainer.plan.steps_per_epoch
     saved = began = time.perf_counter()
@@ -75,9 +83,11 @@ def fit(
         trainer.run_step()
         advance(1)
         epoch_ends = trainer.step % per_epoch == 0
-        if trainer.step in at or (on_epoch is not None and epoch_ends):
+        if trainer.step in at or trainer.step in tick_ends or (on_epoch is not None and epoch_ends):
             _wait(trainer.device)
             result.train_seconds += time.perf_counter() - began
+            if ticks is not None and trainer.step in tick_ends:
+                ticks.end()
             if on_epoch is not None and epoch_ends:
                 on_epoch(trainer.step // per_epoch)
             if trainer.step in at:
@@ -96,13 +106,18 @@ def fit(
                 "history": result.history,
                 "train_seconds": result.train_seconds,
             }
+            if ticks is not None:
+                recorded, state["recorder"] = ticks.state()
+                tensors |= {f"{_RECORDED}{k}": v for k, v in recorded.items()}
             folder.write_tensors(CHECKPOINT, tensors, state)
             saved = began = time.perf_counter()
     result.samples = trainer.plan.samples(trainer.step)
     return result
 
 
-def _restore(trainer: Trainer, folder: RunFolder | None, name: dict[str, Any]) -> Fit:
+def _restore(
+    trainer: Trainer, folder: RunFolder | None, name: dict[str, Any], ticks: Ticks | None
+) -> Fit:
     if folder is None:
         return Fit()
     found = folder.read_tensors(CHECKPOINT)
@@ -110,6 +125,9 @@ def _restore(trainer: Trainer, folder: RunFolder | None, name: dict[str, Any]) -
     if found is not None and found[1] is not None and found[1]["key"] == name:
         tensors, state = found
         trainer.restore(tensors, state["counters"])
+        if ticks is not None:
+            own = {k[len(_RECORDED) :]: v for k, v in tensors.items() if k.startswith(_RECORDED)}
+            ticks.restore(own, state["recorder"])
         result = Fit(list(state["history"]), float(state["train_seconds"]))
         step = trainer.step
     # What this training logged after its checkpoint will be logged again.

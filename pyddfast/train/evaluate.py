@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from pyddfast.data import ImageSource, Normalization, normalize
 
-__all__ = ["evaluate", "images_of", "predict", "sampling_error"]
+__all__ = ["evaluate", "images_of", "predict", "predict_batches", "sampling_error"]
 
 
 def images_of(dataset: ImageSource, start: int, stop: int) -> Tensor:
@@ -55,22 +56,46 @@ def predict(
     Returns:
         (N, num_classes) float tensor on ``device``.
     """
+    batches = predict_batches(
+        model,
+        dataset,
+        normalization=normalization,
+        size=size,
+        batch_size=batch_size,
+        device=device,
+    )
+    return torch.cat([logits for _, logits in batches])
+
+
+@torch.no_grad()
+def predict_batches(
+    model: nn.Module,
+    dataset: ImageSource,
+    *,
+    normalization: Normalization | None = None,
+    size: int | None = None,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of :func:`predict`, for data sets whose logits are too many to hold.
+
+    Yields:
+        Positions in the data set, int64 (B,) on the CPU, and their logits (B, num_classes).
+    """
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     normalization = normalization or dataset.normalization
     was_training = model.training
     model.eval()
     try:
-        logits = []
         for start in range(0, len(dataset), batch_size):
             images = images_of(dataset, start, start + batch_size).to(device)
             x = normalize(images, normalization)
             if size is not None and x.shape[-2:] != (size, size):
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
-            logits.append(model(x))
+            yield torch.arange(start, start + len(images)), model(x)
     finally:
         model.train(was_training)
-    return torch.cat(logits)
 
 
 def evaluate(

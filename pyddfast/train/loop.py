@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -123,6 +123,8 @@ class Trainer:
         # Training loss since it was last read, kept on the device: no wait in a step.
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
+        # Sees the logits of each step and whose they are.
+        self.on_logits: Callable[[Tensor, Tensor], None] | None = None
         # Only models with dropout and the like draw from torch's global generator in a step.
         self._stochastic = any("drop" in type(m).__name__.lower() for m in model.modules())
         self._step_seed = generator(seed, Purpose.LAYERS).initial_seed()
@@ -154,6 +156,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        if self.on_logits is not None:
+            self.on_logits(logits.detach(), ids)
         self.loss_sum += loss.detach()
         self.loss_steps += 1
         self.visits[ids] += 1

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
-from pyddfast.train.evaluate import evaluate
+from pyddfast.train.evaluate import evaluate, predict_batches
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
 from pyddfast.train.models import ModelSpec, build_model, describe_model, model_digest
-from pyddfast.train.plan import Epochs, Plan
+from pyddfast.train.plan import Budget, Epochs, Plan
 from pyddfast.train.progress import progress as show_progress
 from pyddfast.train.recipes import Recipe
+from pyddfast.train.record import RECORDER, Recording, Ticks
 from pyddfast.train.run import RunFolder
 from pyddfast.train.views import make_views
 
@@ -75,6 +76,7 @@ def train_teacher(
     test_set: ImageSource,
     epochs: int | None = None,
     recipe: Recipe | None = None,
+    budget: Budget | None = None,
     seed: int = 0,
     evaluations: int = 1,
     device: torch.device | str | None = None,
@@ -83,6 +85,7 @@ def train_teacher(
     resume: bool = True,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
+    recording: Recording | None = None,
     progress: bool = True,
 ) -> Teacher:
     """Train a network on hard labels, as teacher, observer or scoring model.
@@ -93,6 +96,8 @@ def train_teacher(
         test_set: for its accuracy.
         epochs: passes over ``dataset``; required unless ``recipe`` is given.
         recipe: how to train; None: :func:`teacher_recipe`.
+        budget: length of the training instead of the recipe's epochs; the schedule is compressed
+            (or stretched) to it.
         seed: of initialisation, order and augmentation.
         evaluations: on the test set, evenly spread; the last is after the last step.
         device: None: CUDA where there is one, else the CPU.
@@ -103,6 +108,8 @@ def train_teacher(
         on_epoch: called as ``on_epoch(finished epochs, model)`` after each epoch, e.g. to score
             with early checkpoints; it must leave the model as it finds it (its mode is put back).
             Epochs that a resumed run finds done are not called again.
+        recording: a recorder of every sample's logits.  Its state is part of the checkpoints and,
+            at the end, in ``out`` as recorder.safetensors: a resumed or finished run puts it back.
         progress: show it on stderr.
 
     Returns:
@@ -110,7 +117,7 @@ def train_teacher(
 
     Raises:
         ValueError: data set, test set and model do not fit together, or neither ``epochs`` nor
-            ``recipe`` is given, or both.
+            ``recipe`` is given, or both, or the ticks of ``recording`` do not fit the training.
         FileExistsError: ``out`` holds something else.
     """
     if (epochs is None) == (recipe is None):
@@ -127,7 +134,7 @@ def train_teacher(
             f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
         )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    plan = Plan(len(dataset), used.batch_size, used.drop_last, Epochs(used.epochs))
+    plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     size = used.image_size
     height, width = (size, size) if size is not None else dataset.images.shape[-2:]
     network = build_model(
@@ -138,12 +145,22 @@ def train_teacher(
         image_size=(height, width),
     ).to(target)
     check_batches(network, plan)
+    ticks = None
+    if recording is not None:
+        ticks = Ticks(
+            recording,
+            plan,
+            dataset.labels,
+            lambda: predict_batches(network, dataset, size=size, device=target),
+        )
     config = {
         "task": "train_teacher",
         "recipe": used.to_dict(),
         "model": describe_model(model),
         "seed": seed,
         "evaluations": evaluations,
+        "budget": None if budget is None else repr(budget),
+        "recording": None if recording is None else recording.to_dict(),
         "dataset": {"name": dataset.name, "split": dataset.split, "count": len(dataset)},
         "test_set": {"name": getattr(test_set, "name", None), "count": len(test_set)},
         "device": str(target),
@@ -154,6 +171,8 @@ def train_teacher(
         finished, stored = folder.read_json(_RECORD), folder.read_tensors(_WEIGHTS)
         if finished is not None and stored is not None:
             network.load_state_dict(stored[0])
+            if ticks is not None:
+                ticks.restore(*_recorded(folder))
             return Teacher(network.eval(), finished)
     with deterministic_mode(deterministic):
         views = make_views(dataset.images.to(target), dataset.normalization, used, seed=seed)
@@ -175,12 +194,13 @@ def train_teacher(
                 checkpoint_seconds=checkpoint_seconds,
                 advance=advance,
                 on_epoch=None if on_epoch is None else lambda done: on_epoch(done, network),
+                ticks=ticks,
             )
     network.eval()
     record = {
         "accuracy": trained.history[-1]["test_accuracy"],
         "test_count": len(test_set),
-        "epochs": used.epochs,
+        "epochs": used.epochs if budget is None else plan.epochs,
         "history": trained.history,
         "images_per_second": trained.images_per_second,
         "train_seconds": trained.train_seconds,
@@ -188,7 +208,16 @@ def train_teacher(
         "config": config,
     }
     if folder is not None:
+        if ticks is not None:
+            folder.write_tensors(RECORDER, *ticks.state())
         folder.write_tensors(_WEIGHTS, network.state_dict())
         folder.write_json(_RECORD, record)
         folder.remove(CHECKPOINT)
     return Teacher(network, record)
+
+
+def _recorded(folder: RunFolder) -> tuple[dict[str, Tensor], Any]:
+    found = folder.read_tensors(RECORDER)
+    if found is None:
+        raise ValueError(f"{folder.path / RECORDER} is missing; this run recorded its training")
+    return found

@@ -1,0 +1,177 @@
+"""Recording a training: which logits are told, when ticks end, and runs killed at any write."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from train_cases import blobs, linear, tiny
+
+from pyddfast.coresets import TrainingDynamics
+from pyddfast.train import (
+    Epochs,
+    Recording,
+    Samples,
+    Steps,
+    predict,
+    teacher_recipe,
+    train_teacher,
+)
+from pyddfast.train import run as run_module
+from pyddfast.train.models import build_model
+from pyddfast.train.plan import Plan
+
+QUIET = {"progress": False, "device": "cpu"}
+DATA, TEST = blobs(), blobs(seed=1)
+COUNT = len(DATA)
+
+
+class Listing:
+    """Keeps everything it is told."""
+
+    def __init__(self):
+        self.rows, self.ends = [], []
+
+    def update(self, logits, targets, indices):
+        assert not logits.requires_grad
+        self.rows += zip(indices.tolist(), targets.tolist(), logits.clone(), strict=True)
+
+    def end_tick(self):
+        self.ends.append(len(self.rows))
+
+    def logits(self, tick):
+        """Those of a tick, in the order of the data."""
+        start = self.ends[tick - 1] if tick else 0
+        rows = sorted(self.rows[start : self.ends[tick]], key=lambda row: row[0])
+        assert [i for i, _, _ in rows] == list(range(COUNT))
+        assert [y for _, y, _ in rows] == DATA.labels.tolist()
+        return torch.stack([row for _, _, row in rows])
+
+
+def train(model, recording, **options):
+    used = teacher_recipe(3, batch_size=7, augmentation="none")
+    given = {"recipe": used, **options}
+    return train_teacher(DATA, model, test_set=TEST, recording=recording, **given, **QUIET)
+
+
+def test_training_mode_tells_the_logits_of_the_steps():
+    seen = Listing()
+    # One step an epoch: its logits are those of the network before it.
+    whole = teacher_recipe(2, batch_size=COUNT, augmentation="none")
+    before = []
+    train(
+        linear, Recording(seen), recipe=whole,
+        on_epoch=lambda done, network: before.append(predict(network, DATA)),
+    )  # fmt: skip
+    start = build_model(linear, 0, num_classes=3, in_channels=1, image_size=(8, 8))
+    assert seen.ends == [COUNT, 2 * COUNT]
+    # A sum over 64 pixels in another order.
+    torch.testing.assert_close(seen.logits(0), predict(start, DATA), rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen.logits(1), before[0], rtol=0, atol=1e-5)
+
+
+def test_evaluation_mode_tells_the_logits_after_the_tick():
+    seen, after = Listing(), []
+
+    def keep(done, network):
+        assert network.training
+        after.append(predict(network, DATA))
+
+    teacher = train(tiny, Recording(seen, mode="eval"), on_epoch=keep)
+    assert seen.ends == [COUNT, 2 * COUNT, 3 * COUNT]
+    for tick in range(3):
+        assert torch.equal(seen.logits(tick), after[tick])
+    assert torch.equal(seen.logits(2), predict(teacher.model, DATA))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_recording_changes_no_weight(mode):
+    plain = train(tiny, None)
+    recorded = train(tiny, Recording(Listing(), mode=mode))
+    assert recorded.record["sha256"] == plain.record["sha256"]
+
+
+def test_ticks_end_at_equally_spaced_steps():
+    def ends(ticks, budget, count=18, batch_size=7):
+        return Recording(Listing(), ticks).steps(Plan(count, batch_size, False, budget))
+
+    assert ends("epoch", Epochs(2)) == [3, 6]
+    assert ends("epoch", Steps(8)) == [3, 6]  # the last epoch is not whole
+    assert ends(4, Steps(8)) == [2, 4, 6, 8]
+    assert ends(3, Steps(8)) == [3, 6, 8]
+    assert ends(2, Samples(10)) == [1, 2]  # below an epoch
+    assert ends(1, Steps(8)) == [8]
+    with pytest.raises(ValueError, match="ticks = 9 is more than the 8 steps"):
+        ends(9, Steps(8))
+    with pytest.raises(ValueError, match="has 2 steps of the 3 of an epoch"):
+        ends("epoch", Steps(2))
+    for ticks in (0, True, 1.5, "epochs"):
+        with pytest.raises(ValueError, match="ticks must be"):
+            Recording(Listing(), ticks)
+    with pytest.raises(ValueError, match="mode must be"):
+        Recording(Listing(), mode="test")
+
+
+def test_a_budget_compresses_the_schedule():
+    # 20 samples in batches of 7, 7, 4 and 2.
+    teacher = train(linear, None, budget=Samples(20), evaluations=2)
+    assert [row["samples"] for row in teacher.record["history"]] == [18, 20]
+    assert teacher.record["epochs"] == 20 / 18
+    # Cosine at steps 2 and 3 of 4.
+    lrs = [row["lr"] for row in teacher.record["history"]]
+    assert lrs == pytest.approx([0.05 / 2, 0.05 * 0.5 * (1 + 2**-0.5 * -1)], rel=1e-9)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(("mode", "ticks"), [("train", "epoch"), ("eval", 4)])
+def test_killed_at_every_write_and_resumed(tmp_path, monkeypatch, mode, ticks):
+    def run(folder):
+        recorder = TrainingDynamics(COUNT, window=2)
+        used = teacher_recipe(2, batch_size=7)
+        teacher = train_teacher(
+            DATA, tiny, test_set=TEST, recipe=used, out=folder, checkpoint_seconds=0.0,
+            recording=Recording(recorder, ticks, mode), **QUIET,
+        )  # fmt: skip
+        return teacher, recorder
+
+    whole, recorder = run(tmp_path / "whole")
+    assert recorder.tick == (2 if mode == "train" else 4)
+    bytes_of = (tmp_path / "whole" / "recorder.safetensors").read_bytes
+    write, count, die_at = run_module.write_bytes, 0, 0
+
+    def counted(path, content):
+        nonlocal count
+        count += 1
+        if count == die_at:
+            raise Killed
+        write(path, content)
+
+    monkeypatch.setattr(run_module, "write_bytes", counted)
+    # Configuration, 6 steps with a checkpoint each, recorder, weights, record.
+    for die_at in range(1, 11):
+        count, folder = 0, tmp_path / str(die_at)
+        with pytest.raises(Killed):
+            run(folder)
+        count = 100
+        teacher, _ = run(folder)
+        assert teacher.record["sha256"] == whole.record["sha256"]
+        assert (folder / "recorder.safetensors").read_bytes() == bytes_of()
+    # A finished run is read, recorder and all.
+    _, read = run(tmp_path / "whole")
+    loaded = TrainingDynamics.load(tmp_path / "whole" / "recorder.safetensors")
+    for name in ("el2n", "aum", "forgetting"):
+        assert torch.equal(read.values(name), recorder.values(name))
+        assert torch.equal(loaded.values(name), recorder.values(name))
+
+
+def test_another_recorder_and_a_missing_file_are_named(tmp_path):
+    train(linear, Recording(TrainingDynamics(COUNT)), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="window is 3 here, 10 there"):
+        train(linear, Recording(TrainingDynamics(COUNT, window=3)), out=tmp_path / "run")
+    with pytest.raises(ValueError, match="recording"):
+        train(linear, None, out=tmp_path / "run")
+    (tmp_path / "run" / "recorder.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"recorder\.safetensors is missing"):
+        train(linear, Recording(TrainingDynamics(COUNT)), out=tmp_path / "run")
