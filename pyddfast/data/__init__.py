@@ -2,6 +2,7 @@
 
 from pyddfast.data.atomic import new_folder, refuse_non_empty, write_bytes
 from pyddfast.data.catalog import load, names
+from pyddfast.data.cifar import CIFAR10_NORMALIZATION, CIFAR100_NORMALIZATION
 from pyddfast.data.datasets import (
     EFFICIENTNET_LITE_NORMALIZATION,
     IMAGENET_NORMALIZATION,
@@ -15,11 +16,15 @@ from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
 from pyddfast.data.layouts import Layout, read_layout, write_layout
+from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
 
 __all__ = [
+    "CIFAR10_NORMALIZATION",
+    "CIFAR100_NORMALIZATION",
     "EFFICIENTNET_LITE_NORMALIZATION",
     "FASHION_MNIST_NORMALIZATION",
     "IMAGENET_NORMALIZATION",
+    "TINY_IMAGENET_NORMALIZATION",
     "DistilledSet",
     "ImageDataset",
     "ImageFolder",

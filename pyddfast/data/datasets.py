@@ -89,8 +89,25 @@ class ImageSource(Protocol):
         ...
 
 
+class Labelled:
+    """What labels and class names tell, for every kind of data set."""
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Images of each class, int64 (num_classes,)."""
+        return torch.bincount(self.labels, minlength=self.num_classes)
+
+
 @dataclass(frozen=True, eq=False)
-class ImageDataset:
+class ImageDataset(Labelled):
     """A data set held in memory as bytes: one tensor, equal image sizes.
 
     Args:
@@ -116,16 +133,6 @@ class ImageDataset:
     def __post_init__(self) -> None:
         check_images("images", self.images, self.normalization)
         check_labels("labels", self.labels, len(self.images), len(self.class_names))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def class_counts(self) -> Tensor:
-        """Images of each class, int64 (num_classes,)."""
-        return torch.bincount(self.labels, minlength=self.num_classes)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ import torch
 from torch import Tensor
 
 from pyddfast._extras import require
-from pyddfast.data.datasets import IMAGENET_NORMALIZATION, ImageDataset, Normalization
+from pyddfast.data.datasets import (
+    IMAGENET_NORMALIZATION,
+    ImageDataset,
+    Labelled,
+    Normalization,
+)
 
-__all__ = ["EXTENSIONS", "ImageFolder"]
+__all__ = ["EXTENSIONS", "ImageFolder", "Listing", "scan"]
 
 # The formats that torchvision's ImageFolder accepts, so that sample numbers agree with it.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -24,7 +30,22 @@ _MODES = {1: "L", 3: "RGB"}
 _SHOWN = 10  # bad files listed by verify; more would bury the message
 
 
-class ImageFolder:
+@dataclass(frozen=True)
+class Listing:
+    """Image files and what they show.
+
+    Args:
+        class_names: Name of each class, in label order.
+        paths: Image files.
+        labels: Class of each file, int64 (N,).
+    """
+
+    class_names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: Tensor
+
+
+class ImageFolder(Labelled):
     """A lazy data set over ``root/<class>/**/<image>``; sizes may differ between images.
 
     Classes are the sub-folders in sorted order, files are sorted within a class (the order of
@@ -40,6 +61,7 @@ class ImageFolder:
         normalization: Mean and std; ImageNet's when None.
         name: Name of the data set.
         split: Name of the split.
+        listing: Files and labels of a folder of another layout; None scans ``root``.
 
     Raises:
         FileNotFoundError: ``root`` is no folder, has no class folders, or a class has no images.
@@ -56,6 +78,7 @@ class ImageFolder:
         normalization: Normalization | None = None,
         name: str = "folder",
         split: str = "train",
+        listing: Listing | None = None,
     ) -> None:
         require("PIL.Image", "methods")  # now, not at the first image
         if image_size is not None and image_size < 1:
@@ -75,17 +98,10 @@ class ImageFolder:
             )
         self.name = name
         self.split = split
-        self.class_names, self.paths, self.labels = _scan(self.root)
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def class_counts(self) -> Tensor:
-        """Images of each class, int64 (num_classes,)."""
-        return torch.bincount(self.labels, minlength=self.num_classes)
+        if listing is None:
+            listing = scan(self.root)
+        self.class_names, self.paths = listing.class_names, listing.paths
+        self.labels = listing.labels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -174,7 +190,12 @@ class ImageFolder:
         return None
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], tuple[Path, ...], Tensor]:
+def scan(root: Path) -> Listing:
+    """List ``root/<class>/**/<image>``: classes sorted, files sorted within a class.
+
+    Raises:
+        FileNotFoundError: ``root`` is no folder, has no class folders, or a class has no images.
+    """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder")
     class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
@@ -194,7 +215,7 @@ def _scan(root: Path) -> tuple[tuple[str, ...], tuple[Path, ...], Tensor]:
                 f"accepted endings: {', '.join(EXTENSIONS)}"
             )
         labels += [label] * (len(paths) - before)
-    return class_names, tuple(paths), torch.tensor(labels, dtype=torch.int64)
+    return Listing(class_names, tuple(paths), torch.tensor(labels, dtype=torch.int64))
 
 
 def _resize_and_cut(image: Any, resize: int, size: int) -> Any:

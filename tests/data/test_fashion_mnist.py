@@ -199,7 +199,7 @@ def test_a_given_normalisation_replaces_the_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "cifar"}, "fashion-mnist, fashion-mnist-mini, folder, got 'cifar'"),
+        ({"name": "cifar"}, "fashion-mnist-mini, fashion-mnist, cifar10, .*folder, got 'cifar'"),
         ({"name": "fashion-mnist-mini", "split": "val"}, "'train' or 'test', got 'val'"),
         ({"name": "fashion-mnist-mini", "root": "/x"}, "root must be None.*'/x'"),
         ({"name": "fashion-mnist-mini", "image_size": 0}, "image_size must be positive, got 0"),
