@@ -162,19 +162,22 @@ class ImageFolder(Labelled):
         Raises:
             ValueError: Images differ in size (give ``image_size``), or one cannot be decoded.
         """
+        images: Tensor | None = None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images: list[Tensor] = []
-            for path, image in zip(
-                self.paths, pool.map(self.__getitem__, range(len(self))), strict=True
-            ):
-                if images and image.shape != images[0].shape:
+            for position, image in enumerate(pool.map(self.__getitem__, range(len(self)))):
+                if images is None:  # one block: a list to stack would need twice the memory
+                    images = image.new_empty((len(self), *image.shape))
+                elif image.shape != images.shape[1:]:
                     raise ValueError(
-                        f"{path} has the size {tuple(image.shape[1:])}, {self.paths[0]} has "
-                        f"{tuple(images[0].shape[1:])}; give image_size to make them equal"
+                        f"{self.paths[position]} has the size {tuple(image.shape[1:])}, "
+                        f"{self.paths[0]} has {tuple(images.shape[2:])}; give image_size to make "
+                        "them equal"
                     )
-                images.append(image)
+                images[position] = image
+        if images is None:
+            raise ValueError(f"{self.root} has no images")
         return ImageDataset(
-            images=torch.stack(images),
+            images=images,
             labels=self.labels,
             class_names=self.class_names,
             normalization=self.normalization,

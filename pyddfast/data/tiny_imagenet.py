@@ -15,7 +15,7 @@ from pyddfast.data.folder import ImageFolder, Listing, scan
 
 __all__ = ["TINY_IMAGENET_NORMALIZATION", "read_tiny_imagenet"]
 
-# ImageNet's, as the distillation codes that use this set have it (MTT, utils.py; SRe2L).
+# ImageNet's, as the DC and MTT codes have it (utils.py).
 TINY_IMAGENET_NORMALIZATION = IMAGENET_NORMALIZATION
 
 _SIDE = 64

@@ -137,6 +137,14 @@ def test_images_that_are_not_of_the_set(root):
         data.load("tiny-imagenet", root=root, split="test")
 
 
+def test_no_images_at_all(root):
+    shutil.rmtree(root / "val" / "images")
+    (root / "val" / "images").mkdir()
+    (root / ANNOTATIONS).write_text("")
+    with pytest.raises(ValueError, match="tiny-imagenet-200 has no images"):
+        data.load("tiny-imagenet", root=root, split="test")
+
+
 def test_a_root_is_needed():
     with pytest.raises(ValueError, match="root is needed for 'tiny-imagenet'"):
         data.load("tiny-imagenet")
