@@ -1,17 +1,38 @@
 """Coresets: scores of samples, and class-balanced selection by them."""
 
+from pyddfast.coresets.aum import aum_scores
+from pyddfast.coresets.cad_prune import cad_prune, cad_scores
+from pyddfast.coresets.dual import beta_sampling, dual_scores
+from pyddfast.coresets.dyn_unc import dyn_unc_scores
 from pyddfast.coresets.dynamics import DYNAMICS_SCORES, TrainingDynamics
-from pyddfast.coresets.el2n import el2n_of_models, el2n_scores
+from pyddfast.coresets.el2n import el2n_best, el2n_of_models, el2n_scores
+from pyddfast.coresets.el2n_sl import el2n_sl_of_models, el2n_sl_scores
+from pyddfast.coresets.forgetting import forgetting_scores
 from pyddfast.coresets.random import random_scores
-from pyddfast.coresets.selection import Scores, Selection, select
+from pyddfast.coresets.recorded import Recorded, dynamics_scores, record_training
+from pyddfast.coresets.selection import Scores, Selection, mean_scores, select
 
 __all__ = [
     "DYNAMICS_SCORES",
+    "Recorded",
     "Scores",
     "Selection",
     "TrainingDynamics",
+    "aum_scores",
+    "beta_sampling",
+    "cad_prune",
+    "cad_scores",
+    "dual_scores",
+    "dyn_unc_scores",
+    "dynamics_scores",
+    "el2n_best",
     "el2n_of_models",
     "el2n_scores",
+    "el2n_sl_of_models",
+    "el2n_sl_scores",
+    "forgetting_scores",
+    "mean_scores",
     "random_scores",
+    "record_training",
     "select",
 ]

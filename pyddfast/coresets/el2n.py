@@ -2,7 +2,8 @@
 
 A sample's score is ‖softmax(f(x)) − onehot(y)‖₂, averaged over several networks that were trained
 for a few epochs.  High is hard.  **EL2N-Easy** of "Rethinking Dataset Distillation" is the lowest
-score of each class: ``select(scores, labels, strategy="bottomk", ipc=...)``.
+score of each class: ``select(scores, labels, strategy="bottomk", ipc=...)``; **EL2N-Best** the best
+window of the ranking: :func:`el2n_best`.
 
 The scores of easy samples differ where 1 − p_y is far below float32's rounding error of p_y, so
 they come from :func:`pyddfast.ops.scores.sample_scores`, which has no cancellation there.
@@ -10,7 +11,7 @@ they come from :func:`pyddfast.ops.scores.sample_scores`, which has no cancellat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyddfast.coresets.selection import Scores
+from pyddfast.coresets.selection import Scores, Selection, select
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.ops.scores import sample_scores
 from pyddfast.random import Purpose, generator
-from pyddfast.train import predict, teacher_recipe, train_teacher
+from pyddfast.train import Budget, Scale, predict, teacher_recipe, train_student, train_teacher
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["el2n_of_models", "el2n_scores"]
+__all__ = ["el2n_best", "el2n_of_models", "el2n_scores", "scoring_networks"]
 
 
 def el2n_of_models(
@@ -108,13 +109,50 @@ def el2n_scores(
     Raises:
         ValueError: ``repeats`` is below 1, or what :func:`pyddfast.train.train_teacher` refuses.
     """
+    networks, meta = scoring_networks(
+        dataset,
+        model,
+        repeats=repeats,
+        epochs=epochs,
+        recipe=recipe,
+        test_set=test_set,
+        seed=seed,
+        device=device,
+        out=out,
+        progress=progress,
+    )
+    scores = el2n_of_models(dataset, networks)
+    return replace(scores, meta={**scores.meta, **meta})
+
+
+def scoring_networks(
+    dataset: ImageDataset,
+    model: ModelSpec,
+    *,
+    repeats: int,
+    epochs: int,
+    recipe: Recipe | None = None,
+    test_set: ImageSource | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> tuple[Iterator[nn.Module], dict[str, Any]]:
+    """The networks of :func:`el2n_scores`, trained as they are asked for; arguments as there.
+
+    Returns:
+        The networks, and the record of how they came about, complete after the last of them.
+
+    Raises:
+        ValueError: ``repeats`` is below 1.
+    """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     used = teacher_recipe(epochs, schedule="constant") if recipe is None else recipe
     used = replace(used, epochs=epochs)
     accuracies: list[float] = []
 
-    def networks() -> Iterable[nn.Module]:
+    def networks() -> Iterator[nn.Module]:
         for repeat in range(repeats):
             trained = train_teacher(
                 dataset,
@@ -129,9 +167,7 @@ def el2n_scores(
             accuracies.append(float(trained.record["accuracy"]))
             yield trained.model
 
-    scores = el2n_of_models(dataset, networks())
     meta = {
-        **scores.meta,
         "model": describe_model(model),
         "epochs": epochs,
         "recipe": used.to_dict(),
@@ -139,4 +175,87 @@ def el2n_scores(
         "accuracies": accuracies,
         "accuracy_on": "the scored data" if test_set is None else "the test set",
     }
-    return replace(scores, meta=meta)
+    return networks(), meta
+
+
+# Starts of the sweep's windows as shares of all starts, as in the reproduction of EL2N-Best.
+_OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def el2n_best(
+    dataset: ImageDataset,
+    scores: Scores,
+    *,
+    ipc: int,
+    test_set: ImageSource,
+    model: ModelSpec = "convnet-d3",
+    offsets: Sequence[float] = _OFFSETS,
+    scale: Scale | None = None,
+    recipe: Recipe | None = None,
+    budget: Budget | None = None,
+    seeds: Sequence[int] = (0,),
+    device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Selection:
+    """The window of each class's ranking on which hard-label students do best.
+
+    One full training a window and seed: what CAD-Prune does without.
+
+    Args:
+        dataset: What was scored.
+        scores: Usually of :func:`el2n_scores`.
+        ipc: Images a class.
+        test_set: Judges the windows.  With the test set of the paper's tables, as there, the best
+            accuracy is an optimistic one; with held-out training data it is not.
+        model: The students.
+        offsets: Starts of the windows, as ``offset`` of :func:`select`; equal accuracies go to the
+            first.
+        scale: Column of Table 1 of the paper; default by image size, as ``train_student``.
+        recipe: How students are trained, instead of the paper's hard-label recipe.
+        budget: Length instead of the recipe's epochs.
+        seeds: One student each, a window.
+        device: Default CUDA where there is one, else the CPU.
+        out: Folder of the students' runs, ``window0``, ``window1`` ...; finished ones are read.
+        progress: Show it on stderr.
+
+    Returns:
+        The best window; ``meta`` holds ``offsets``, the mean accuracy of each, and the choice.
+
+    Raises:
+        ValueError: There are no offsets, or what :func:`select` or ``train_student`` refuses.
+    """
+    if not offsets:
+        raise ValueError("offsets must hold at least one")
+    windows = [
+        select(
+            scores,
+            dataset.labels,
+            strategy="window",
+            ipc=ipc,
+            offset=offset,
+            num_classes=dataset.num_classes,
+            method=f"{scores.name}-best",
+        )
+        for offset in offsets
+    ]
+    accuracies = []
+    for number, window in enumerate(windows):
+        result = train_student(
+            window.to_distilled(dataset),
+            "hl",
+            model,
+            test_set=test_set,
+            scale=scale,
+            recipe=recipe,
+            budget=budget,
+            seeds=seeds,
+            evaluations=1,
+            device=device,
+            out=None if out is None else Path(out) / f"window{number}",
+            progress=progress,
+        )
+        accuracies.append(result.mean)
+    best = max(range(len(windows)), key=lambda number: (accuracies[number], -number))
+    sweep = {"offsets": list(offsets), "accuracies": accuracies, "seeds": list(seeds)}
+    return replace(windows[best], meta={**windows[best].meta, "sweep": sweep})

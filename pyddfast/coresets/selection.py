@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.random import Purpose, uniform
 
-__all__ = ["Scores", "Selection", "Strategy", "select", "to_distilled"]
+__all__ = ["Scores", "Selection", "Strategy", "mean_scores", "select", "to_distilled"]
 
-Strategy: TypeAlias = Literal["topk", "bottomk", "window"]
+Strategy: TypeAlias = Literal["topk", "bottomk", "window", "stratified"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
@@ -85,6 +86,8 @@ def select(
     ipc: int | None = None,
     fraction: float | None = None,
     offset: float = 0.0,
+    bins: int = 50,
+    seed: int = 0,
     num_classes: int | None = None,
     method: str | None = None,
 ) -> Selection:
@@ -97,23 +100,28 @@ def select(
         labels: int64 (N,).
         strategy: ``"topk"`` picks the highest scores, ``"bottomk"`` the lowest, ``"window"`` the
             scores that follow the highest ``offset`` ones (the sliding window of SelMatch and of
-            EL2N-Best).
+            EL2N-Best; at 0.5 the middle of the ranking, as Moderate-DS).  ``"stratified"`` cuts
+            each class's range of scores into ``bins`` of one width and draws from all of them, the
+            emptiest first: what they lack goes to the others (Zheng et al., "Coverage-centric
+            Coreset Selection for High Pruning Rates", whose bins span all classes).
         ipc: Images a class; exactly so many, or an error.
         fraction: Share of each class, in [0, 1]; a class of n gives ``round(fraction · n)``, halves
             to even, as DeepCore does.  Give either ``ipc`` or ``fraction``.
         offset: Start of the window in [0, 1], as a share of the positions it can start at: 0 is
             ``"topk"``, 1 ends at the lowest score.  Rounded down to whole samples.
+        bins: Of ``"stratified"``; 50 as in its paper.
+        seed: Of the draws of ``"stratified"``.
         num_classes: Number of classes; default the highest label plus 1.
         method: Name of the method for the record; default score and strategy, ``"el2n-topk"``.
 
     Returns:
         A :class:`Selection`, classes ascending; ``"topk"`` and ``"window"`` by falling score,
-        ``"bottomk"`` by rising score.
+        ``"bottomk"`` by rising score, ``"stratified"`` bin after bin (``order`` is ``"none"``).
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: Shapes do not fit, a budget is missing or out of range, or a class has fewer
-            than ``ipc`` samples.
+        ValueError: Shapes do not fit, a budget is missing or out of range, a class has fewer
+            than ``ipc`` samples, or scores to be binned are infinite.
     """
     count = len(scores)
     if labels.dtype != torch.int64:
@@ -132,6 +140,10 @@ def select(
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
     if not 0 <= offset <= 1:
         raise ValueError(f"offset must lie in [0, 1], got {offset}")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if strategy == "stratified" and bool(scores.values.isinf().any()):
+        raise ValueError("scores must be finite to be cut into bins")
     if offset != 0 and strategy != "window":
         raise ValueError(f"offset is for the strategy 'window', got strategy={strategy!r}")
     highest = int(labels.max()) if count else -1
@@ -149,6 +161,9 @@ def select(
     picks = []
     for members in torch.split(ranked, sizes):
         budget = ipc if ipc is not None else round((fraction or 0.0) * len(members))
+        if strategy == "stratified":
+            picks.append(_stratified(values, members, budget, bins, seed))
+            continue
         start = int(offset * (len(members) - budget))
         picks.append(members[start : start + budget])
     indices = torch.cat(picks) if picks else ranked
@@ -160,11 +175,60 @@ def select(
         "ipc": ipc,
         "fraction": fraction,
         **({"offset": offset} if strategy == "window" else {}),
+        **({"bins": bins, "seed": seed} if strategy == "stratified" else {}),
         "scoring": dict(scores.meta),
     }
     return Selection(
-        indices=indices, order="ranked", weights=None, scores=values[indices], meta=meta
+        indices=indices,
+        order="none" if strategy == "stratified" else "ranked",
+        weights=None,
+        scores=values[indices],
+        meta=meta,
     )
+
+
+def _stratified(values: Tensor, members: Tensor, budget: int, bins: int, seed: int) -> Tensor:
+    """Draw ``budget`` of a class's members, the same number of every bin where it has them."""
+    if budget == 0:
+        return members[:0]
+    # In data order, so that the draws do not depend on the order of the members.
+    members = members.sort().values
+    own = values[members].double()
+    low, high = own.aminmax()
+    width = (high - low) / bins
+    number = ((own - low) / torch.where(width > 0, width, 1.0)).long().clamp(max=bins - 1)
+    # Lane 1: random_scores has lane 0.
+    draws = uniform(seed, Purpose.SELECTION, members, lanes=1)
+    groups = [members[number == b][draws[number == b].argsort()] for b in range(bins)]
+    groups = sorted((group for group in groups if len(group)), key=len)
+    picks, rest = [], budget
+    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
+        picks.append(group[: rest // left])
+        rest -= len(picks[-1])
+    return torch.cat(picks)
+
+
+def mean_scores(scores: Sequence[Scores], *, meta: Mapping[str, Any] | None = None) -> Scores:
+    """The mean of one score over several networks or trainings.
+
+    Args:
+        scores: At least one, all of the same name and size.
+        meta: For the record, beside the ``meta`` of each.
+
+    Raises:
+        ValueError: There is none, or they differ in name or size.
+    """
+    if not scores:
+        raise ValueError("scores must hold at least one")
+    first = scores[0]
+    for other in scores[1:]:
+        if (other.name, len(other)) != (first.name, len(first)):
+            raise ValueError(
+                f"scores differ: {first.name} of {len(first)} samples, {other.name} of {len(other)}"
+            )
+    values = torch.stack([each.values.double().cpu() for each in scores]).mean(0)
+    record = {"repeats": len(scores), "each": [dict(each.meta) for each in scores], **(meta or {})}
+    return Scores(values, first.name, first.high_means, record)
 
 
 def check_ipc(ipc: int | None, sizes: Sequence[int]) -> None:

@@ -1,0 +1,116 @@
+"""DUAL: uncertain and hard samples, early in training.
+
+"Lightweight Dataset Pruning without Full Training via Example Difficulty and Prediction
+Uncertainty" (Cho et al., 2025).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyddfast.coresets.recorded import dynamics_scores
+from pyddfast.coresets.selection import Scores
+from pyddfast.data import ImageDataset
+from pyddfast.random import Purpose, uniform
+from pyddfast.train.models import ModelSpec
+
+__all__ = ["beta_sampling", "dual_scores"]
+
+
+def dual_scores(
+    dataset: ImageDataset,
+    model: ModelSpec = "convnet-d3",
+    *,
+    epochs: int = 30,
+    window: int = 10,
+    repeats: int = 1,
+    **run: Any,
+) -> Scores:
+    """Mean over windows of std(p_y) · (1 − mean p_y); high is uncertain and hard.
+
+    Taken from the training steps' own logits, over the paper's 30 epochs (60 on ImageNet-1k).
+
+    Args:
+        dataset: Training data, scored as well.
+        model: As :func:`pyddfast.train.train_teacher` takes it.
+        epochs: Passes over the data.
+        window: J.
+        repeats: Number of trainings.
+        **run: ``recipe``, ``test_set``, ``seed``, ``device``, ``out`` and ``progress`` of
+            :func:`pyddfast.coresets.dynamics_scores`.
+    """
+    return dynamics_scores(
+        dataset, model, "dual", epochs=epochs, window=window, repeats=repeats, **run
+    )
+
+
+def beta_sampling(
+    scores: Scores,
+    mean_p: Tensor,
+    *,
+    pruned: float,
+    c_d: float = 4.0,
+    c_total: int = 15,
+    seed: int = 0,
+) -> Scores:
+    """Random keys, so that the highest are DUAL's Beta sampling of that many samples.
+
+    Sample i is drawn without replacement with a weight ∝ Beta(mean p; a, b) · score, where
+    b = 15 (1 − m)(1 − r^c_d), m is the mean of ``mean_p`` over the ten highest scores, r the pruned
+    share, and a = c_total − b: at high r easier samples are taken.  A key is log weight plus a
+    Gumbel draw keyed by the sample, so ``select(keys, labels, ...)`` of any budget is such a draw.
+
+    Args:
+        scores: Of DUAL; not negative.
+        mean_p: Floating point (N,), mean of p_y: ``TrainingDynamics.values("mean_p")``.
+        pruned: r, the share that is left out, in [0, 1].
+        c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k.
+        c_total: 15 in the paper, 16 in its code.
+        seed: Of the draw.
+
+    Returns:
+        float64 keys; −inf for samples of weight 0.
+
+    Raises:
+        ValueError: A value is out of range, or the sizes differ.
+    """
+    if mean_p.shape != scores.values.shape:
+        raise ValueError(f"mean_p has shape {tuple(mean_p.shape)}, there are {len(scores)} scores")
+    if not 0 <= pruned <= 1:
+        raise ValueError(f"pruned must lie in [0, 1], got {pruned}")
+    if not bool(((mean_p >= 0) & (mean_p <= 1)).all()):
+        raise ValueError(
+            f"mean_p must lie in [0, 1], got values from {float(mean_p.min())} "
+            f"to {float(mean_p.max())}"
+        )
+    if float(scores.values.min()) < 0:
+        raise ValueError(f"scores must not be negative, got {float(scores.values.min())}")
+    if c_total not in (15, 16):
+        raise ValueError(f"c_total must be 15 (paper) or 16 (its code), got {c_total}")
+    values, p = scores.values.double().cpu(), mean_p.double().cpu()
+    anchor = float(p[values.topk(min(10, len(values))).indices].mean())
+    b = 15 * (1 - anchor) * (1 - pruned**c_d)
+    a = c_total - b
+    # xlogy: 0 · log 0 is 0.
+    log_weight = torch.xlogy(torch.tensor(a - 1), p) + torch.xlogy(torch.tensor(b - 1), 1 - p)
+    # Lane 2: random_scores has lane 0 and stratified selection lane 1.
+    draw = uniform(seed, Purpose.SELECTION, torch.arange(len(p)), lanes=2)
+    gumbel = -torch.log(-torch.log(draw.clamp(min=1e-300)))
+    keys = log_weight.double() + values.log() + gumbel
+    return Scores(
+        keys,
+        f"{scores.name}-beta",
+        "drawn",
+        {
+            **scores.meta,
+            "pruned": pruned,
+            "c_d": c_d,
+            "c_total": c_total,
+            "a": a,
+            "b": b,
+            "sampling_seed": seed,
+        },
+    )
