@@ -11,6 +11,14 @@ from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
+from pyddfast.ops.stats import (
+    Activation,
+    bn_distance,
+    bn_eval_stats,
+    channel_stats,
+    class_targets,
+    patch_stats,
+)
 from pyddfast.ops.synthesis import (
     clamp_normalized,
     crop_flip_roll,
@@ -22,6 +30,7 @@ from pyddfast.ops.synthesis import (
 _fakes.register()
 
 __all__ = [
+    "Activation",
     "AugmentParams",
     "DSAParams",
     "DynamicsState",
@@ -31,7 +40,11 @@ __all__ = [
     "Signal",
     "TeacherKind",
     "augment",
+    "bn_distance",
+    "bn_eval_stats",
+    "channel_stats",
     "clamp_normalized",
+    "class_targets",
     "crop_flip_roll",
     "draw_augmentation",
     "draw_crop_flip_roll",
@@ -44,6 +57,7 @@ __all__ = [
     "mosaic",
     "mse_ce",
     "multi_crop",
+    "patch_stats",
     "sample_scores",
     "select_patches",
     "soft_ce",

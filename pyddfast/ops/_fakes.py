@@ -60,6 +60,32 @@ def _grad_second(grad_loss: Tensor, first: Tensor, second: Tensor, *_: Any) -> T
     return second.new_empty(second.shape)
 
 
+def _channel_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    mean, var = (x.new_empty((x.shape[1],), dtype=accumulation_dtype(x)) for _ in range(2))
+    return mean, var
+
+
+def _bn_eval_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *_channel_stats(x)
+
+
+def _like_x(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _bn_distance(mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, target_mean, _, sizes, *_ = rest
+    layers, targets = len(sizes), target_mean.shape[0]
+    return mean.new_empty(()), mean.new_empty((layers,)), mean.new_empty((layers, targets, 2))
+
+
+def _bn_distance_grad(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, mean, var, target_mean, target_var, *_, wants_targets = arguments
+    none = target_mean.new_empty((0, *mean.shape))
+    targets = (target_mean, target_var) if wants_targets else (none, none)
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (mean, var, *targets))
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -74,6 +100,12 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "mse_ce_value_and_grad": _value_and_grad,
     "mse_ce_grad_student": _grad_first,
     "mse_ce_grad_teacher": _grad_second,
+    "channel_stats": _channel_stats,
+    "channel_stats_grad": _like_x,
+    "bn_eval_stats": _bn_eval_stats,
+    "bn_eval_stats_grad": _like_x,
+    "bn_distance": _bn_distance,
+    "bn_distance_grad": _bn_distance_grad,
 }
 
 

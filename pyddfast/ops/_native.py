@@ -34,6 +34,12 @@ OPERATORS = (
     "mse_ce_value_and_grad",
     "mse_ce_grad_student",
     "mse_ce_grad_teacher",
+    "channel_stats",
+    "channel_stats_grad",
+    "bn_eval_stats",
+    "bn_eval_stats_grad",
+    "bn_distance",
+    "bn_distance_grad",
 )
 
 
