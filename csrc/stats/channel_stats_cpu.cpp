@@ -42,8 +42,9 @@ PYDD_HD S stored(T value) {
 
 template <class T, class S>
 double shift_of(const ChannelStatsParams& params, int64_t c) {
-  return params.shift ? double(vector<T>(params.shift)[c])
-                      : double(to_float(*at<S>(params.x, params.x_strides, 0, c, 0)));
+  if (params.shift) return double(vector<T>(params.shift)[c]);
+  if (params.batch * params.positions == 0) return 0.0;
+  return double(to_float(*at<S>(params.x, params.x_strides, 0, c, 0)));
 }
 
 int64_t split(int64_t count, int64_t pieces, int64_t piece) { return count * piece / pieces; }
@@ -205,7 +206,7 @@ void finish(const ChannelStatsParams& params) {
     }
     // No elements: 0 / 0, as torch.  NaN passes the bound at 0.
     const double offset = first / count, spread = second / count - offset * offset;
-    static_cast<T*>(params.mean)[c] = T(count > 0 ? offset + shift_of<T, S>(params, c) : offset);
+    static_cast<T*>(params.mean)[c] = T(offset + shift_of<T, S>(params, c));
     static_cast<T*>(params.var)[c] = T(spread < 0 ? 0.0 : spread);
   }
 }

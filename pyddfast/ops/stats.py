@@ -18,7 +18,7 @@ from pyddfast.ops import _checks, _native
 from pyddfast.ops._autograd import functorch_active, wants_graph
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import stats as reference
-from pyddfast.ops.reference.kd import accumulation_dtype
+from pyddfast.ops.reference.kd import accumulation_dtype, widen
 
 Activation = Literal["none", "relu", "relu6"]
 
@@ -87,7 +87,7 @@ class _ChannelStats(torch.autograd.Function):
 def _differentiable_slope(x: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None) -> Tensor:
     """The gradient of the statistics to `x`, in the twin's precision, with a graph."""
     column = [1, -1, *[1] * (x.dim() - 2)]
-    wide = reference.widen(x)
+    wide = widen(x)
     count = x.numel() // max(1, x.shape[1])
     slope = torch.zeros_like(wide)
     if grad_mean is not None:
@@ -325,11 +325,11 @@ class _BnDistance(torch.autograd.Function):
                     for output, grad in zip(outputs, (grad_loss, grad_per_layer), strict=True)
                     if grad is not None
                 ]
-                values, upstream = zip(*pairs, strict=True)
+                losses, upstream = zip(*pairs, strict=True)
                 chosen = [t for t, want in zip(tensors, wanted, strict=True) if want]
-                grads = iter(torch.autograd.grad(values, chosen, upstream, create_graph=True))
+                grads = iter(torch.autograd.grad(losses, chosen, upstream, create_graph=True))
             return *(next(grads) if want else None for want in wanted), None, None
-        values = at or [mean, var]
+        values = tuple(at) or (mean, var)
         wants_targets = wanted[2] or wanted[3]
         results = raw.bn_distance_grad(
             grad_loss,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyddfast import ops
+from pyddfast.ops import _native
 from pyddfast.ops.reference import stats as twin
 from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
 
@@ -95,7 +96,11 @@ def test_layouts(backend, name, shape):
     other = layouts(x)[name]
     assert torch.equal(other, x)
     plain, moved = check(x), check(other)
-    if name != "channels last":  # which sums in another order
+    # Others sum in another order: channels last, and CUDA's vectors where the base is misaligned.
+    reordered = name == "channels last" or (
+        name == "misaligned base" and str(backend) in ("simt", "cuda")
+    )
+    if not reordered:
         for a, b in zip(plain, moved, strict=True):
             assert torch.equal(a, b)
 
@@ -216,15 +221,14 @@ def test_nothing_but_x_is_saved():
 # --- bn_eval_stats -----------------------------------------------------------------------------
 
 
-def norm_of(channels: int, seed: int = 5) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(4, channels, generator=generator, dtype=torch.float64)
-    mean = 3 * torch.arange(channels, dtype=torch.float64) + values[0]
+def norm_of(channels: int) -> dict[str, Tensor]:
+    """Running statistics near those of `activation`; weights of both signs."""
+    c = torch.arange(channels, dtype=torch.float64)
     return {
-        "running_mean": mean,
-        "running_var": 1 + values[1],
-        "weight": values[2] - 0.3,
-        "bias": values[3] * 4,
+        "running_mean": 3 * c + torch.sin(c),
+        "running_var": 1.5 + torch.cos(3 * c),
+        "weight": torch.sin(5 * c + 1),
+        "bias": 2 + 2 * torch.cos(7 * c),
     }
 
 
@@ -256,7 +260,8 @@ def check_norm(x: Tensor, chosen: str, names: tuple[str, ...]) -> tuple[Tensor, 
     for got, want in zip(outputs[1:], expected[1:], strict=True):
         assert_close(got, want, bound(x.dtype))
     generator = torch.Generator().manual_seed(1)
-    given = [torch.randn(t.shape, generator=generator).to(o) for t, o in zip(expected, outputs)]
+    pairs = list(zip(expected, outputs, strict=True))
+    given = [torch.randn(t.shape, generator=generator).to(o) for t, o in pairs]
     (grad,) = torch.autograd.grad(outputs, x, given)
     (want,) = torch.autograd.grad(expected, wide, [g.cpu().double() for g in given])
     # A float32 y may fall on the other side of a bound of the activation: none does here.
@@ -433,11 +438,13 @@ def test_class_targets(backend):
     assert_close(ops.class_targets(table, labels), want, FLOAT32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_official_hook(backend, dtype):
+def test_the_official_hook(backend):
     """SRe2L's BNFeatureHook (recover/utils.py), restated in float64: value and gradient."""
-    if dtype not in backend.dtypes:
-        pytest.skip("float64 runs the twin on CUDA")
+    for dtype in {torch.float64, torch.float32} & set(backend.dtypes):
+        check_official_hook(backend, dtype)
+
+
+def check_official_hook(backend, dtype):
     xs = [activation(shape, seed) for seed, shape in enumerate([(4, 3, 9, 9), (4, 8, 5, 5)])]
     running = [norm_of(x.shape[1]) for x in xs]
 
@@ -523,13 +530,14 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(all_ops, (last,))
 
 
-def test_double_backward(backend):
+def test_double_backward(backend, monkeypatch):
     def second(x: Tensor) -> Tensor:
         (grad,) = torch.autograd.grad(all_ops(x), x, create_graph=True)
         return torch.autograd.grad((grad**2).sum(), x)[0]
 
     x = activation((2, 3, 4, 4))
     got = second(backend.put(x).requires_grad_())
+    monkeypatch.setattr(_native, "usable", lambda *_: False)
     assert_close(got, second(x.float().double().requires_grad_()), 4 * FLOAT32)
 
 

@@ -65,7 +65,7 @@ def bn_distance(
     """Loss and distances a layer of ``ops.bn_distance``; the targets are (T, channels)."""
 
     def norms(difference: Tensor) -> Tensor:  # (T, channels) -> (T, layers)
-        parts = difference.split(list(sizes), dim=1)
+        parts = torch.split(difference, list(sizes), dim=1)
         squares = torch.stack([part.square().sum(1) for part in parts], dim=1)
         if squared:
             return squares
