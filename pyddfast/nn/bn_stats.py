@@ -1,0 +1,226 @@
+"""The loss that matches a model's batch statistics to those its BatchNorm layers have stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pyddfast import ops
+from pyddfast.ops.stats import MAX_LAYERS
+
+Mode = Literal["tap", "fused"]
+
+
+class BNStatLoss:
+    r"""The BatchNorm loss of SRe2L and its successors, for a whole model.
+
+    :math:`\sum_l w_l (a \lVert v^*_l - v_l \rVert_2 + \lVert m^*_l - m_l \rVert_2)` with m and v
+    the batch mean and biased variance of the input of layer l, starred the running ones.  Replaces
+    the hook on every layer (SRe2L, ``recover/utils.py:BNFeatureHook``) and the sum over them::
+
+        with BNStatLoss(teacher) as bn_loss:
+            logits = teacher(images)
+            loss = F.cross_entropy(logits, target) + 0.01 * bn_loss()
+
+    Statistics are of the last forward; call the loss once after it.
+
+    Args:
+        model: Its BatchNorm layers are in eval mode.
+        first_multiplier: Weight of the first layer; the others have 1.
+        var_weight: a; ``r_var`` of DWA.
+        layers: The BatchNorm modules to use, in this order.  Default: every ``nn.BatchNorm2d``, in
+            the order of ``model.modules()``, as the official codes take them.
+        mode: ``"tap"`` reads the layers' inputs and leaves the model as it is; ``"fused"`` replaces
+            the forward of each layer by `ops.bn_eval_stats` until `close`, which saves that read.
+
+    Raises:
+        TypeError: `model` or a layer of the wrong type.
+        ValueError: No BatchNorm, one in training mode or without running statistics, or an unknown
+            mode; later, from the model's forward, a layer that was put into training mode.
+        RuntimeError: From the model's forward under ``nn.DataParallel`` with several devices, whose
+            replicas would overwrite each other's statistics; from a call without a forward before.
+
+    ``per_layer`` is (layers,), the distances at the last call, unweighted and without gradient.
+    """
+
+    per_layer: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        first_multiplier: float = 10.0,
+        var_weight: float = 1.0,
+        layers: Sequence[nn.Module] | None = None,
+        mode: Mode = "tap",
+    ) -> None:
+        if mode not in ("tap", "fused"):
+            raise ValueError(f"mode is {mode!r}; allowed are tap, fused")
+        self._layers = _chosen(model, layers)
+        self._names = _names(model, self._layers)
+        for layer, name in zip(self._layers, self._names, strict=True):
+            _check_layer(layer, name)
+        self._weights = [float(first_multiplier)] + [1.0] * (len(self._layers) - 1)
+        self._var_weight = float(var_weight)
+        self._stats: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
+        self._targets: tuple[Any, Tensor, Tensor] | None = None
+        self._replaced: list[tuple[nn.Module, Any]] = []
+        self.per_layer = None
+        self._hooks = [
+            layer.register_forward_pre_hook(partial(self._before, index, tap=mode == "tap"))
+            for index, layer in enumerate(self._layers)
+        ]
+        if mode == "fused":
+            for index, layer in enumerate(self._layers):
+                self._replaced.append((layer, layer.__dict__.get("forward")))
+                layer.__dict__["forward"] = partial(self._fused, index)
+
+    def __call__(self) -> Tensor:
+        """The loss of the last forward, a scalar."""
+        if not self._hooks:
+            raise RuntimeError("BNStatLoss is closed: build another one")
+        missing = [name for name, s in zip(self._names, self._stats, strict=True) if s is None]
+        if missing:
+            raise RuntimeError(
+                f"no forward since the last call has reached {missing[0]!r} "
+                f"({len(missing)} of {len(self._stats)} layers are without statistics): call the "
+                "loss once after each forward of the whole model"
+            )
+        stats = [s for s in self._stats if s is not None]
+        self._stats = [None] * len(self._layers)
+        target_mean, target_var = self._packed_targets(stats[0][0].dtype)
+        mean, var = (torch.cat(vectors) for vectors in zip(*stats, strict=True))
+        sizes = [len(m) for m, _ in stats]
+        loss, parts, start = mean.new_zeros(()), [], 0
+        for first in range(0, len(sizes), MAX_LAYERS):  # one group but for the deepest networks
+            group = slice(first, first + MAX_LAYERS)
+            part = slice(start, start + sum(sizes[group]))
+            group_loss, per_layer = ops.bn_distance(
+                mean[part],
+                var[part],
+                target_mean[part],
+                target_var[part],
+                sizes[group],
+                layer_weight=self._weights[group],
+                var_weight=self._var_weight,
+            )
+            loss = loss + group_loss if first else group_loss
+            parts.append(per_layer.detach())
+            start = part.stop
+        self.per_layer = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return loss
+
+    def close(self) -> None:
+        """Removes the hooks and restores the layers; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer, forward in self._replaced:
+            if forward is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = forward
+        self._hooks, self._replaced = [], []
+        self._stats = [None] * len(self._layers)
+
+    def __enter__(self) -> BNStatLoss:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _before(self, index: int, layer: _BatchNorm, args: tuple[Any, ...], *, tap: bool) -> Any:
+        """The pre-hook of a layer: checks it and, in mode tap, replaces its input by the tap."""
+        _check_layer(layer, self._names[index])
+        if getattr(layer, "_is_replica", False):
+            raise RuntimeError(
+                "BNStatLoss does not work under nn.DataParallel with several devices: its replicas "
+                "would overwrite each other's statistics.  Use one process a device (torchrun)"
+            )
+        if not tap:
+            return None
+        view, mean, var = ops.channel_stats(args[0], layer.running_mean)
+        self._stats[index] = (mean, var)
+        return (view, *args[1:])
+
+    def _fused(self, index: int, x: Tensor) -> Tensor:
+        """Stands for a layer's forward in mode fused."""
+        layer = self._layers[index]
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        y, mean, var = ops.bn_eval_stats(
+            x,
+            layer.running_mean,
+            layer.running_var,
+            layer.weight,
+            layer.bias,
+            eps=layer.eps,
+        )
+        self._stats[index] = (mean, var)
+        return y
+
+    def _packed_targets(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The running statistics side by side, packed again when one has changed or moved."""
+        vectors = [
+            [layer.running_mean, layer.running_var]
+            for layer in self._layers
+            if layer.running_mean is not None and layer.running_var is not None
+        ]
+        state = [
+            (t.data_ptr(), t.device, 0 if t.is_inference() else t._version)
+            for pair in vectors
+            for t in pair
+        ]
+        key = (dtype, state)
+        if self._targets is None or self._targets[0] != key:
+            mean, var = (torch.cat(part).to(dtype) for part in zip(*vectors, strict=True))
+            self._targets = (key, mean, var)
+        return self._targets[1:]
+
+
+def _chosen(model: nn.Module, layers: Sequence[nn.Module] | None) -> list[_BatchNorm]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is an nn.Module, not {type(model).__name__}")
+    if layers is None:
+        found: list[_BatchNorm] = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        if not found:
+            raise ValueError(
+                f"model ({type(model).__name__}) has no nn.BatchNorm2d; BatchNorm layers of other "
+                "kinds are given by layers="
+            )
+        return found
+    chosen: list[_BatchNorm] = []
+    inside = set(model.modules())
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, _BatchNorm):
+            raise TypeError(f"layers[{i}] is a BatchNorm module, not {type(layer).__name__}")
+        if layer not in inside:
+            raise ValueError(f"layers[{i}] is not a module of model")
+        chosen.append(layer)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"layers has {len(chosen)} modules; 1 or more, each once, are needed")
+    return chosen
+
+
+def _names(model: nn.Module, layers: Sequence[nn.Module]) -> list[str]:
+    names = {module: name for name, module in model.named_modules()}
+    return [names[layer] for layer in layers]
+
+
+def _check_layer(layer: _BatchNorm, name: str) -> None:
+    if layer.training:
+        raise ValueError(
+            f"BatchNorm layer {name!r} is in training mode; its running statistics are the target: "
+            "call model.eval()"
+        )
+    if layer.running_mean is None or layer.running_var is None:
+        raise ValueError(f"BatchNorm layer {name!r} has no running statistics to match")
