@@ -1,6 +1,25 @@
 """Distillation methods: one file each, a config dataclass and a function."""
 
 from pyddfast.methods.ca2d import ca2d
+from pyddfast.methods.cda import CDAConfig, cda
+from pyddfast.methods.dwa import DWAConfig, dwa
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
+from pyddfast.methods.recover import Job
+from pyddfast.methods.sre2l import SRe2LConfig, sre2l
+from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo
 
-__all__ = ["RDEDConfig", "ca2d", "check_rded", "rded"]
+__all__ = [
+    "CDAConfig",
+    "DWAConfig",
+    "Job",
+    "RDEDConfig",
+    "SRe2LConfig",
+    "SynthesisConfig",
+    "TaskInfo",
+    "ca2d",
+    "cda",
+    "check_rded",
+    "dwa",
+    "rded",
+    "sre2l",
+]

@@ -82,6 +82,8 @@ class SynthesisConfig:
         crop: Random resized crop and flip before the roll.
         classes: Labels to make images of; none: all.
         init: First images: noise; data: images of the data set; set: those of a distilled set.
+        bn_mode: tap reads each BatchNorm layer's input on its way; fused also replaces the layer,
+            which saves reads.
         precision: Arithmetic of the teacher: fp32, or bf16 or fp16 by autocast.
         channels_last: Memory format in which the teacher runs.
         cuda_graph: Capture the step once and replay it (CUDA).
@@ -102,6 +104,7 @@ class SynthesisConfig:
     crop: bool | None = None
     classes: tuple[int, ...] = ()
     init: Literal["noise", "data", "set"] = "noise"
+    bn_mode: Literal["tap", "fused"] = "tap"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     cuda_graph: bool = False
@@ -124,6 +127,7 @@ class SynthesisConfig:
         for name, allowed in (
             ("preset", get_args(Preset)),
             ("init", ("noise", "data", "set")),
+            ("bn_mode", ("tap", "fused")),
             ("precision", ("fp32", "bf16", "fp16")),
             ("semantics", ("paper", "official")),
         ):

@@ -1,0 +1,646 @@
+"""The loop that optimises images against frozen teachers, under SRe2L and its successors.
+
+The images are made in chunks: one image of each of ``batch_size`` classes, which share the
+BatchNorm statistics.  Chunks do not depend on each other, so ranks divide them and a stopped job
+makes only those that are missing.  What a chunk draws is keyed by its number, the step, and the
+class and number of each image: not by rank, nor by what was made before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyddfast.data import Normalization, normalize, write_bytes
+from pyddfast.methods.synthesis import Task
+from pyddfast.nn import BNStatLoss
+from pyddfast.ops.synthesis import (
+    clamp_normalized,
+    crop_flip_roll,
+    draw_crop_flip_roll,
+    image_prior,
+    to_uint8,
+)
+from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
+from pyddfast.train.distributed import Ranks, default_device, join_ranks
+from pyddfast.train.models import model_digest
+from pyddfast.train.run import RunFolder
+
+__all__ = ["Chunk", "FirstViews", "Loop", "Synthesized", "plan_chunks", "synthesize"]
+
+# The official codes report every 100 steps; a row reads the losses back, which waits for the GPU.
+_LOG_EVERY = 100
+# Steps before a capture: lazy initialisation (cuDNN plans, Adam's state) must not be recorded.
+# torch's own examples take 3.
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What is run, every value decided; the fields are those of the methods' configs.
+
+    Attributes:
+        classes: Labels in order.
+        ipc: Images a class.
+        image_size: Side in pixels.
+        iterations: Steps of a chunk.
+        batch_size: Images of a chunk.
+        lr: Adam's rate at the start of the cosine.
+        bn_weight: Weight of the statistics' loss.
+        first_multiplier: Of the first layer's part of it.
+        var_weight: Weight of variances against means in it.
+        tv: Weight of the TV prior.
+        l2: Weight of the L2 prior.
+        jitter: Smallest and largest roll.
+        min_scale: Smallest share of the area that a crop covers, by step; None: no crop, no flip.
+        bn_mode: How :class:`BNStatLoss` reads the statistics.
+        precision: Arithmetic of the teacher.
+        channels_last: Memory format of the teacher's input.
+        cuda_graph: Capture the step.
+        quantize: How pixels become bytes.
+        seed: Of the augmentation.
+    """
+
+    classes: tuple[int, ...]
+    ipc: int
+    image_size: int
+    iterations: int
+    batch_size: int
+    lr: float
+    bn_weight: float
+    first_multiplier: float
+    var_weight: float
+    tv: float
+    l2: float
+    jitter: tuple[int, int]
+    min_scale: Callable[[int], float] | None
+    bn_mode: Literal["tap", "fused"]
+    precision: Literal["fp32", "bf16", "fp16"]
+    channels_last: bool
+    cuda_graph: bool
+    quantize: Literal["round", "truncate"]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A batch that is optimised together.
+
+    Attributes:
+        index: Its number; keys its draws.
+        slot: Which image of each class it makes, in [0, ipc).
+        labels: The classes.
+    """
+
+    index: int
+    slot: int
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """The images of all chunks, and the last metrics row of each.
+
+    Attributes:
+        images: uint8 (len(classes) · ipc, C, S, S), in the order of the classes.
+        labels: int64, the same length.
+        rows: One a chunk.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: list[dict[str, Any]]
+
+
+FirstViews = Callable[[Chunk], tuple[Tensor, Tensor, Tensor]]
+
+
+def plan_chunks(classes: Sequence[int], ipc: int, batch_size: int) -> list[Chunk]:
+    """The chunks in the official order: all classes' first images, then the second ones, ...
+
+    A chunk's number does not depend on ``ipc``: a larger set begins with the smaller one.
+    """
+    parts = [tuple(classes[i : i + batch_size]) for i in range(0, len(classes), batch_size)]
+    return [
+        Chunk(slot * len(parts) + number, slot, labels)
+        for slot in range(ipc)
+        for number, labels in enumerate(parts)
+    ]
+
+
+def synthesize(
+    task: Task,
+    teachers: Sequence[nn.Module],
+    loop: Loop,
+    *,
+    initial: Callable[[Chunk], Tensor],
+    prepare: Callable[[Chunk, FirstViews], Tensor | None] | None = None,
+    facts: Mapping[str, Any],
+    device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Synthesized:
+    """Optimise the images of every chunk.
+
+    A step: one crop, flip and roll for all images; cross-entropy of the teacher whose turn it is,
+    plus ``bn_weight`` times its BatchNorm statistics' loss, plus priors; Adam; pixels clamped.
+
+    Args:
+        task: Classes and normalisation.
+        teachers: Taken in turn, one a step.  Run in evaluation mode without gradients of their
+            weights; both are put back.
+        loop: What to run.
+        initial: The first images of a chunk, float32 (B, C, S, S), normalised; a function of the
+            chunk alone.
+        prepare: Called before a chunk's first step, e.g. to change the teachers' weights, with a
+            function that gives a chunk's first images (with gradient), their views at step 0 and
+            the labels.  What it returns is added to the images' gradient at step 0.  It must
+            depend on the chunk alone.
+        facts: JSON values that name this job, for ``config.json``.
+        device: None: CUDA where there is one, else the CPU.
+        out: Run folder; finished chunks, checkpoints and metrics go there.  None keeps nothing.
+        resume: Continue what ``out`` holds.
+        checkpoint_seconds: At most this long between two checkpoints of a chunk.
+        on_progress: Called with (steps done, steps of this process in all).
+
+    Returns:
+        All images; under ``torchrun`` every process gets them.
+
+    Raises:
+        ValueError: Teachers and task do not fit together, a teacher has no BatchNorm or weights
+            that are not finite, the losses become NaN, a file in ``out`` is damaged or of another
+            job, or several processes have no ``out``.
+        FileExistsError: ``out`` holds something else.
+        OSError: A file could not be written, e.g. because the disk is full; what is finished stays.
+    """
+    target = default_device() if device is None else torch.device(device)
+    if loop.cuda_graph and target.type != "cuda":
+        raise ValueError(f"cuda_graph needs a CUDA device, got {target}")
+    ranks = join_ranks()
+    if ranks.world > 1 and out is None:
+        raise ValueError(f"out must be given where {ranks.world} processes share the work")
+    with _frozen(teachers, target, channels_last=loop.channels_last):
+        _check_teachers(task, teachers, loop.image_size, target)
+        config = {**facts, "teachers": [model_digest(teacher) for teacher in teachers]}
+        store = None if out is None else _Store(out, config, ranks, resume=resume)
+        chunks = plan_chunks(loop.classes, loop.ipc, loop.batch_size)
+        mine = chunks[ranks.rank :: ranks.world]
+        total, before = len(mine) * loop.iterations, 0
+        made: dict[int, tuple[Tensor, list[dict[str, Any]]]] = {}
+        with ExitStack() as hooks:
+            losses = [
+                hooks.enter_context(
+                    BNStatLoss(
+                        teacher,
+                        first_multiplier=loop.first_multiplier,
+                        var_weight=loop.var_weight,
+                        mode=loop.bn_mode,
+                    )
+                )
+                for teacher in teachers
+            ]
+            for chunk in mine:
+                finished = None if store is None else store.finished(chunk)
+                if finished is None:
+                    finished = _make_chunk(
+                        task,
+                        teachers,
+                        losses,
+                        loop,
+                        chunk,
+                        initial=initial,
+                        prepare=prepare,
+                        device=target,
+                        store=store,
+                        checkpoint_seconds=checkpoint_seconds,
+                        on_step=partial(_tell, on_progress, before, total),
+                    )
+                if store is None:
+                    made[chunk.index] = finished
+                before += loop.iterations
+                _tell(on_progress, before, total, 0)
+    if store is not None:
+        ranks.wait()
+        for chunk in chunks:
+            found = store.finished(chunk)
+            if found is None:
+                raise ValueError(f"{store.file(chunk)} has disappeared")
+            made[chunk.index] = found
+        store.write_metrics([row for chunk in chunks for row in made[chunk.index][1]])
+        ranks.wait()
+    return _collect(loop, chunks, made)
+
+
+def _tell(
+    on_progress: Callable[[int, int], None] | None, before: int, total: int, step: int
+) -> None:
+    if on_progress is not None:
+        on_progress(before + step, total)
+
+
+def _collect(
+    loop: Loop, chunks: Sequence[Chunk], made: Mapping[int, tuple[Tensor, list[dict[str, Any]]]]
+) -> Synthesized:
+    place = {label: number for number, label in enumerate(loop.classes)}
+    first = made[chunks[0].index][0]
+    images = first.new_empty((len(loop.classes) * loop.ipc, *first.shape[1:]))
+    for chunk in chunks:
+        rows = [place[label] * loop.ipc + chunk.slot for label in chunk.labels]
+        images[rows] = made[chunk.index][0]
+    labels = torch.tensor(loop.classes).repeat_interleave(loop.ipc)
+    return Synthesized(images, labels, [made[chunk.index][1][-1] for chunk in chunks])
+
+
+@contextmanager
+def _frozen(
+    teachers: Sequence[nn.Module], device: torch.device, *, channels_last: bool
+) -> Iterator[None]:
+    """Teachers in evaluation mode, on the device, without gradients; modes are put back."""
+    if not teachers:
+        raise ValueError("teachers must hold at least one teacher, got none")
+    for number, teacher in enumerate(teachers):
+        if isinstance(teacher, nn.DataParallel):
+            raise ValueError(
+                f"teacher {number} is an nn.DataParallel: its replicas have statistics of their "
+                "own; give its .module, and use torchrun for several GPUs"
+            )
+    modes = [(m, m.training) for teacher in teachers for m in teacher.modules()]
+    wants = [(p, p.requires_grad) for teacher in teachers for p in teacher.parameters()]
+    try:
+        for teacher in teachers:
+            teacher.to(device).eval().requires_grad_(False)
+            if channels_last:
+                teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, wanted in wants:
+            parameter.requires_grad_(wanted)
+
+
+def _check_teachers(
+    task: Task, teachers: Sequence[nn.Module], size: int, device: torch.device
+) -> None:
+    """Finite weights and statistics, and as many logits as classes."""
+    channels = task.normalization.channels
+    for number, teacher in enumerate(teachers):
+        for name, value in teacher.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise ValueError(f"teacher {number} holds values in {name} that are not finite")
+        with torch.no_grad():
+            logits = teacher(torch.zeros((1, channels, size, size), device=device))
+        if logits.shape != (1, task.num_classes):
+            raise ValueError(
+                f"teacher {number} gives {logits.shape[-1]} logits, "
+                f"there are {task.num_classes} classes"
+            )
+
+
+class _Store:
+    """Finished chunks, the chunk that is being made, and the metrics of a run folder.
+
+    Each process writes the files of its own chunks; rank 0 alone writes ``metrics.jsonl``, at the
+    end once more for all.
+    """
+
+    def __init__(
+        self, out: str | Path, config: Mapping[str, Any], ranks: Ranks, *, resume: bool
+    ) -> None:
+        self.logs = ranks.rank == 0
+        if self.logs:
+            self.run = RunFolder(out, config, resume=resume)
+            for kind in (".config.json.*", ".metrics.jsonl.*", "chunks/.*"):
+                for leftover in self.run.path.glob(kind):
+                    leftover.unlink()  # a write that a kill cut short
+        ranks.wait()
+        if not self.logs:
+            self.run = RunFolder(out, config)
+        ranks.wait()
+        text = json.dumps(self.run.config, sort_keys=True)
+        self.key = hashlib.sha256(text.encode()).hexdigest()
+
+    def file(self, chunk: Chunk) -> Path:
+        return self.run.path / self._name(chunk)
+
+    def finished(self, chunk: Chunk) -> tuple[Tensor, list[dict[str, Any]]] | None:
+        """Images and metrics of a chunk, if they are there."""
+        found = self._read(self._name(chunk), chunk)
+        if found is None:
+            return None
+        self.run.remove(self._part(chunk))  # it may have been killed before it could
+        return found[0]["images"], found[1]["rows"]
+
+    def finish(self, chunk: Chunk, images: Tensor, rows: list[dict[str, Any]]) -> None:
+        state = {"key": self.key, "labels": list(chunk.labels), "rows": rows}
+        self._write(self._name(chunk), {"images": images}, state)
+        self.run.remove(self._part(chunk))
+
+    def checkpoint(self, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self._read(self._part(chunk), chunk)
+
+    def save_checkpoint(
+        self, chunk: Chunk, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
+    ) -> None:
+        self._write(
+            self._part(chunk), tensors, {"key": self.key, "labels": list(chunk.labels), **state}
+        )
+
+    def forget_after(self, chunk: Chunk, step: int) -> None:
+        """Drop the chunk's metrics after a step: they will come again."""
+        if self.logs:
+            self.run.keep_metrics(lambda row: row["chunk"] != chunk.index or row["step"] <= step)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        if self.logs:
+            self.run.log(row)
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        if self.logs:
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            write_bytes(self.run.path / "metrics.jsonl", text.encode())
+
+    def _name(self, chunk: Chunk) -> str:
+        return f"chunks/{chunk.index:06d}.safetensors"
+
+    def _part(self, chunk: Chunk) -> str:
+        return f"chunks/{chunk.index:06d}.part.safetensors"
+
+    def _read(self, name: str, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        found = self.run.read_tensors(name)
+        if found is None:
+            return None
+        tensors, state = found
+        if not isinstance(state, dict) or state.get("key") != self.key:
+            raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
+        if state["labels"] != list(chunk.labels):
+            raise ValueError(f"{self.run.path / name} holds other classes than its chunk")
+        return tensors, state
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], state: Any) -> None:
+        try:
+            self.run.write_tensors(name, tensors, state)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; finished chunks are kept, the same call continues",
+                str(self.run.path / name),
+            ) from error
+
+
+def _make_chunk(
+    task: Task,
+    teachers: Sequence[nn.Module],
+    losses: Sequence[BNStatLoss],
+    loop: Loop,
+    chunk: Chunk,
+    *,
+    initial: Callable[[Chunk], Tensor],
+    prepare: Callable[[Chunk, FirstViews], Tensor | None] | None,
+    device: torch.device,
+    store: _Store | None,
+    checkpoint_seconds: float,
+    on_step: Callable[[int], None],
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Optimise one chunk, from its checkpoint if there is one."""
+    step = _Step(task, teachers, losses, loop, chunk, initial(chunk), device)
+    if prepare is not None:
+
+        def first_views(other: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+            images = initial(other).to(device).requires_grad_()
+            params = _draw(loop, other, 1)[0].to(device)
+            labels = torch.tensor(other.labels, device=device)
+            return images, crop_flip_roll(images, params), labels
+
+        step.first_gradient = prepare(chunk, first_views)
+    rows: list[dict[str, Any]] = []
+    if store is not None:
+        found = store.checkpoint(chunk)
+        if found is not None:
+            step.restore(found[0], found[1]["scaler"])
+            rows = found[1]["rows"]
+        store.forget_after(chunk, step.done)
+    saved = time.perf_counter()
+    while step.done < loop.iterations:
+        step.run()
+        on_step(step.done)
+        if step.done % _LOG_EVERY == 0 or step.done == loop.iterations:
+            row = step.row()
+            if step.done == loop.iterations:
+                row["teacher_accuracy"] = step.teacher_accuracy()
+            rows.append(row)
+            if store is not None:
+                store.log(row)
+        if (
+            store is not None
+            and step.done < loop.iterations
+            and time.perf_counter() - saved >= checkpoint_seconds
+        ):
+            tensors, scaler = step.state()
+            store.save_checkpoint(chunk, tensors, {"scaler": scaler, "rows": rows})
+            saved = time.perf_counter()
+    images = step.pixels().cpu()
+    if store is not None:
+        store.finish(chunk, images, rows)
+    return images, rows
+
+
+def _draw(loop: Loop, chunk: Chunk, count: int) -> Tensor:
+    """The augmentation of the chunk's first ``count`` steps, int64 (count, 7)."""
+    size = (loop.image_size, loop.image_size)
+    if loop.min_scale is None:
+        return draw_crop_flip_roll(
+            loop.seed,
+            torch.arange(count),
+            chunk.index,
+            size,
+            scale=None,
+            flip=False,
+            shift=loop.jitter,
+        )
+    # Steps of equal scale are drawn together; a curriculum has one scale a step.
+    same: dict[float, list[int]] = {}
+    for step in range(count):
+        same.setdefault(loop.min_scale(step), []).append(step)
+    params = torch.empty((count, 7), dtype=torch.int64)
+    for scale, members in same.items():
+        steps = torch.tensor(members)
+        params[steps] = draw_crop_flip_roll(
+            loop.seed, steps, chunk.index, size, scale=(scale, 1.0), shift=loop.jitter
+        )
+    return params
+
+
+class _Step:
+    """The state of one chunk's optimisation, and its step.
+
+    Everything a step reads lies on the device (augmentation, learning rates, counter), and what it
+    reports stays there, so that a step neither waits for the device nor changes between calls.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        teachers: Sequence[nn.Module],
+        losses: Sequence[BNStatLoss],
+        loop: Loop,
+        chunk: Chunk,
+        images: Tensor,
+        device: torch.device,
+    ) -> None:
+        self.teachers, self.losses, self.loop, self.chunk = teachers, losses, loop, chunk
+        self.normalization: Normalization = task.normalization
+        self.images = images.to(device).requires_grad_()
+        self.labels = torch.tensor(chunk.labels, device=device)
+        self.params = _draw(loop, chunk, loop.iterations).to(device)
+        turn = torch.arange(loop.iterations, dtype=torch.float64) * (math.pi / loop.iterations)
+        self.rates = (0.5 * loop.lr * (1 + turn.cos())).float().to(device)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self.history = torch.zeros((loop.iterations, 2), device=device)
+        self.lr = torch.tensor(loop.lr, device=device)
+        cuda = device.type == "cuda"
+        # (0.5, 0.9) and 1e-8: every official code of the family.
+        self.optimizer = torch.optim.Adam(
+            [self.images],
+            lr=self.lr,
+            betas=(0.5, 0.9),
+            eps=1e-8,
+            capturable=cuda,
+            fused=cuda or None,
+            foreach=False if not cuda else None,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16")
+        self.done = 0
+        self.first_gradient: Tensor | None = None
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.warmed: dict[int, int] = {}
+
+    def run(self) -> None:
+        """One step."""
+        turn = self.done % len(self.teachers)
+        if not self.loop.cuda_graph:
+            self._advance(turn)
+        elif turn in self.graphs:
+            self.graphs[turn].replay()
+        elif self.warmed.get(turn, 0) < _WARM_UP:
+            # Capture wants the lazy initialisation to have happened on a side stream.
+            side = torch.cuda.Stream(self.images.device)  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream(self.images.device))
+            with torch.cuda.stream(side):
+                self._advance(turn)
+            torch.cuda.current_stream(self.images.device).wait_stream(side)
+            self.warmed[turn] = self.warmed.get(turn, 0) + 1
+        else:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._advance(turn)
+            self.graphs[turn] = graph
+            graph.replay()
+        self.done += 1
+
+    def _advance(self, turn: int) -> None:
+        loop = self.loop
+        self.lr.copy_(self.rates.index_select(0, self.counter)[0])
+        views = crop_flip_roll(self.images, self.params.index_select(0, self.counter)[0])
+        if loop.channels_last:
+            views = views.contiguous(memory_format=torch.channels_last)
+        dtype = torch.bfloat16 if loop.precision == "bf16" else torch.float16
+        with torch.autocast(
+            views.device.type, dtype=dtype, enabled=loop.precision != "fp32", cache_enabled=False
+        ):
+            logits = self.teachers[turn](views)
+        cross_entropy = F.cross_entropy(logits.float(), self.labels)
+        statistics = self.losses[turn]()
+        loss = cross_entropy + loop.bn_weight * statistics
+        if loop.tv or loop.l2:
+            loss = loss + image_prior(views, loop.tv, loop.l2)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.done == 0 and self.first_gradient is not None:
+            assert self.images.grad is not None
+            self.images.grad += self.scaler.scale(self.first_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        with torch.no_grad():
+            mean, std = self.normalization.mean, self.normalization.std
+            clamp_normalized(self.images, mean=mean, std=std, inplace=True)
+            report = torch.stack((cross_entropy, statistics)).detach()[None]
+            self.history.index_copy_(0, self.counter, report)
+            self.counter += 1
+
+    def row(self) -> dict[str, Any]:
+        """The losses of the last step, read back.
+
+        Raises:
+            ValueError: They are not finite.
+        """
+        cross_entropy, statistics = self.history[self.done - 1].tolist()
+        if not math.isfinite(cross_entropy) or not math.isfinite(statistics):
+            losses = self.history[: self.done].isfinite().all(1)
+            step = int((~losses).nonzero()[0])
+            raise ValueError(
+                f"the losses of chunk {self.chunk.index} are not finite from step {step} on "
+                f"(lr = {self.loop.lr}, precision = {self.loop.precision}); lower lr or take fp32"
+            )
+        return {
+            "chunk": self.chunk.index,
+            "step": self.done,
+            "cross_entropy": cross_entropy,
+            "bn": statistics,
+            "lr": float(self.rates[self.done - 1]),
+        }
+
+    def pixels(self) -> Tensor:
+        """The images as bytes."""
+        mean, std = self.normalization.mean, self.normalization.std
+        return to_uint8(self.images.detach(), mean=mean, std=std, quantize=self.loop.quantize)
+
+    @torch.no_grad()
+    def teacher_accuracy(self) -> float:
+        """Share of the images, as bytes, that the first teacher puts in their class."""
+        logits = self.teachers[0](normalize(self.pixels(), self.normalization))
+        return float((logits.argmax(1) == self.labels).double().mean())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What :meth:`restore` needs."""
+        adam = self.optimizer.state[self.images]
+        zero = torch.zeros_like(self.images)  # fp16: no step may have been taken yet
+        return {
+            "images": self.images,
+            "exp_avg": adam.get("exp_avg", zero),
+            "exp_avg_sq": adam.get("exp_avg_sq", zero),
+            "adam_step": adam.get("step", torch.tensor(0.0)),
+            "counter": self.counter,
+            "history": self.history,
+        }, self.scaler.state_dict()
+
+    def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        device = self.images.device
+        with torch.no_grad():
+            self.images.copy_(tensors["images"])
+        step = tensors["adam_step"]
+        self.optimizer.state[self.images] = {
+            # Adam keeps its step count on the device only where it is capturable.
+            "step": step.to(device) if device.type == "cuda" else step.clone(),
+            "exp_avg": tensors["exp_avg"].to(device),
+            "exp_avg_sq": tensors["exp_avg_sq"].to(device),
+        }
+        self.counter.copy_(tensors["counter"])
+        self.history.copy_(tensors["history"])
+        self.scaler.load_state_dict(scaler)
+        self.done = int(tensors["counter"])

@@ -1,0 +1,202 @@
+"""From a method's settings to a distilled set: what SRe2L, CDA and DWA share around the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.methods.engine import Chunk, FirstViews, Loop, synthesize
+from pyddfast.methods.synthesis import (
+    SynthesisConfig,
+    Task,
+    Teachers,
+    initial_noise,
+    initial_sources,
+    resized,
+)
+from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
+
+__all__ = ["Job", "recover", "teacher_list"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where and how a synthesis runs; nothing here changes its result.
+
+    Attributes:
+        device: None: CUDA where there is one, under ``torchrun`` each process its own.
+        out: Run folder; None keeps nothing on disk.
+        resume: Continue what ``out`` holds; False refuses a folder that is not empty.
+        checkpoint_seconds: At most this long between two checkpoints.
+        on_progress: Called with (steps done, steps of this process in all).
+    """
+
+    device: torch.device | str | None = None
+    out: str | Path | None = None
+    resume: bool = True
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    on_progress: Callable[[int, int], None] | None = None
+
+
+def teacher_list(teachers: Teachers) -> list[nn.Module]:
+    """One teacher or several as a list.
+
+    Raises:
+        TypeError: One of them is no module.
+    """
+    listed = [teachers] if isinstance(teachers, nn.Module) else list(teachers)
+    for teacher in listed:
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"a teacher must be an nn.Module, got {type(teacher).__name__}")
+    return listed
+
+
+def recover(
+    name: str,
+    task: Task,
+    teachers: Sequence[nn.Module],
+    config: SynthesisConfig,
+    job: Job,
+    *,
+    source: ImageSource | None = None,
+    min_scale: Callable[[int], float] | None,
+    var_weight: float = 1.0,
+    tv: float = 0.0,
+    l2: float = 0.0,
+    prepare: Callable[[Chunk, FirstViews], Tensor | None] | None = None,
+) -> DistilledSet:
+    """Run a method whose settings are resolved.
+
+    Args:
+        name: Of the method.
+        task: Classes and normalisation.
+        teachers: Taken in turn.
+        config: Without None.
+        job: Where and how.
+        source: Of the first images; None: ``task``, where it has images.
+        min_scale: See :class:`Loop`.
+        var_weight: See :class:`Loop`.
+        tv: See :class:`Loop`.
+        l2: See :class:`Loop`.
+        prepare: See :func:`synthesize`.
+
+    Raises:
+        ValueError: First images are asked for and there is no source, or too small a one, and as
+            :func:`synthesize`.
+    """
+    size, channels = config.image_size, task.normalization.channels
+    assert size is not None
+    assert config.iterations is not None
+    assert config.batch_size is not None
+    assert config.lr is not None
+    assert config.bn_weight is not None
+    assert config.jitter is not None
+    chosen: dict[int, list[int]] = {}
+    images = _source(task, config, source)
+    if images is not None:
+        chosen = initial_sources(
+            images,
+            config.classes,
+            config.ipc,
+            seed=config.seed,
+            shuffled=config.init == "data" and config.semantics == "paper",
+        )
+
+    def initial(chunk: Chunk) -> Tensor:
+        if images is None:
+            shape = (channels, size, size)
+            noise = [initial_noise(config.seed, c, chunk.slot, shape) for c in chunk.labels]
+            return torch.stack(noise)
+        rows = [chosen[label][chunk.slot] for label in chunk.labels]
+        return torch.stack([resized(images[row], size, task.normalization) for row in rows])
+
+    made = synthesize(
+        task,
+        teachers,
+        Loop(
+            classes=config.classes,
+            ipc=config.ipc,
+            image_size=size,
+            iterations=config.iterations,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            bn_weight=config.bn_weight,
+            first_multiplier=config.first_multiplier,
+            var_weight=var_weight,
+            tv=tv,
+            l2=l2,
+            jitter=config.jitter,
+            min_scale=min_scale if config.crop else None,
+            bn_mode=config.bn_mode,
+            precision=config.precision,
+            channels_last=config.channels_last,
+            cuda_graph=config.cuda_graph,
+            quantize="round" if config.semantics == "paper" else "truncate",
+            seed=config.seed,
+        ),
+        initial=initial,
+        prepare=prepare,
+        facts={
+            "task": f"distill {name}",
+            **asdict(config),
+            "num_classes": task.num_classes,
+            "normalization": asdict(task.normalization),
+            "first_images": chosen,
+        },
+        **vars(job),
+    )
+    correct = [row["teacher_accuracy"] for row in made.rows]
+    meta: dict[str, Any] = {
+        "method": name,
+        **asdict(config),
+        # Chunks differ in size by the last one at most; each image counts once.
+        "teacher_accuracy": sum(
+            share * count
+            for share, count in zip(correct, _chunk_sizes(config, len(correct)), strict=True)
+        )
+        / len(made.labels),
+    }
+    return DistilledSet(
+        images=made.images,
+        labels=made.labels,
+        num_classes=task.num_classes,
+        normalization=task.normalization,
+        class_names=tuple(task.class_names),
+        kind="synthetic",
+        meta=meta,
+    )
+
+
+def _source(task: Task, config: SynthesisConfig, source: ImageSource | None) -> ImageSource | None:
+    """Where first images come from; None for noise."""
+    if config.init == "noise":
+        if source is not None:
+            raise ValueError("init='noise' takes no source of first images; give init='data'")
+        return None
+    if source is None and config.init == "data" and isinstance(task, ImageSource):
+        source = task
+    if config.init == "set" and not isinstance(source, DistilledSet):
+        raise ValueError("init='set' needs a distilled set as source of first images")
+    if source is None:
+        raise ValueError(f"init={config.init!r} needs a source of first images")
+    if source.normalization.channels != task.normalization.channels:
+        raise ValueError(
+            f"the source of first images has {source.normalization.channels} channels, "
+            f"the task {task.normalization.channels}"
+        )
+    return source
+
+
+def _chunk_sizes(config: SynthesisConfig, chunks: int) -> list[int]:
+    assert config.batch_size is not None
+    a_slot = [
+        len(config.classes[start : start + config.batch_size])
+        for start in range(0, len(config.classes), config.batch_size)
+    ]
+    return (a_slot * config.ipc)[:chunks]

@@ -1,0 +1,129 @@
+"""Jobs for test_engine.py, run as a script in a process of their own.
+
+``python kill_runner.py job FOLDER`` makes a set in FOLDER, as any rank of torchrun.
+``python kill_runner.py kill FOLDER`` makes a set in FOLDER/whole, and the same set in other folders
+with a SIGKILL at twenty moments, and prints what it saw as JSON.
+
+The kills are done to forked children of a parent that has imported everything and never run a
+backward pass, so that each costs milliseconds and not an import of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from pyddfast.methods import Job, SRe2LConfig, sre2l
+from tests.methods.synthesis_cases import dataset, teacher
+
+KILLS = 20
+CONFIG = SRe2LConfig(ipc=2, iterations=24, batch_size=3, jitter=(0, 2), crop=True, seed=11)
+
+
+def job(folder: Path) -> None:
+    """Five classes in chunks of three and two, two images each: four chunks; a file each step."""
+    made = sre2l(dataset(), NETWORK, CONFIG, job=Job(out=folder, checkpoint_seconds=0.0))
+    if int(os.environ.get("RANK", "0")) == 0:
+        made.save(folder / "set")
+
+
+def child(work: Callable[[], None]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+
+def finished(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of each finished chunk."""
+    files = [f for f in (folder / "chunks").glob("[0-9]*.safetensors") if ".part" not in f.name]
+    return {f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in files}
+
+
+def kill_while_writing(folder: Path) -> int:
+    """Kill when a checkpoint is in its temporary file and not yet renamed; count such files."""
+    read, write = os.pipe()
+
+    def stalled() -> None:
+        count, real = 0, os.fsync
+
+        def fsync(descriptor: int) -> None:
+            nonlocal count
+            # A temporary file is hidden; folders and metrics.jsonl are synced too.
+            count += Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.startswith(".0")
+            if count == 5:
+                os.write(write, b"x")
+                time.sleep(60)
+            real(descriptor)
+
+        os.fsync = fsync
+        job(folder)
+
+    pid = child(stalled)
+    assert os.read(read, 1) == b"x"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return len(list((folder / "chunks").glob(".*")))
+
+
+def kill(root: Path) -> None:
+    began = time.perf_counter()
+    os.waitpid(child(lambda: job(root / "whole")), 0)
+    seconds = time.perf_counter() - began
+    torn = kill_while_writing(root / "torn")
+    rng = random.Random(5)  # seeded moments
+    folders, seen, kills, rewritten = [root / "torn", root / "0"], {}, 1, []
+    while kills < KILLS:
+        folder = folders[-1]
+        pid = child(lambda folder=folder: job(folder))  # type: ignore[misc]
+        time.sleep(rng.uniform(0.0, seconds / 4))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status):  # it was faster: the next kills go to a new folder
+            folders.append(root / str(len(folders) - 1))
+            continue
+        kills += 1
+        now = finished(folder)
+        key = str(folder)
+        rewritten += [f for f, stat in seen.get(key, {}).items() if now.get(f) != stat]
+        seen[key] = now
+    statuses = [
+        os.waitpid(child(lambda f=f: job(f)), 0)[1] for f in folders if not (f / "set").exists()
+    ]  # type: ignore[misc]
+    for folder in folders:
+        now = finished(folder)
+        rewritten += [f for f, stat in seen.get(str(folder), {}).items() if now.get(f) != stat]
+    print(
+        json.dumps(
+            {
+                "kills": kills,
+                "torn": torn,
+                "folders": [str(folder) for folder in folders],
+                "statuses": statuses,
+                "rewritten": rewritten,
+                "chunks_kept": max((len(stats) for stats in seen.values()), default=0),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    NETWORK = teacher()
+    pixel = torch.zeros(1, requires_grad=True)
+    pixel.grad = torch.zeros(1)
+    torch.optim.Adam([pixel]).step()  # imports torch._dynamo, before the children are forked
+    {"job": job, "kill": kill}[sys.argv[1]](Path(sys.argv[2]))
