@@ -1,4 +1,4 @@
-"""The main job in one call: a teacher, three small sets, students in three label regimes, a report.
+"""The main job in one call: a teacher, five small sets, students in three label regimes, a report.
 
 Everything runs on the embedded subset of Fashion-MNIST.  The run is a folder; each stage leaves its
 result there, so a run that was stopped goes on where it was.
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from pyddfast._extras import require
-from pyddfast.coresets import el2n_scores, random_scores, select
+from pyddfast.coresets import Scores, cad_scores, el2n_scores, random_scores, select
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, load
+from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, rded
 from pyddfast.models import create
 from pyddfast.report import (
@@ -50,7 +51,13 @@ from pyddfast.train import (
 __all__ = ["QuickstartConfig", "QuickstartResult", "quickstart"]
 
 DATASET: Literal["fashion-mnist-mini"] = "fashion-mnist-mini"
-METHODS = {"random": "Random", "el2n-easy": "EL2N-Easy", "rded": "RDED"}
+METHODS = {
+    "random": "Random",
+    "el2n-easy": "EL2N-Easy",
+    "cad-prune": "CAD-Prune",
+    "rded": "RDED",
+    "ca2d": "CA2D",
+}
 REGIMES: dict[Regime, str] = {"hl": "HL", "sl": "SL", "sl-kd": "SL+KD"}
 
 
@@ -65,16 +72,19 @@ class QuickstartConfig:
         teacher_epochs: Epochs of the teacher on the full data.
         el2n_models: Networks that EL2N is averaged over; ten in its paper.
         el2n_epochs: Epochs before they score; twenty of a long training in its paper.
+        cad_ticks: Snapshots of the compute-matched run that CAD-Prune and CA2D rank by; a pass over
+            the training data each.
         width: Channels of every ConvNet-D3; 128 in the papers.
         seed: Seed of everything; the same seed gives the same numbers on the same machine.
     """
 
     ipc: int = 10
     seeds: int = 3
-    epochs: int = 100
+    epochs: int = 60
     teacher_epochs: int = 8
     el2n_models: int = 3
     el2n_epochs: int = 2
+    cad_ticks: int = 10
     width: int = 32
     seed: int = 0
 
@@ -82,6 +92,11 @@ class QuickstartConfig:
         for name in ("ipc", "epochs", "teacher_epochs", "el2n_models", "el2n_epochs", "width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.cad_ticks < 4:
+            raise ValueError(
+                f"cad_ticks must be at least 4, two windows of two and the last tick, "
+                f"got {self.cad_ticks}"
+            )
         if self.seeds < 2:
             raise ValueError(f"seeds must be at least 2, for their spread, got {self.seeds}")
         if not 0 <= self.seed < 2**32:
@@ -179,11 +194,15 @@ class _Run:
         self.cost = {
             "teacher": config.teacher_epochs * count,
             "el2n": config.el2n_models * (config.el2n_epochs * count + count // 3),
+            "cad-prune": config.epochs * config.ipc * train_set.num_classes
+            + config.cad_ticks * count // 3,
             "rded": train_set.num_classes * min(300, count) * 5 // 3,
             "students": students * train_set.num_classes,
         }
         cells = len(METHODS) * len(REGIMES)
-        self.units = sum(self.cost.values()) + (cells - 1) * self.cost["students"]
+        self.units = (
+            sum(self.cost.values()) + self.cost["rded"] + (cells - 1) * self.cost["students"]
+        )
 
     def stage(self, name: str, units: int, work: Callable[[], str]) -> None:
         """Do a stage, and keep its time if it was not finished before."""
@@ -223,11 +242,13 @@ class _Run:
         return found[0]
 
     def sets(self, teacher: nn.Module) -> dict[str, DistilledSet]:
-        """The three sets, made or read."""
+        """The sets, made or read."""
         makers: dict[str, tuple[int, Callable[[], DistilledSet]]] = {
             "random": (0, self._random),
             "el2n-easy": (self.cost["el2n"], self._el2n_easy),
+            "cad-prune": (self.cost["cad-prune"], self._cad_prune),
             "rded": (self.cost["rded"], lambda: self._rded(teacher)),
+            "ca2d": (self.cost["rded"], lambda: self._ca2d(teacher)),
         }
         sets: dict[str, DistilledSet] = {}
         for name, (units, make) in makers.items():
@@ -268,6 +289,37 @@ class _Run:
             method="el2n-easy",
         )
         return picked.to_distilled(self.train_set)
+
+    def _cad(self) -> Scores:
+        """CAD of all training images; the second call reads the run of the first."""
+        return cad_scores(
+            self.train_set,
+            self.model,
+            ipc=self.config.ipc,
+            downstream_epochs=self.config.epochs,
+            ticks=self.config.cad_ticks,
+            test_set=self.test_set,
+            seed=self.config.seed,
+            device=self.device,
+            out=self.folder.path / "cad",
+            progress=self.bars,
+        )
+
+    def _cad_prune(self) -> DistilledSet:
+        picked = select(self._cad(), self.train_set.labels, ipc=self.config.ipc, method="cad-prune")
+        return picked.to_distilled(self.train_set)
+
+    def _ca2d(self, teacher: nn.Module) -> DistilledSet:
+        config = RDEDConfig(ipc=self.config.ipc, seed=self.config.seed)
+        with progress("CA2D", self.train_set.num_classes, enabled=self.bars) as advance:
+            return ca2d(
+                self.train_set,
+                teacher,
+                self._cad().values,
+                config,
+                device=self.device,
+                on_progress=lambda done, total: advance(1),
+            )
 
     def _rded(self, teacher: nn.Module) -> DistilledSet:
         config = RDEDConfig(ipc=self.config.ipc, seed=self.config.seed)
@@ -409,7 +461,7 @@ def _context(
     return {
         "title": "pyddfast quickstart",
         "lead": (
-            f"Students trained on {config.ipc} images per class of Fashion-MNIST, from three sets "
+            f"Students trained on {config.ipc} images per class of Fashion-MNIST, from five sets "
             "in three label regimes. Every number on this page was measured in this run."
         ),
         "regimes": list(REGIMES.values()),
@@ -442,12 +494,17 @@ def _context(
             "compared one by one. An order on one small data set with shortened training says "
             "nothing about another."
         ),
-        "sets_image": png_uri(sets_figure({METHODS[name]: one for name, one in sets.items()})),
-        "sets_alt": "Images of the three sets, a row a class",
+        "sets_image": png_uri(
+            # 4 of each: 20 images fill a page's width.
+            sets_figure({METHODS[name]: one for name, one in sets.items()}, columns=4)
+        ),
+        "sets_alt": "Images of the sets, a row a class",
         "sets_note": (
             "The first images of every class. Random: drawn at random. EL2N-Easy: the images that "
-            "the scoring networks find easiest, the easiest first. RDED: the crops that the "
-            "teacher is surest of, the surest first."
+            "the scoring networks find easiest, the easiest first. CAD-Prune: the images whose "
+            "probability still changes most at the end of a run with the students' compute, the "
+            "most changing first. RDED: the crops that the teacher is surest of, the surest "
+            "first. CA2D: the same among the head of CAD-Prune's ranking."
         ),
         "facts": [
             f"Data: the embedded subset of Fashion-MNIST (MIT licence), {len(run.train_set):,} "
@@ -458,6 +515,10 @@ def _context(
             "labels the images in SL and every augmented view in SL+KD, and is RDED's observer.",
             f"EL2N-Easy: mean over {_count(config.el2n_models, 'network')} after "
             f"{_count(config.el2n_epochs, 'epoch')}, the lowest {config.ipc} of each class.",
+            f"CAD-Prune: one run on {config.epochs * config.ipc * run.train_set.num_classes:,} "
+            f"images seen, as many as a student sees; {config.cad_ticks} equally spaced snapshots, "
+            f"windows of {config.cad_ticks - 2}, the two before the last tick averaged; CA2D takes "
+            f"each class's first {sets['ca2d'].meta['pool']} of that ranking as its pool.",
             f"RDED: factor {sets['rded'].factor} (images below 128 px), "
             f"{sets['rded'].meta['num_crops']} crops of each of up to "
             f"{sets['rded'].meta['pool']} images a class.",

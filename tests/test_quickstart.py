@@ -14,12 +14,21 @@ from safetensors.torch import load_file
 
 from pyddfast import data, models
 from pyddfast import quickstart as module
+from pyddfast.coresets import TrainingDynamics
 from pyddfast.data import DistilledSet, ImageDataset
 from pyddfast.quickstart import QuickstartConfig, quickstart
 from pyddfast.train import predict
 
 CONFIG = QuickstartConfig(
-    ipc=2, seeds=2, epochs=2, teacher_epochs=1, el2n_models=1, el2n_epochs=1, width=4, seed=3
+    ipc=2,
+    seeds=2,
+    epochs=2,
+    teacher_epochs=1,
+    el2n_models=1,
+    el2n_epochs=1,
+    cad_ticks=5,
+    width=4,
+    seed=3,
 )
 
 
@@ -51,11 +60,11 @@ def test_every_cell_is_the_accuracy_of_the_weights_in_the_folder(finished: Path)
     cells = read(finished, "results.json")["cells"]
     assert [(c["method"], c["regime"]) for c in cells] == [
         (method, regime)
-        for method in ("Random", "EL2N-Easy", "RDED")
+        for method in ("Random", "EL2N-Easy", "CAD-Prune", "RDED", "CA2D")
         for regime in ("HL", "SL", "SL+KD")
     ]
     test_set = module.load("fashion-mnist-mini", split="test")
-    folders = {"Random": "random", "EL2N-Easy": "el2n-easy", "RDED": "rded"}
+    folders = {shown: name for name, shown in module.METHODS.items()}
     for cell in cells:
         regime = cell["regime"].lower().replace("+", "-")
         folder = finished / "students" / f"{folders[cell['method']]}-{regime}"
@@ -72,10 +81,20 @@ def test_the_sets_are_balanced_and_say_where_they_come_from(finished: Path) -> N
     for name, made in sets.items():
         assert made.class_counts.tolist() == [2] * 10
         assert made.meta["method"] == name
-    for name in ("random", "el2n-easy"):
+    for name in ("random", "el2n-easy", "cad-prune"):
         picks = sets[name].meta["source_indices"]
         assert torch.equal(sets[name].images, train_set.images[picks])
     assert sets["rded"].factor == 1
+    # The recorded run read back gives CAD-Prune's images, and the pool of CA2D's.
+    dynamics = TrainingDynamics.load(finished / "cad" / "recorder.safetensors")
+    cad = dynamics.values("cad")
+    best = [
+        cad.masked_fill(train_set.labels != label, -1.0).topk(2).indices.tolist()
+        for label in range(10)
+    ]
+    assert sets["cad-prune"].meta["source_indices"] == [i for pair in best for i in pair]
+    assert sets["ca2d"].factor == 1
+    assert sets["ca2d"].meta["candidates"] == "highest CAD"
     # The scoring network read back gives the same easiest images.
     network = models.create("convnet-d3", 10, 1, 28, width=4)
     network.load_state_dict(load_file(finished / "el2n" / "net0" / "teacher.safetensors"))
@@ -116,7 +135,7 @@ def test_a_stopped_run_continues_to_the_same_numbers(
     for path in sorted(finished.rglob("*.safetensors")):
         assert (folder / path.relative_to(finished)).read_bytes() == path.read_bytes(), path
     stages = [row["stage"] for row in map(json.loads, (folder / "metrics.jsonl").open())]
-    assert len(stages) == len(set(stages)) == 1 + 3 + 9
+    assert len(stages) == len(set(stages)) == 1 + 5 + 15
     assert result.report.is_file()
 
 
@@ -164,8 +183,8 @@ def test_the_page_shows_the_results_and_stands_alone(finished: Path) -> None:
     assert "2 epochs instead of 300" in text
     assert "Small-scale SL+KD is not in the paper" in text
     assert "--ipc 2 --seeds 2 --epochs 2" in text
-    # 9 students' stages, 3 sets, the teacher and the sum have a time.
-    assert len(re.findall(r"<td>[a-z0-9 -]+</td><td class=\"number\">[\d.]+</td>", html)) == 14
+    # 15 students' stages, 5 sets, the teacher and the sum have a time.
+    assert len(re.findall(r"<td>[a-z0-9 -]+</td><td class=\"number\">[\d.]+</td>", html)) == 22
 
 
 def test_refuses_before_any_work(finished: Path, tmp_path: Path) -> None:
@@ -180,7 +199,8 @@ def test_refuses_before_any_work(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"seeds": 1}, {"ipc": 0}, {"epochs": 0}, {"width": 0}, {"seed": -1}]
+    "settings",
+    [{"seeds": 1}, {"cad_ticks": 3}, {"ipc": 0}, {"epochs": 0}, {"width": 0}, {"seed": -1}],
 )
 def test_config_refuses(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
