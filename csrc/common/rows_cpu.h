@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
@@ -40,9 +41,9 @@ PYDD_HD double factor_at(const void* vector, int64_t index) {
   return vector ? double(static_cast<const T*>(vector)[index]) : 1.0;
 }
 
-// A logit that has no probability beside any other, and whose differences stay finite.
+// The logit of a class that does not exist.
 template <class T>
-inline constexpr T kPadding = T(-1e38);
+inline constexpr T kNoClass = -std::numeric_limits<T>::infinity();
 
 // ---- reductions --------------------------------------------------------------------------------
 

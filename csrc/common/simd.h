@@ -72,12 +72,13 @@ struct ScaledExp<double> {
   PYDD_HD double operator()(double x) const { return std::exp(x * factor); }
 };
 
-// log(x) for normal x > 0, NaN for x < 0, a finite number for x = 0; relative error below 2e-7 of
+// log(x) for x > 0, NaN for x < 0, a finite number for x = 0; relative error below 2e-7 of
 // max(|log x|, |x - 1|).
 PYDD_HD float log_positive(float x) {
-  const uint32_t bits = float_to_bits(x);
+  const bool subnormal = x < 0x1p-126f;
+  const uint32_t bits = float_to_bits(subnormal ? x * 0x1p24f : x);
   const uint32_t offset = bits - 0x3f3504f3u;  // sqrt(1/2): the mantissa ends up in [0.707, 1.414)
-  const float n = float(int32_t(offset) >> 23);
+  const float n = float(int32_t(offset) >> 23) - (subnormal ? 24.0f : 0.0f);
   const float f = bits_to_float((offset & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   // log(1 + f) = 2 atanh(u), u = f / (2 + f); the tail beyond 2u as a minimax polynomial in u^2.
   const float u = f / (2.0f + f);

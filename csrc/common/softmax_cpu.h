@@ -30,14 +30,7 @@ PYDD_HD void row_maximum(Blocks<const T> x, int64_t blocks, T (&maximum)[kLanes]
   for (int64_t l = 0; l < kLanes; ++l) maximum[l] = Maximum()(wide[l], wide[l + kLanes]);
 }
 
-// The padding of a row is not its maximum: one with nothing above it, all -inf, has none.  Its
-// exponentials then become NaN, as they should.
-template <class T>
-PYDD_HD T above_padding(T maximum) {
-  return maximum > kPadding<T> ? maximum : -std::numeric_limits<T>::infinity();
-}
-
-// y <- exp((x - maximum)/T), and each lane's sum.
+// y <- exp((x - maximum)/T), and each lane's sum.  NaN throughout where all logits are -inf.
 template <class T>
 PYDD_HD void row_exponentials(Blocks<const T> x, int64_t blocks, T maximum, ScaledExp<T> exp, T* y,
                               double (&total)[kLanes]) {
@@ -63,7 +56,7 @@ template <class T>
 PYDD_HD double row_softmax(Blocks<const T> x, int64_t blocks, ScaledExp<T> exp, T* y, T& maximum) {
   alignas(64) T maxima[kLanes];
   row_maximum(x, blocks, maxima);
-  maximum = above_padding(fold(maxima, Maximum()));
+  maximum = fold(maxima, Maximum());
   alignas(64) double sums[kLanes];
   row_exponentials(x, blocks, maximum, exp, y, sums);
   return fold(sums, Sum());

@@ -61,9 +61,8 @@ PYDD_HD void probabilities(const Row<T> row, bool is_log, double (&mass)[kLanes]
       T* const log_q = row.d + b * kLanes;
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
-        // A log-probability is above 0 by rounding at most, where exp(x) = 1 + x.
-        const T above = t[l] > T(0) ? t[l] : T(0);
-        q[l] = is_log ? exp(t[l] - above) * (T(1) + above) : t[l];
+        const T small = exp(-std::abs(t[l]));  // rows of log_q need not sum to one: some are > 0
+        q[l] = !is_log ? t[l] : t[l] > T(0) ? T(1) / small : small;
         log_q[l] = is_log ? t[l] : log_positive(t[l]);
         sum[l] += q[l];
       }
@@ -243,13 +242,6 @@ PYDD_HD void teacher_gradient(const Row<T> row, const KdRow<T> stats, TeacherKin
   }
 }
 
-template <class T>
-PYDD_HD void fold_maxima(const T (&lanes)[kLanes][kLanes], T (&maximum)[kLanes]) {
-  fold_rows(lanes, Maximum(), maximum);
-#pragma omp simd
-  for (int64_t i = 0; i < kLanes; ++i) maximum[i] = above_padding(maximum[i]);
-}
-
 // phi(delta) = S - log1p(S) for 0 <= S < cosh(1) - 1, where S of a close row lies, or S near 0:
 // log1p(S) = 2 atanh(u), u = S/(2 + S), whose first term leaves S u.  Beyond these terms of the
 // series it changes by less than an fp64 rounding.
@@ -300,11 +292,11 @@ class KdLossRows {
 
   PYDD_HD void load() {
     const int64_t width = blocks_ * kLanes;
-    const T padding = kind_ == TeacherKind::kProbs ? T(0) : kPadding<T>;
+    const T padding = kind_ == TeacherKind::kProbs ? T(0) : kNoClass<T>;
     for (int64_t i = 0; i < count_; ++i) {
       T* const arrays = &scratch_[i * kArrays * width];
       Row<T>& row = rows_[i];
-      row.s = load_row(student(first_ + i), params_.student_dtype, n_, kPadding<T>, arrays);
+      row.s = load_row(student(first_ + i), params_.student_dtype, n_, kNoClass<T>, arrays);
       row.t = load_row(teacher(first_ + i), params_.teacher_dtype, n_, padding, arrays + width);
       row.e = arrays + 2 * width;
       row.q = arrays + 3 * width;
@@ -344,8 +336,8 @@ class KdLossRows {
       row_maximum(rows_[i].s, blocks_, lanes_[0][i]);
       row_maximum(rows_[i].t, blocks_, lanes_[1][i]);
     }
-    fold_maxima(lanes_[0], max_s_);
-    fold_maxima(lanes_[1], max_t_);
+    fold_rows(lanes_[0], Maximum(), max_s_);
+    fold_rows(lanes_[1], Maximum(), max_t_);
     pad_below_maxima();
     for (int64_t i = 0; i < count_; ++i) {
       const GapLanes<T> out{sums_[0][i], sums_[1][i], lanes_[0][i], lanes_[1][i]};
@@ -378,7 +370,8 @@ class KdLossRows {
   }
 
   // Puts the padding where its gap is about 0, so that it does not make a close row a far one, and
-  // so deep below the maxima that it has no probability.
+  // so deep below the maxima that it has no probability.  (Where that overflows to -inf the row
+  // is far, and as exact.)
   PYDD_HD void pad_below_maxima() {
     const int64_t rest = n_ % kLanes;
     if (rest == 0) return;
@@ -414,7 +407,7 @@ class KdLossRows {
 
   PYDD_HD void normalise_student() {
     for (int64_t i = 0; i < count_; ++i) row_maximum(rows_[i].s, blocks_, lanes_[0][i]);
-    fold_maxima(lanes_[0], max_s_);
+    fold_rows(lanes_[0], Maximum(), max_s_);
     for (int64_t i = 0; i < count_; ++i) {
       row_exponentials(rows_[i].s, blocks_, max_s_[i], exp_, rows_[i].e, sums_[0][i]);
       probabilities(rows_[i], kind_ == TeacherKind::kLogProbs, sums_[1][i]);

@@ -36,15 +36,17 @@ PYDD_HD void mse_ce_rows(const MseCeParams& params, int64_t begin, int64_t end) 
   for (int64_t r = begin; r < end; ++r) {
     const Blocks<const T> s =
         load_row(element(params.student, params.student_dtype, r * params.student_stride),
-                 params.student_dtype, n, kPadding<T>, &scratch[0]);
+                 params.student_dtype, n, kNoClass<T>, &scratch[0]);
     const Blocks<const T> t =
         load_row(element(params.teacher, params.teacher_dtype, r * params.teacher_stride),
-                 params.teacher_dtype, n, kPadding<T>, &scratch[width]);
+                 params.teacher_dtype, n, T(0), &scratch[width]);
     T* const p = &scratch[2 * width];
 
     MseCeRow<T> stats;
     const double sum = row_softmax(s, blocks, exp, p, stats.max_s);
     stats.inv_sum_s = T(1.0 / sum);
+    // What follows are differences of the logits.
+    if (n % kLanes) pad_block(&scratch[width - kLanes], n % kLanes, T(0));
     const double squares = squared_distance(s, t, blocks);
     const int64_t label = params.target[r * params.target_stride];
     const bool valid = label >= 0 && label < n;

@@ -48,7 +48,7 @@ PYDD_HD void soft_ce_rows(const SoftCeParams& params, int64_t begin, int64_t end
   for (int64_t r = begin; r < end; ++r) {
     const Blocks<const T> s =
         load_row(element(params.student, params.student_dtype, r * params.student_stride),
-                 params.student_dtype, n, kPadding<T>, &scratch[0]);
+                 params.student_dtype, n, kNoClass<T>, &scratch[0]);
     const Blocks<const T> q =
         load_row(element(params.target, params.target_dtype, r * params.target_stride),
                  params.target_dtype, n, T(0), &scratch[width]);

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyddfast.ops import _native
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def functorch_active() -> bool:
@@ -17,13 +21,43 @@ def functorch_active() -> bool:
     return bool(query()) if query is not None else False
 
 
+def needs_graph(*inputs: Tensor) -> bool:
+    """Whether an autograd function has to see the call: it records, or refuses forward mode."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return True
+    level = getattr(forward_ad, "_current_level", -1)  # of dual_level(), -1 outside
+    if level < 0:
+        return False
+    duals = [forward_ad.unpack_dual(x) for x in inputs]  # type: ignore[no-untyped-call]
+    return any(dual.tangent is not None for dual in duals)
+
+
+@overload
+def savable(tensor: Tensor) -> Tensor: ...
+@overload
+def savable(tensor: None) -> None: ...
+def savable(tensor: Tensor | None) -> Tensor | None:
+    """`tensor`, copied if it was made in inference mode, which autograd cannot save."""
+    if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
+        return tensor
+    return tensor.clone()
+
+
+def values_readable(tensor: Tensor) -> bool:
+    """Whether Python may look at values: not while they are traced or stand for something else."""
+    if torch.compiler.is_compiling() or type(tensor) not in _PLAIN or functorch_active():
+        return False
+    return _get_current_dispatch_mode() is None  # FakeTensorMode, make_fx ...
+
+
 def keeps_gradient(student: Tensor, wanted: bool) -> bool:
     """Whether the forward should leave the student's gradient behind (see `take_gradient`).
 
     On the CPU it costs one more write of data that is in the cache; on CUDA it would cost as much
-    memory traffic as computing it in the backward.
+    memory traffic as computing it in the backward.  Not under torch.compile: it notices a double
+    backward, which it does not support, only where the backward reads the inputs again.
     """
-    return wanted and not _native.recomputes(student)
+    return wanted and not _native.recomputes(student) and not torch.compiler.is_compiling()
 
 
 def take_gradient(ctx: Any, grad_loss: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -36,9 +70,7 @@ def take_gradient(ctx: Any, grad_loss: Tensor, dtype: torch.dtype) -> Tensor | N
     ctx.kept = None
     if kept is None:
         return None
-    if torch.compiler.is_compiling():  # no reading of values; the compiler fuses the product
-        return (kept * grad_loss.unsqueeze(-1)).to(dtype)
-    if grad_loss.dim() > 0:
+    if not values_readable(grad_loss) or grad_loss.dim() > 0:
         kept.mul_(grad_loss.unsqueeze(-1))
     elif grad_loss.item() != 1.0:
         kept.mul_(grad_loss)
@@ -56,6 +88,16 @@ def differentiable_grads(
     return [next(grads) if want else None for want in wanted]
 
 
-def wants_graph() -> bool:
-    """Inside a backward: whether it was called with ``create_graph=True``."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def leaves_to_twin(grad: Tensor) -> bool:
+    """Inside a backward: whether to leave it to the twin.
+
+    That is with ``create_graph=True`` and with gradients in batches (``is_grads_batched``).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or _batched(grad)
+
+
+def _batched(tensor: Tensor) -> bool:
+    query = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
+    return functorch_active() or (query is not None and bool(query(tensor)))

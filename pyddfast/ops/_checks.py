@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LARGEST = torch.finfo(torch.float64).max
 _DTYPE_NAMES = "float16, bfloat16, float32 or float64"
 
 
@@ -22,6 +22,9 @@ def tensor(value: Any, name: str) -> None:
 def float_tensor(value: Any, name: str) -> None:
     """`value` is a floating-point tensor."""
     tensor(value, name)
+    if value.layout is not torch.strided or value.is_nested:
+        layout = "nested" if value.is_nested else value.layout
+        raise TypeError(f"{name} is a {layout} tensor; it must be dense (torch.strided)")
     if value.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_DTYPE_NAMES}")
 
@@ -34,7 +37,8 @@ def number(value: Any, name: str) -> float:
             f"{name} is a Python number, not {type(value).__name__}"
             f"{hint if isinstance(value, Tensor) else ''}"
         )
-    if not -math.inf < value < math.inf:  # which torch.compile can trace, unlike isfinite
+    # A comparison, which torch.compile can trace, unlike isfinite; an int may be beyond all floats.
+    if not -LARGEST <= value <= LARGEST:
         raise ValueError(f"{name} is {value}; it must be finite")
     return float(value)
 

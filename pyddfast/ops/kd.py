@@ -17,8 +17,11 @@ from pyddfast.ops._autograd import (
     differentiable_grads,
     functorch_active,
     keeps_gradient,
+    leaves_to_twin,
+    needs_graph,
+    savable,
     take_gradient,
-    wants_graph,
+    values_readable,
 )
 from pyddfast.ops._native import raw
 
@@ -117,7 +120,8 @@ def kd_loss(
 
     s, t, w = _rows(student, teacher, weight)
     options = (temperature, kind, temperature**2 if t_squared else 1.0, code)
-    if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
+    if needs_graph(student, teacher):
+        t, w = savable(t), None if w is None else savable(w)
         outputs = _KdLoss.apply(s, t, w, options, return_score)  # type: ignore[no-untyped-call]
     elif return_score:
         outputs = raw.kd_loss_score(s, t, w, *options)
@@ -164,7 +168,7 @@ class _KdLoss(torch.autograd.Function):
             return None, None, None, None, None
         student, teacher, weight, row_stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        if wants_graph():
+        if leaves_to_twin(grad_loss):
             temperature, kind, scale, code = ctx.options
 
             def loss(s: Tensor, t: Tensor) -> Tensor:
@@ -239,10 +243,10 @@ def kd_value_and_grad(
         grad_scale = grad_scale.detach().reshape(())
     student, teacher = student.detach(), teacher.detach()
     if functorch_active() or not _native.usable(student, teacher):
-        with torch.enable_grad():
-            leaf = student.clone().requires_grad_()
-            loss, score = reference.kd_loss(
-                leaf,
+
+        def loss_and_score(logits: Tensor) -> tuple[Tensor, Tensor]:
+            return reference.kd_loss(
+                logits,
                 teacher,
                 temperature,
                 teacher_kind=teacher_kind,
@@ -250,9 +254,13 @@ def kd_value_and_grad(
                 t_squared=t_squared,
                 weight=weight,
             )
-            upstream = torch.ones_like(loss) if grad_scale is None else grad_scale.to(loss.dtype)
-            (grad,) = torch.autograd.grad(loss, leaf, upstream.expand_as(loss))
-        return loss.detach(), score, grad
+
+        loss, gradient, score = torch.func.vjp(  # type: ignore[misc]
+            loss_and_score, student, has_aux=True
+        )
+        upstream = torch.ones_like(loss) if grad_scale is None else grad_scale.to(loss.dtype)
+        (grad,) = gradient(upstream.expand_as(loss))
+        return loss, score, grad
 
     s, t, w = _rows(student, teacher, weight)
     scale = temperature**2 if t_squared else 1.0
@@ -304,7 +312,8 @@ def soft_ce(
             student, target, temperature=temperature, reduction=reduction, weight=weight
         )
     s, t, w = _rows(student, target, weight)
-    if torch.is_grad_enabled() and (student.requires_grad or target.requires_grad):
+    if needs_graph(student, target):
+        t, w = savable(t), None if w is None else savable(w)
         loss: Tensor = _SoftCe.apply(  # type: ignore[no-untyped-call]
             s, t, w, temperature, code
         )
@@ -336,7 +345,7 @@ class _SoftCe(torch.autograd.Function):
         student, target, weight, row_stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         temperature, code = ctx.options
-        if wants_graph():
+        if leaves_to_twin(grad_loss):
 
             def loss(s: Tensor, t: Tensor) -> Tensor:
                 return reference.soft_ce(
@@ -389,9 +398,8 @@ def mse_ce(
     ce_weight = _checks.number(ce_weight, "ce_weight")
     code = _checks.one_of(reduction, REDUCTIONS, "reduction")
     _checks.logits_pair(student, teacher, "teacher")
-    compiling = torch.compiler.is_compiling()
-    readable = not compiling and not functorch_active()
-    check_range = readable and (student.device.type == "cpu" or _native.debug())
+    readable = student.device.type == "cpu" or _native.debug()
+    check_range = readable and values_readable(target)
     _checks.labels(target, student, check_range=check_range)
     _checks.row_weight(weight, student)
     if functorch_active() or not _native.usable(student, teacher):
@@ -400,7 +408,8 @@ def mse_ce(
         )
     s, t, w = _rows(student, teacher, weight)
     y = target.reshape(-1)
-    if torch.is_grad_enabled() and (student.requires_grad or teacher.requires_grad):
+    if needs_graph(student, teacher):
+        t, y, w = savable(t), savable(y), None if w is None else savable(w)
         loss: Tensor = _MseCe.apply(  # type: ignore[no-untyped-call]
             s, t, y, w, ce_weight, code
         )
@@ -434,7 +443,7 @@ class _MseCe(torch.autograd.Function):
         student, teacher, target, weight, row_stats = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         ce_weight, code = ctx.options
-        if wants_graph():
+        if leaves_to_twin(grad_loss):
 
             def loss(s: Tensor, t: Tensor) -> Tensor:
                 return reference.mse_ce(

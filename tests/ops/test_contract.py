@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.ops.cases import CASES, OpCase
 from tests.tolerances import ROUNDING, assert_close
@@ -300,10 +302,12 @@ def test_gradcheck(case):
 
 
 @cases
-def test_forward_mode_raises(case):
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_forward_mode_raises(case, requires_grad):
     a, b = (x.float() for x in case.make(2, 5))
     with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(a.requires_grad_(), torch.ones_like(a))
+        a.requires_grad_(requires_grad)
+        dual = torch.autograd.forward_ad.make_dual(a, torch.ones_like(a))
         with pytest.raises((NotImplementedError, RuntimeError), match=r"(?i)forward|jvp"):
             case.op(dual, b, "sum", None)
 
@@ -346,6 +350,63 @@ def test_compile(case):
         expected = torch.autograd.grad(plain[0], (a, b))
         for x, y in zip((*outputs, *grads), (*plain, *expected), strict=True):
             assert_close(x, y, 1e-6)
+
+
+@cases
+def test_compiled_double_backward_raises(case):
+    """As every compiled expression does; an answer without the second derivative would be wrong."""
+    torch._dynamo.reset()
+    a, b = (x.float() for x in case.make(3, 10))
+    step = torch.compile(lambda x: case.op(x, b, "sum", None)[0], fullgraph=True)
+    a.requires_grad_()
+    (grad,) = torch.autograd.grad(step(a), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        (grad.square().sum() + a.square().sum()).backward()
+
+
+@cases
+def test_inputs_made_in_inference_mode(backend, case):
+    """A teacher evaluated under inference_mode, as many do."""
+    a, b = (backend.put(x) for x in case.make(3, 10))
+    weight = torch.rand(3, device=a.device)
+    with torch.inference_mode():
+        teacher, factors = b.clone(), weight.clone()
+    grads = []
+    for x, w in ((b, weight), (teacher, factors)):
+        s = a.clone().requires_grad_()
+        grads += torch.autograd.grad(case.op(s, x, "sum", w)[0], s)
+    assert torch.equal(*grads)
+
+
+@cases
+def test_batched_gradients(backend, case):
+    a, b = (backend.put(x).requires_grad_() for x in case.make(3, 10))
+    rows = case.op(a, b, "none", None)[0]
+    upstream = torch.eye(3, device=rows.device)
+    batched = torch.autograd.grad(rows, (a, b), upstream, is_grads_batched=True, retain_graph=True)
+    for k in range(3):
+        single = torch.autograd.grad(rows, (a, b), upstream[k], retain_graph=True)
+        for x, y in zip(batched, single, strict=True):
+            assert_close(x[k], y, case.bound(a.dtype), absolute=case.absolute)
+
+
+@cases
+def test_fake_tensors_and_traces(case):
+    """Shapes without values, and a traced graph with its backward."""
+    a, b = (x.float().requires_grad_() for x in case.make(3, 10))
+
+    def step(x: Tensor) -> Tensor:
+        return torch.autograd.grad(case.op(x, b, "sum", None)[0], x)[0]
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(a)
+        grad = step(fake)
+        assert isinstance(grad, FakeTensor)
+        assert (grad.shape, grad.dtype) == (a.shape, a.dtype)
+    traced = make_fx(step)(a)
+    assert "pyddfast" in traced.code
+    for x in (a, a.detach() * 2):
+        assert_close(traced(x), step(x.requires_grad_()), 1e-6)
 
 
 @cases

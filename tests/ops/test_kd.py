@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from pyddfast import ops
 from pyddfast.ops import _native, reference
 from tests.ops.cases import logits
-from tests.tolerances import FLOAT32, assert_close, error
+from tests.tolerances import FLOAT32, FLOAT64, PROBABILITIES, assert_close, error
 
 
 def torch_kd(s: Tensor, t: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -73,6 +74,29 @@ def test_a_common_offset_costs_nothing(backend, offset):
     assert error(score, expected_score) <= FLOAT32
     grads = torch.autograd.grad(loss, s)[0], torch.autograd.grad(expected, s64)[0]
     assert error(*grads) <= FLOAT32
+
+
+# 1e-6 and 1e-9: a float64 KL of about 1e-12 and 1e-18, where d + expm1(-d) has lost half its digits
+@pytest.mark.parametrize("noise", [1e-2, 1e-6, 1e-9])
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+def test_small_divergences_in_float64(monkeypatch, name, noise):
+    if name == "reference":
+        monkeypatch.setattr(_native, "usable", lambda *_: False)
+    t = logits(2, 20, 3)
+    s = t + noise * logits(2, 20, 4)
+    with mpmath.workdps(60):
+        rows = [
+            mp_kd([mpmath.mpf(x) for x in a], [mpmath.mpf(x) for x in b], 4)
+            for a, b in zip(s.tolist(), t.tolist(), strict=True)
+        ]
+    expected = torch.tensor([float(row) for row in rows], dtype=torch.float64)
+    assert_close(ops.kd_loss(s, t, 4.0, reduction="none"), expected, FLOAT64)
+
+
+def mp_kd(s: list, t: list, temperature: int) -> mpmath.mpf:
+    weights = [[mpmath.exp(x / temperature) for x in row] for row in (s, t)]
+    p, q = ([w / mpmath.fsum(row) for w in row] for row in weights)
+    return mpmath.fsum(b * mpmath.log(b / a) for a, b in zip(p, q, strict=True))
 
 
 def test_equal_logits_give_zero(backend):
@@ -146,6 +170,53 @@ def test_teachers_gradient_of_tiny_probabilities(backend):
     (grad,) = torch.autograd.grad(loss, leaf)
     expected = (q.double().log() + 1 + math.log(4)).masked_fill(q == 0, 0.0)
     assert_close(grad, expected, FLOAT32)
+
+
+def test_log_probabilities_above_zero(backend):
+    """Rows of q need not sum to one: a log q above 0 is as good as any."""
+    s, log_q = logits(3, 33, 8), logits(3, 33, 9, scale=1.5) - 1.0
+    assert float(log_q.max()) > 1
+    a, b = (backend.put(x).requires_grad_() for x in (s, log_q))
+    loss, score = ops.kd_loss(a, b, 4.0, teacher_kind="log_probs", return_score=True)
+    wide = [x.detach().double().cpu().requires_grad_() for x in (a, b)]
+    log_p = F.log_softmax(wide[0] / 4.0, -1)
+    expected = F.kl_div(log_p, wide[1], reduction="batchmean", log_target=True)
+    assert_close(loss, expected, FLOAT32)
+    assert_close(score, (log_p.exp() - wide[1].exp()).norm(dim=-1) / 4.0, FLOAT32)
+    grads = torch.autograd.grad(loss, (a, b)), torch.autograd.grad(expected, wide)
+    for got, want in zip(*grads, strict=True):
+        assert_close(got, want, FLOAT32)
+
+
+def test_subnormal_probabilities(backend):
+    q = torch.tensor([[1e-42, 1e-39, 0.25, 0.75]])
+    s, teacher = torch.zeros(1, 4), backend.put(q).requires_grad_()
+    loss = ops.kd_loss(backend.put(s), teacher, 1.0, teacher_kind="probs")
+    (grad,) = torch.autograd.grad(loss, teacher)
+    assert_close(grad, (q.double() / 0.25).log() + 1, FLOAT32)  # dKL/dq = log q/p + 1
+
+
+# A finite logit below every other number, alone in the row or beside numbers as low: finfo.min is
+# how logits are masked.  16 classes fill a vector register, 5 and 33 leave padding.
+@pytest.mark.parametrize("value", [-1e37, -1e38, -3e38, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("classes", [5, 16, 33])
+def test_rows_of_huge_negative_logits(backend, classes, value):
+    flat, other = torch.full((2, classes), value), logits(2, classes, 10).float()
+    uniform = torch.zeros(2, classes)
+    for s, t in ((flat, other), (other, flat)):
+        even = [uniform if x is flat else x for x in (s, t)]
+        a = backend.put(s).requires_grad_()
+        loss, score = ops.kd_loss(a, backend.put(t), 2.0, return_score=True)
+        expected, expected_score = twin(*even, 2.0)
+        assert_close(loss, expected, FLOAT32)
+        assert_close(score, expected_score, FLOAT32)
+        assert_close(torch.autograd.grad(loss, a)[0].norm(), score.norm() / 2, FLOAT32)
+    target = torch.softmax(other, -1)
+    ce = ops.soft_ce(backend.put(flat), backend.put(target))
+    assert_close(ce, torch.tensor(math.log(classes)), PROBABILITIES)  # fp32 rows of mass 1 + 1e-7
+    label = torch.zeros(2, dtype=torch.int64, device=backend.device)
+    mixed = ops.mse_ce(backend.put(flat), backend.put(flat), label, ce_weight=1.0)
+    assert_close(mixed, torch.tensor(math.log(classes)), FLOAT32)
 
 
 def test_minus_infinity_where_the_teacher_has_no_mass(backend):
@@ -318,6 +389,28 @@ def test_the_cpu_keeps_one_buffer():
     loss.backward()
     assert node.kept is None
     assert s.grad.data_ptr() == address  # handed over uncopied for an upstream of 1
+
+
+def test_value_and_grad_under_func():
+    s, t = logits(3, 10, 21), logits(3, 10, 22)
+
+    def one(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        return ops.kd_value_and_grad(a, b, 4.0, reduction="none")
+
+    for got, want in zip(torch.func.vmap(one)(s, t), one(s, t), strict=True):
+        assert_close(got, want, FLOAT64)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [torch.Tensor.to_sparse, torch.Tensor.to_mkldnn, lambda x: torch.nested.nested_tensor([x])],
+    ids=["sparse", "mkldnn", "nested"],
+)
+def test_tensors_that_are_not_dense(convert):
+    s, t = logits(3, 10, 21).float(), logits(3, 10, 22).float()
+    for pair, name in (((convert(s), t), "student"), ((s, convert(t)), "teacher")):
+        with pytest.raises(TypeError, match=f"{name} is a .*dense"):
+            ops.kd_loss(*pair)
 
 
 def test_errors_name_the_argument():

@@ -36,28 +36,37 @@ def kd_loss(
     t_squared: bool,
     weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss and score of ``ops.kd_loss``, as sum q (d + expm1(-d)) with d = log q - log p.
+    """Loss and score of ``ops.kd_loss``, as sum q phi(d) with d = log q - log p.
 
-    The sum equals sum q d, the usual KL, because p and q both sum to one; it has no cancellation
-    where the two distributions are close.
+    phi(d) = d + exp(-d) - 1; the sum equals sum q d, the usual KL, because p and q both sum to one,
+    and has no cancellation where the two distributions are close.
     """
-    t = widen(teacher)
-    log_p = F.log_softmax(widen(student) / temperature, dim=-1)
+    s, t = widen(student) / temperature, widen(teacher)
+    log_p = F.log_softmax(s, dim=-1)
     if teacher_kind == "logits":
-        log_q = F.log_softmax(t / temperature, dim=-1)
+        t = t / temperature
+        log_q = F.log_softmax(t, dim=-1)
     else:
         # Where q = 0 its logarithm is masked below; 1 keeps the gradient of the mask finite.
         log_q = t if teacher_kind == "log_probs" else torch.where(t == 0, 1.0, t).log()
     p = log_p.exp()
     q = t if teacher_kind == "probs" else log_q.exp()
-    empty = q == 0
     # Classes without mass contribute their p, and no gradient to the teacher.
-    d = torch.where(empty, 0.0, torch.where(empty, 0.0, log_q) - torch.where(empty, 0.0, log_p))
+    empty = q == 0
+    if teacher_kind == "logits":
+        # Rounding errors of the normalisers are common to the row, and d^2 takes them out.
+        s, t = _moved_to_zero(s), _moved_to_zero(t)
+        offset = s.logsumexp(-1, keepdim=True) - t.logsumexp(-1, keepdim=True)
+        d = (torch.where(empty, 0.0, t) - torch.where(empty, 0.0, s)) + offset
+    else:
+        d = torch.where(empty, 0.0, log_q) - torch.where(empty, 0.0, log_p)
+    d = torch.where(empty, 0.0, d)
     # Where p and q are far apart, p - q has no cancellation (and q expm1(-d) would overflow).
     close = d.abs() < 1
     near = torch.where(close, d, 0.0)
     difference = torch.where(close & ~empty, q * torch.expm1(-near), p - q)
-    rows = torch.where(empty, p, q * d + difference).sum(-1)
+    divergence = torch.where(close, q * _phi(near), q * d + (p - q))
+    rows = torch.where(empty, p, divergence).sum(-1)
     if teacher_kind != "logits":
         rows = rows + (torch.where(empty, 0.0, q).sum(-1) - 1.0)
         difference = p - q  # as exact as the probabilities that were given
@@ -65,6 +74,21 @@ def kd_loss(
     scale = temperature**2 if t_squared else 1.0
     loss = reduce_rows(rows, weight, scale, reduction)
     return loss.to(accumulation_dtype(student)), score
+
+
+def _moved_to_zero(logits: Tensor) -> Tensor:
+    """Rows so far from 0 that another row's digits would drown in a difference, without offset."""
+    offset = logits.detach().amax(-1, keepdim=True)
+    far = (offset.abs() > 1e6) & offset.isfinite()  # nearer, a difference keeps more than it costs
+    return logits - torch.where(far, offset, 0.0)
+
+
+def _phi(d: Tensor) -> Tensor:
+    """Of abs(d) < 1: d + exp(-d) - 1 by its series, d^2/2 (1 - d/3 (1 - d/4 (...)))."""
+    tail = torch.ones_like(d)
+    for k in range(19, 2, -1):  # 2/20! is far below a rounding
+        tail = 1 - d / k * tail
+    return d.square() / 2 * tail
 
 
 def soft_ce(
