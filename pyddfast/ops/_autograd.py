@@ -77,6 +77,11 @@ def take_gradient(ctx: Any, grad_loss: Tensor, dtype: torch.dtype) -> Tensor | N
     return kept if kept.dtype is dtype else kept.to(dtype)
 
 
+def wants_graph() -> bool:
+    """Inside a backward: whether it was called with ``create_graph=True``."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def differentiable_grads(
     loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], grad: Tensor
 ) -> list[Tensor | None]:
