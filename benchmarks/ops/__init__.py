@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import kd
+from benchmarks.ops import kd, scores
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -20,6 +20,7 @@ CASES: dict[str, Cases] = {
     "kd_loss": kd.kd_loss_cases,
     "soft_ce": kd.soft_ce_cases,
     "mse_ce": kd.mse_ce_cases,
+    "sample_scores": scores.sample_scores_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

@@ -8,14 +8,24 @@
 
 namespace pyddfast {
 
+// An operation combines the values of two threads, value by value or, like TopTwo, together; a
+// thread without elements has kIdentity throughout.
 struct Sum {
-  __device__ __forceinline__ static float combine(float a, float b) { return a + b; }
+  template <int N>
+  __device__ __forceinline__ static void combine(float (&a)[N], const float (&b)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) a[n] += b[n];
+  }
   static constexpr float kIdentity = 0.0f;
 };
 
 // NaN operands lose, as in fmaxf: whoever needs them sees them in a later sum.
 struct Max {
-  __device__ __forceinline__ static float combine(float a, float b) { return fmaxf(a, b); }
+  template <int N>
+  __device__ __forceinline__ static void combine(float (&a)[N], const float (&b)[N]) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) a[n] = fmaxf(a[n], b[n]);
+  }
   static constexpr float kIdentity = -__builtin_huge_valf();
 };
 
@@ -24,10 +34,10 @@ template <int kLanes, class Op, int N>
 __device__ __forceinline__ void reduce_lanes(float (&values)[N]) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) {
+    float others[N];
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      values[n] = Op::combine(values[n], __shfl_xor_sync(0xffffffffu, values[n], step));
-    }
+    for (int n = 0; n < N; ++n) others[n] = __shfl_xor_sync(0xffffffffu, values[n], step);
+    Op::combine(values, others);
   }
 }
 
@@ -114,10 +124,12 @@ struct ClusterTeam {
 #pragma unroll
     for (int first = 0; first < kPartials; first += 32) {
       const int i = first + lane;
+      float others[N];
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        values[n] = Op::combine(values[n], simt::cluster_load(&partial[i % kWarps][n], i / kWarps));
+        others[n] = simt::cluster_load(&partial[i % kWarps][n], i / kWarps);
       }
+      Op::combine(values, others);
     }
     reduce_lanes<32, Op>(values);
   }

@@ -103,6 +103,14 @@ __device__ __forceinline__ void unpack_row(DType dtype, float (&x)[K][kChunk]) {
   if (dtype == DType::kBFloat16) detail::unpack<BFloat16>(x);
 }
 
+// One element.
+__device__ __forceinline__ float load_element(const RowInput& input, int64_t row, int64_t i) {
+  const int64_t offset = row * input.stride + i;
+  if (input.dtype == DType::kFloat32) return static_cast<const float*>(input.data)[offset];
+  if (input.dtype == DType::kFloat16) return to_float(static_cast<const Half*>(input.data)[offset]);
+  return to_float(static_cast<const BFloat16*>(input.data)[offset]);
+}
+
 // Rounds four results and stores those of them that lie inside the row, as chunk `c`.
 __device__ __forceinline__ void store_chunk(const RowOutput& output, int64_t row, int n, int c,
                                             const float (&x)[kChunk]) {

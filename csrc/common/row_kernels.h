@@ -3,18 +3,22 @@
 //
 // An op (kd/kd_loss.cu is one) is a class with
 //   Args                      derives from RowArgs; a kernel's parameter
+//   kInputs                   1 (a below alone) or 2
 //   kRounds                   reductions over the row
 //   Op(args, row)             what a thread knows about its row
 //   visit(Round<r>, a, b, c, i, sums)
 //                             looks at elements i .. i+3 in round r; may overwrite the first input
 //                             a, the second b, and scratch c for later rounds; adds to `sums`.  It
 //                             has to do the same whether or not `sums` are used.
+//   start<Team>(Round<r>, args, row, sums)
+//                             optional: what a thread adds to the sums beside its elements
 //   finish(Round<r>, sums)    takes the sums of the row
 //   write(args, row)          one thread of the row: results of the row
 //   restore(args, row)        instead of rounds: takes the results that write() left, for a
 //   backward gradient(Output<o>, a, b, c, i, result)
 //                             elements i .. i+3 of the gradient with respect to input o, after the
-//                             first kGradientRounds[o] visits (all of them for o = 0)
+//                             first kGradientRounds[o] visits (all of them for o = 0); an op
+//                             without kGradientRounds has no gradients, nor a restore()
 // where Sums<r> gives operation and number of the sums of round r.
 #pragma once
 
@@ -67,6 +71,19 @@ struct Reduced {
 
 namespace detail {
 
+template <class Op>
+concept Differentiable = requires { Op::kGradientRounds; };
+
+template <class Team, int r, class Op, int N>
+__device__ __forceinline__ void start_sums(const Op& op, const typename Op::Args& args, int64_t row,
+                                           float (&sums)[N]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) sums[n] = Op::template Sums<r>::Op::kIdentity;
+  if constexpr (requires { op.template start<Team>(Round<r>{}, args, row, sums); }) {
+    op.template start<Team>(Round<r>{}, args, row, sums);
+  }
+}
+
 // Visits K chunks in rounds [kFrom, kTo), without using the sums.
 template <int kFrom, int kTo, class Op, int K>
 __device__ __forceinline__ void revisit(Op& op, int first, int step, float (&a)[K][kChunk],
@@ -85,9 +102,9 @@ template <class Op, int K>
 __device__ __forceinline__ void load_both(const RowArgs& args, int64_t row, int n, int first,
                                           int step, float (&a)[K][kChunk], float (&b)[K][kChunk]) {
   load_row(args.inputs[0], row, n, first, step, a);
-  load_row(args.inputs[1], row, n, first, step, b);
+  if constexpr (Op::kInputs == 2) load_row(args.inputs[1], row, n, first, step, b);
   unpack_row(args.inputs[0].dtype, a);
-  unpack_row(args.inputs[1].dtype, b);
+  if constexpr (Op::kInputs == 2) unpack_row(args.inputs[1].dtype, b);
 }
 
 template <int o, class Op, int K>
@@ -106,30 +123,30 @@ __device__ __forceinline__ void store_gradient(Op& op, const RowArgs& args, int6
 }
 
 template <class Team, int r, class Op, int K>
-__device__ __forceinline__ void resident_rounds(Op& op, float (&a)[K][kChunk],
-                                                float (&b)[K][kChunk], float (&c)[K][kChunk]) {
+__device__ __forceinline__ void resident_rounds(Op& op, const typename Op::Args& args, int64_t row,
+                                                float (&a)[K][kChunk], float (&b)[K][kChunk],
+                                                float (&c)[K][kChunk]) {
   if constexpr (r < Op::kRounds) {
     using Sums = typename Op::template Sums<r>;
     float sums[Sums::kSize];
-#pragma unroll
-    for (int n = 0; n < Sums::kSize; ++n) sums[n] = Sums::Op::kIdentity;
+    start_sums<Team, r>(op, args, row, sums);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       op.visit(Round<r>{}, a[k], b[k], c[k], (Team::rank() + k * Team::kSize) * kChunk, sums);
     }
     Team::template reduce<r, typename Sums::Op>(sums);
     op.finish(Round<r>{}, sums);
-    resident_rounds<Team, r + 1>(op, a, b, c);
+    resident_rounds<Team, r + 1>(op, args, row, a, b, c);
   }
 }
 
 template <class Team, int r, class Op>
-__device__ __forceinline__ void looped_rounds(Op& op, const RowArgs& args, int64_t row, int n) {
+__device__ __forceinline__ void looped_rounds(Op& op, const typename Op::Args& args, int64_t row,
+                                              int n) {
   if constexpr (r < Op::kRounds) {
     using Sums = typename Op::template Sums<r>;
     float sums[Sums::kSize];
-#pragma unroll
-    for (int i = 0; i < Sums::kSize; ++i) sums[i] = Sums::Op::kIdentity;
+    start_sums<Team, r>(op, args, row, sums);
     for (int first = Team::rank(); first * kChunk < n; first += Team::kSize) {
       float a[1][kChunk], b[1][kChunk], c[1][kChunk];
       load_both<Op>(args, row, n, first, 0, a, b);
@@ -154,11 +171,13 @@ __global__ void __launch_bounds__(Team::kThreads) row_forward(typename Op::Args 
   Op op(args, active ? row : 0);
   float a[K][kChunk], b[K][kChunk], c[K][kChunk];
   detail::load_both<Op>(args, row, n, Team::rank(), Team::kSize, a, b);
-  detail::resident_rounds<Team, 0>(op, a, b, c);
+  detail::resident_rounds<Team, 0>(op, args, active ? row : 0, a, b, c);
   if (active && Team::rank() == 0) op.write(args, row);
   simt::grid_dependency_launch();
-  if (active && args.gradients[0].data) {
-    detail::store_gradient<0>(op, args, row, n, Team::rank(), Team::kSize, a, b, c);
+  if constexpr (detail::Differentiable<Op>) {
+    if (active && args.gradients[0].data) {
+      detail::store_gradient<0>(op, args, row, n, Team::rank(), Team::kSize, a, b, c);
+    }
   }
   Team::leave();
 }
@@ -173,7 +192,8 @@ __global__ void __launch_bounds__(Team::kThreads, 2) row_forward_looped(typename
   detail::looped_rounds<Team, 0>(op, args, row, n);
   if (Team::rank() == 0) op.write(args, row);
   simt::grid_dependency_launch();
-  if (args.gradients[0].data) {
+  if constexpr (detail::Differentiable<Op>) {
+    if (!args.gradients[0].data) return;
     for (int first = Team::rank(); first * kChunk < n; first += Team::kSize) {
       float a[1][kChunk], b[1][kChunk], c[1][kChunk];
       detail::load_both<Op>(args, row, n, first, 0, a, b);
@@ -276,8 +296,9 @@ int launch_looped(const typename Op::Args& args, void* stream) {
 }  // namespace detail
 
 // The forward kernel for this number of classes.  Threads hold at most 8 chunks: 3 arrays of 32
-// values fit in registers with room for two or three CTAs on an SM.
-template <class Op>
+// values fit in registers with room for two or three CTAs on an SM.  Longer rows than
+// kLongestCluster (24576 or 65536) are read again in each round.
+template <class Op, int kLongestCluster = 65536>
 int launch_row_forward(const typename Op::Args& args, void* stream) {
   const int n = args.classes;
   using detail::launch_resident;
@@ -291,11 +312,13 @@ int launch_row_forward(const typename Op::Args& args, void* stream) {
   if (n <= 2048) return launch_resident<Op, BlockTeam<256>, 2>(args, stream);
   if (n <= 4096) return launch_resident<Op, BlockTeam<256>, 4>(args, stream);
   if (n <= 8192) return launch_resident<Op, BlockTeam<512>, 4>(args, stream);
-  if (n <= 65536 && simt::device_compute_capability() >= 90) {
+  if (n <= kLongestCluster && simt::device_compute_capability() >= 90) {
     // Several small CTAs an SM: while one waits at a barrier, another one loads.
     if (n <= 16384) return launch_resident<Op, ClusterTeam<256, 4>, 4>(args, stream);
     if (n <= 24576) return launch_resident<Op, ClusterTeam<256, 4>, 6>(args, stream);
-    return launch_resident<Op, ClusterTeam<256, 8>, 8>(args, stream);
+    if constexpr (kLongestCluster > 24576) {
+      return launch_resident<Op, ClusterTeam<256, 8>, 8>(args, stream);
+    }
   }
   return detail::launch_looped<Op>(args, stream);
 }

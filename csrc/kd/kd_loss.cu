@@ -23,6 +23,7 @@ template <bool kLogits>
 class KdLoss {
  public:
   using Args = KdLossArgs;
+  static constexpr int kInputs = 2;
   static constexpr int kRounds = 3;
   static constexpr int kGradientRounds[2] = {3, 2};
   template <int r>

@@ -21,6 +21,7 @@ struct MseCeArgs : RowArgs {
 class MseCe {
  public:
   using Args = MseCeArgs;
+  static constexpr int kInputs = 2;
   static constexpr int kRounds = 2;
   static constexpr int kGradientRounds[2] = {2, 0};
   template <int r>

@@ -20,6 +20,7 @@ struct SoftCeArgs : RowArgs {
 class SoftCe {
  public:
   using Args = SoftCeArgs;
+  static constexpr int kInputs = 2;
   static constexpr int kRounds = 2;
   static constexpr int kGradientRounds[2] = {2, 0};
   template <int r>

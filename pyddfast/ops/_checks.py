@@ -65,24 +65,29 @@ def one_of(value: Any, allowed: Sequence[str], name: str) -> int:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}") from None
 
 
-def logits_pair(student: Any, other: Any, name: str) -> None:
-    """`student` and the argument `name` are (..., C) of the same shape and device."""
-    float_tensor(student, "student")
+def logits(value: Any, name: str) -> None:
+    """The argument `name` is (..., C >= 1), floating point."""
+    float_tensor(value, name)
+    if value.dim() == 0 or value.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; (..., C >= 1) is needed")
+
+
+def logits_pair(student: Any, other: Any, name: str, *, first: str = "student") -> None:
+    """The arguments `first` and `name` are (..., C) of the same shape and device."""
+    logits(student, first)
     float_tensor(other, name)
-    if student.dim() == 0 or student.shape[-1] == 0:
-        raise ValueError(f"student has shape {tuple(student.shape)}; (..., C >= 1) is needed")
     if student.shape != other.shape:
         raise ValueError(
-            f"{name} has shape {tuple(other.shape)}, student {tuple(student.shape)}; "
+            f"{name} has shape {tuple(other.shape)}, {first} {tuple(student.shape)}; "
             "they must be the same"
         )
-    same_device(student, other, name)
+    same_device(student, other, name, first=first)
 
 
-def same_device(student: Tensor, other: Tensor, name: str) -> None:
-    """The argument `name` is on the student's device."""
+def same_device(student: Tensor, other: Tensor, name: str, *, first: str = "student") -> None:
+    """The argument `name` is on the device of the argument `first`."""
     if student.device != other.device:
-        raise ValueError(f"{name} is on {other.device}, student on {student.device}")
+        raise ValueError(f"{name} is on {other.device}, {first} on {student.device}")
 
 
 def row_weight(weight: Any, student: Tensor) -> None:
@@ -100,7 +105,7 @@ def row_weight(weight: Any, student: Tensor) -> None:
         raise ValueError("weight requires grad; it is a constant here: pass weight.detach()")
 
 
-def labels(target: Any, student: Tensor, *, check_range: bool) -> None:
+def labels(target: Any, student: Tensor, *, check_range: bool, first: str = "student") -> None:
     """`target` is one int64 class index a row; `check_range` reads its values."""
     tensor(target, "target")
     if target.dtype is not torch.int64:
@@ -110,7 +115,7 @@ def labels(target: Any, student: Tensor, *, check_range: bool) -> None:
             f"target has shape {tuple(target.shape)}; one label a row is "
             f"{tuple(student.shape[:-1])}"
         )
-    same_device(student, target, "target")
+    same_device(student, target, "target", first=first)
     if check_range and target.numel():
         low, high = torch.aminmax(target)
         if int(low) < 0 or int(high) >= student.shape[-1]:
@@ -118,3 +123,23 @@ def labels(target: Any, student: Tensor, *, check_range: bool) -> None:
                 f"target has labels from {int(low)} to {int(high)}; "
                 f"allowed are 0 to {student.shape[-1] - 1}"
             )
+
+
+def row_features(features: Any, logits: Tensor) -> None:
+    """`features` are floating point (..., D) beside logits of shape (..., C)."""
+    float_tensor(features, "features")
+    rows = tuple(logits.shape[:-1])
+    if features.dim() != logits.dim() or tuple(features.shape[:-1]) != rows:
+        raise ValueError(
+            f"features has shape {tuple(features.shape)}, logits {tuple(logits.shape)}; "
+            f"one feature vector a row is {(*rows, 'D')}"
+        )
+    same_device(logits, features, "features", first="logits")
+
+
+def no_nan(logits: Tensor) -> None:
+    """`logits` hold no NaN; reads its values."""
+    bad = logits.isnan().flatten()
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0, 0]) // logits.shape[-1]
+        raise ValueError(f"logits hold NaN, first in row {row}; -inf is allowed")

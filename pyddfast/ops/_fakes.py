@@ -13,6 +13,7 @@ from pyddfast.ops.reference.kd import accumulation_dtype
 
 NONE = 0  # code of reduction="none"
 KD_ROW, SOFT_CE_ROW, MSE_CE_ROW = 8, 4, 2  # numbers a row that the forwards keep (csrc/kd/*_math.h)
+SCORES = 13  # numbers that a row of sample_scores has (csrc/scores/scores_math.h)
 
 
 def _loss(student: Tensor, reduction: int) -> Tensor:
@@ -86,6 +87,14 @@ def _bn_distance_grad(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in (mean, var, *targets))
 
 
+def _sample_scores(
+    logits: Tensor, target: Tensor, teacher: Tensor | None, features: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    columns = SCORES if features is not None else SCORES - 1
+    scores = logits.new_empty((columns, logits.shape[0]), dtype=accumulation_dtype(logits))
+    return scores, logits.new_empty((logits.shape[0],), dtype=torch.bool)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -106,6 +115,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "bn_eval_stats_grad": _like_x,
     "bn_distance": _bn_distance,
     "bn_distance_grad": _bn_distance_grad,
+    "sample_scores": _sample_scores,
 }
 
 

@@ -40,6 +40,7 @@ OPERATORS = (
     "bn_eval_stats_grad",
     "bn_distance",
     "bn_distance_grad",
+    "sample_scores",
 )
 
 

@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyddfast.ops import _checks, _native
+from pyddfast.ops._autograd import functorch_active
+from pyddfast.ops._native import raw
 from pyddfast.ops.reference import scores as reference
+from pyddfast.ops.reference.scores import SampleScores
 
 __all__ = ["SampleScores", "sample_scores"]
 
-
-class SampleScores(NamedTuple):
-    """One value a row for every score; float32, or float64 for float64 logits.
-
-    With p = softmax(logits / T), y the label (or the first largest entry of a soft target), and q
-    the teacher's softmax(teacher / T) where a teacher is given, else the target:
-
-    Attributes:
-        p_y: Probability of the label.
-        one_minus_p_y: Sum of the other probabilities; keeps its digits where ``p_y`` rounds to 1.
-        nll: −log p_y.
-        el2n: ‖p − target‖₂ (Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021).
-        el2n_sl: ‖p − q‖₂ / T (EL2N-SL, "Rethinking Dataset Distillation", §4).
-        margin: Label's logit minus the largest other logit (area under the margin averages it).
-        margin_prob: The same difference of probabilities.
-        top2_margin: Largest minus second largest probability; small = uncertain.
-        entropy: −Σ p log p, in nats.
-        max_prob: Largest probability; small = least confident.
-        max_logit: Largest logit.
-        correct: Whether the first largest logit is the label's; bool.
-        loss: KL(q‖p), the loss whose gradient ``el2n_sl`` measures; −log p_y for a label.
-        grand: Norm of that loss's gradient by the last layer's weight and bias,
-            ``el2n_sl · √(1 + ‖h‖²)``; None without features.
-    """
-
-    p_y: Tensor
-    one_minus_p_y: Tensor
-    nll: Tensor
-    el2n: Tensor
-    el2n_sl: Tensor
-    margin: Tensor
-    margin_prob: Tensor
-    top2_margin: Tensor
-    entropy: Tensor
-    max_prob: Tensor
-    max_logit: Tensor
-    correct: Tensor
-    loss: Tensor
-    grand: Tensor | None
+# The rows of the kernel's table, in the order of csrc/scores/scores_math.h.
+_COLUMNS = tuple(name for name in SampleScores._fields if name != "correct")
 
 
 @torch.no_grad()
@@ -66,70 +32,67 @@ def sample_scores(
 
     None of them cancels: the usual ‖softmax − onehot‖ is off by up to √C in float32 once p_y
     rounds to 1, and the expanded square is 0 from 1 − p_y = 1e-4 down.  Easy samples are ranked
-    there.
+    there.  Runs in float32 whatever the inputs' dtype (float64 for float64 logits).
 
     Args:
-        logits: (..., C) floating point, C at least 1; may hold −inf, not NaN.
-        target: int64 (...) labels, or floating point (..., C) probabilities.
+        logits: (..., C), float16, bfloat16, float32 or float64, C at least 1; may hold −inf.
+        target: int64 (...) labels, or floating point (..., C) probabilities.  On CUDA a label
+            outside [0, C) or a NaN logit makes every score of its row NaN and ``correct`` False
+            instead of raising (checking would wait for the device; PYDDFAST_DEBUG=1 does check).
         temperature: T, finite and positive.  1 gives the classic scores.
         teacher: (..., C) floating point teacher logits, for ``el2n_sl`` and ``loss``.
         features: (..., D) floating point inputs of the last layer, for ``grand``.
 
     Returns:
-        A :class:`SampleScores` of tensors (...).
+        A :class:`SampleScores` of tensors (...), float32 or, for float64 logits, float64.
 
     Raises:
-        TypeError: A dtype is wrong, or ``temperature`` is not a number.
-        ValueError: Shapes do not fit, a label is out of range, the temperature is not finite and
-            positive, or logits hold NaN.
+        TypeError: An argument of the wrong type or dtype, by name.
+        ValueError: A wrong shape, device or value, by name: also a label outside [0, C) and, on
+            the CPU, NaN logits.
     """
-    if not isinstance(temperature, int | float) or isinstance(temperature, bool):
-        raise TypeError(f"temperature must be a Python float, got {type(temperature).__name__}")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be finite and positive, got {temperature}")
-    _check_rows("logits", logits)
-    if logits.ndim < 1 or logits.shape[-1] < 1:
-        raise ValueError(f"logits must have shape (..., C) with C >= 1, got {tuple(logits.shape)}")
-    rows, classes = logits.shape[:-1], logits.shape[-1]
-    if target.dtype == torch.int64:
-        if target.shape != rows:
-            raise ValueError(
-                f"target must have shape {tuple(rows)}, the rows of logits, "
-                f"got {tuple(target.shape)}"
-            )
-        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < classes:
-            raise ValueError(
-                f"target must lie in [0, {classes}), "
-                f"got values from {int(target.min())} to {int(target.max())}"
-            )
-    elif target.dtype.is_floating_point:
-        if target.shape != logits.shape:
-            raise ValueError(
-                f"target probabilities must have the shape of logits {tuple(logits.shape)}, "
-                f"got {tuple(target.shape)}"
-            )
+    temperature = _checks.temperature(temperature)
+    _checks.logits(logits, "logits")
+    _checks.tensor(target, "target")
+    hard = not target.dtype.is_floating_point
+    if hard:
+        _checks.labels(target, logits, check_range=False, first="logits")
     else:
-        raise TypeError(f"target must be int64 or floating point, got {target.dtype}")
+        _checks.logits_pair(logits, target, "target", first="logits")
     if teacher is not None:
-        _check_rows("teacher", teacher)
-        if teacher.shape != logits.shape:
-            raise ValueError(
-                f"teacher must have the shape of logits {tuple(logits.shape)}, "
-                f"got {tuple(teacher.shape)}"
-            )
+        _checks.logits_pair(logits, teacher, "teacher", first="logits")
     if features is not None:
-        _check_rows("features", features)
-        if features.shape[:-1] != rows:
-            raise ValueError(
-                f"features must have shape (*{tuple(rows)}, D), got {tuple(features.shape)}"
-            )
-    if bool(logits.isnan().any()):
-        raise ValueError("logits must not hold NaN")
-    return SampleScores(
-        *reference.sample_scores(logits, target, float(temperature), teacher, features)
-    )
+        _checks.row_features(features, logits)
+
+    native = not functorch_active() and _native.usable(logits, target, teacher, features)
+    readable = not torch.compiler.is_compiling() and not functorch_active()
+    if readable and (_native.debug() if native and _native.recomputes(logits) else not native):
+        _check_values(logits, target)
+    if not native:
+        return reference.sample_scores(logits, target, temperature, teacher, features)
+
+    classes = logits.shape[-1]
+    inputs = [
+        logits.reshape(-1, classes),
+        target.reshape(-1) if hard else target.reshape(-1, classes),
+        None if teacher is None else teacher.reshape(-1, classes),
+        None if features is None else features.reshape(-1, features.shape[-1]),
+    ]
+    if readable:
+        try:
+            table, correct = raw.sample_scores(*inputs, temperature)
+        except RuntimeError:  # the CPU kernel met a row that may not be: which, and why?
+            _check_values(logits, target)
+            raise
+    else:
+        table, correct = raw.sample_scores(*inputs, temperature)
+    if logits.dim() != 2:
+        table, correct = table.reshape(-1, *logits.shape[:-1]), correct.reshape(logits.shape[:-1])
+    columns: dict[str, Any] = dict(zip(_COLUMNS, table.unbind(0), strict=False))  # grand: optional
+    return SampleScores(correct=correct, **columns)
 
 
-def _check_rows(name: str, value: Tensor) -> None:
-    if not value.dtype.is_floating_point:
-        raise TypeError(f"{name} must be floating point, got {value.dtype}")
+def _check_values(logits: Tensor, target: Tensor) -> None:
+    if not target.dtype.is_floating_point:
+        _checks.labels(target, logits, check_range=True, first="logits")
+    _checks.no_nan(logits)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops.scores import SampleScores, sample_scores
+from tests.ops.conftest import Backend
 
 getcontext().prec = 150
 GEN = torch.Generator().manual_seed(3)
@@ -63,11 +64,14 @@ ROWS = {
     [(torch.float32, 1e-6), (torch.float64, 1e-13)],  # half a unit of float32; a few of float64
 )
 def test_every_score_to_its_last_digits(
-    name: str, temperature: float, dtype: torch.dtype, bound: float
+    backend: Backend, name: str, temperature: float, dtype: torch.dtype, bound: float
 ) -> None:
+    if dtype not in backend.dtypes:
+        return  # float64 on CUDA runs the twin
     row, label = ROWS[name]
+    logits = backend.put(torch.tensor([row], dtype=torch.float64), dtype)
     got = sample_scores(
-        torch.tensor([row], dtype=dtype), torch.tensor([label]), temperature=temperature
+        logits, torch.tensor([label], device=backend.device), temperature=temperature
     )
     for field, want in decimal_scores(row, label, temperature).items():
         value = float(getattr(got, field)[0])
@@ -76,11 +80,12 @@ def test_every_score_to_its_last_digits(
     assert bool(got.correct[0]) == (max(range(len(row)), key=lambda c: row[c]) == label)
 
 
-def test_el2n_keeps_its_relative_accuracy_over_eight_decades() -> None:
+def test_el2n_keeps_its_relative_accuracy_over_eight_decades(backend: Backend) -> None:
     gaps = torch.linspace(0, 20, 41, dtype=torch.float64)
     logits = torch.zeros(41, 100, dtype=torch.float64)
     logits[:, 7] = gaps
-    got = sample_scores(logits.float(), torch.full((41,), 7)).el2n.double()
+    label = torch.full((41,), 7, device=backend.device)
+    got = sample_scores(backend.put(logits), label).el2n.double().cpu()
     p = 1 / (gaps.exp() + 99)  # of each of the 99 others
     want = (99 * p**2 + (99 * p) ** 2).sqrt()
     assert (got / want - 1).abs().max() < 1e-6
@@ -132,6 +137,39 @@ def test_el2n_uses_the_target_and_el2n_sl_the_teacher() -> None:
     assert (got.el2n_sl - (p - q).norm(dim=-1) / 20).abs().max() < 1e-15
 
 
+@pytest.mark.parametrize("one_minus_p", [1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
+@pytest.mark.parametrize("soft", [False, True], ids=["label", "one-hot probabilities"])
+def test_el2n_of_easy_samples(backend: Backend, one_minus_p: float, soft: bool) -> None:
+    """From where float32 has 1 - p_y = 0 to where nothing cancels, in ragged rows."""
+    logits = torch.randn(4, 37, generator=GEN, dtype=torch.float64)
+    label = torch.tensor([0, 36, 15, 16])  # the ends of a row and of a vector
+    others = logits.scatter(1, label[:, None], -torch.inf).logsumexp(1)
+    gap = torch.tensor(1 / one_minus_p - 1, dtype=torch.float64).log()
+    logits = logits.scatter(1, label[:, None], (others + gap)[:, None]).float()
+    p = logits.double().softmax(1).scatter(1, label[:, None], 0.0)
+    want = (p.square().sum(1) + p.sum(1).square()).sqrt()
+    target = torch.nn.functional.one_hot(label, 37).float() if soft else label
+    got = sample_scores(backend.put(logits), target.to(backend.device))
+    assert (got.el2n.cpu().double() / want - 1).abs().max() < 1e-6
+    assert (got.one_minus_p_y.cpu().double() / p.sum(1) - 1).abs().max() < 1e-6
+    if not soft:
+        assert (got.nll.cpu().double() / -torch.log1p(-p.sum(1)) - 1).abs().max() < 1e-6
+
+
+def test_the_first_largest_logit_is_the_guess(backend: Backend) -> None:
+    # Ties within a vector, between vectors, between the threads of a row; in the soft target, too.
+    for first, second in ((0, 1), (3, 19), (5, 40), (47, 48), (0, 49)):
+        logits = torch.zeros(2, 50)
+        logits[:, [first, second]] = 2.0
+        label = torch.tensor([first, second], device=backend.device)
+        got = sample_scores(backend.put(logits), label)
+        assert got.correct.tolist() == [True, False]
+        assert got.margin.tolist() == [0.0, 0.0]
+        assert got.top2_margin.tolist() == [0.0, 0.0]
+        soft = backend.put(logits.softmax(-1))  # its label is the first largest entry as well
+        assert sample_scores(backend.put(logits), soft).correct.tolist() == [True, True]
+
+
 def test_scores_of_a_teacher_that_nearly_agrees() -> None:
     # KL near 1e-10: the float32 difference p - q would have three digits left.
     logits = torch.randn(5, 50, generator=GEN)
@@ -175,19 +213,23 @@ def test_leading_dimensions_half_precision_and_the_batch_do_not_matter() -> None
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"target": torch.tensor([0, 4])}, ValueError, r"\[0, 4\)"),
-        ({"target": torch.tensor([-1, 0])}, ValueError, r"\[0, 4\)"),
+        ({"target": torch.tensor([0, 4])}, ValueError, "target has labels from 0 to 4; allowed"),
+        ({"target": torch.tensor([-1, 0])}, ValueError, "target has labels from -1 to 0; allowed"),
+        ({"target": [0, 1]}, TypeError, "target is a torch.Tensor, not list"),
+        ({"target": torch.zeros(2, 4).fill_(0.25).bool()}, TypeError, "target has dtype"),
         ({"target": torch.tensor([0])}, ValueError, "target"),
         ({"target": torch.zeros(2, 3)}, ValueError, "target"),
         ({"target": torch.zeros(2, dtype=torch.int32)}, TypeError, "target"),
         ({"logits": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "logits"),
-        ({"logits": torch.full((2, 4), torch.nan)}, ValueError, "NaN"),
+        ({"logits": torch.full((2, 4), torch.nan)}, ValueError, "logits hold NaN, first in row 0"),
         ({"logits": torch.zeros(2, 0)}, ValueError, "logits"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"temperature": float("nan")}, ValueError, "temperature"),
         ({"temperature": torch.tensor(1.0)}, TypeError, "temperature"),
         ({"teacher": torch.zeros(2, 5)}, ValueError, "teacher"),
-        ({"features": torch.zeros(3, 5)}, ValueError, "features"),
+        ({"features": torch.zeros(3, 5)}, ValueError, r"features has shape \(3, 5\)"),
+        ({"features": torch.zeros(2)}, ValueError, r"one feature vector a row is \(2, 'D'\)"),
+        ({"features": torch.zeros(2, 5, device="meta")}, ValueError, "features is on meta"),
     ],
 )
 def test_refuses(change: dict[str, object], error: type[Exception], message: str) -> None:

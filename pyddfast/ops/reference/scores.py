@@ -15,11 +15,32 @@ from torch import Tensor
 
 from pyddfast.ops.reference.kd import accumulation_dtype, kd_loss, widen
 
-__all__ = ["RowScores", "negative_log_prob", "sample_scores"]
+__all__ = ["SampleScores", "negative_log_prob", "sample_scores"]
 
 
-class RowScores(NamedTuple):
-    """One value a row for every score; see :class:`pyddfast.ops.scores.SampleScores`."""
+class SampleScores(NamedTuple):
+    """One value a row for every score; float32, or float64 for float64 logits.
+
+    With p = softmax(logits / T), y the label (or the first largest entry of a soft target), and q
+    the teacher's softmax(teacher / T) where a teacher is given, else the target:
+
+    Attributes:
+        p_y: Probability of the label.
+        one_minus_p_y: Sum of the other probabilities; keeps its digits where ``p_y`` rounds to 1.
+        nll: −log p_y.
+        el2n: ‖p − target‖₂ (Paul et al., "Deep Learning on a Data Diet", NeurIPS 2021).
+        el2n_sl: ‖p − q‖₂ / T (EL2N-SL, "Rethinking Dataset Distillation", §4).
+        margin: Label's logit minus the largest other logit (area under the margin averages it).
+        margin_prob: The same difference of probabilities.
+        top2_margin: Largest minus second largest probability; small = uncertain.
+        entropy: −Σ p log p, in nats.
+        max_prob: Largest probability; small = least confident.
+        max_logit: Largest logit.
+        correct: Whether the first largest logit is the label's; bool.
+        loss: KL(q‖p), the loss whose gradient ``el2n_sl`` measures; −log p_y for a label.
+        grand: Norm of that loss's gradient by the last layer's weight and bias,
+            ``el2n_sl · √(1 + ‖h‖²)``; None without features.
+    """
 
     p_y: Tensor
     one_minus_p_y: Tensor
@@ -34,7 +55,7 @@ class RowScores(NamedTuple):
     max_logit: Tensor
     correct: Tensor
     loss: Tensor
-    grand: Tensor | None
+    grand: Tensor | None = None
 
 
 def sample_scores(
@@ -43,7 +64,7 @@ def sample_scores(
     temperature: float,
     teacher: Tensor | None,
     features: Tensor | None,
-) -> RowScores:
+) -> SampleScores:
     """Every score of every row; arguments as in the public function, already checked."""
     result = accumulation_dtype(logits)
     z = widen(logits)
@@ -84,7 +105,7 @@ def sample_scores(
     grand = None
     if features is not None:
         grand = el2n_sl * (1 + widen(features).square().sum(-1)).sqrt()
-    return RowScores(
+    return SampleScores(
         p_y=p_y.to(result),
         one_minus_p_y=not_y.sum(-1).to(result),
         nll=nll.to(result),
