@@ -32,16 +32,27 @@ def crop_flip_roll(images: Tensor, params: Tensor, out_size: tuple[int, int]) ->
     """
     top, left, height, width, flip, down, right = params.unbind()
     math = torch.float64 if images.dtype == torch.float64 else torch.float32
-    row = torch.arange(out_size[0], device=images.device)
-    column = torch.arange(out_size[1], device=images.device)
-    row = (row - down) % out_size[0]
-    column = (column - right) % out_size[1]
+    row = (torch.arange(out_size[0], device=images.device) - down) % out_size[0]
+    column = (torch.arange(out_size[1], device=images.device) - right) % out_size[1]
     column = torch.where(flip != 0, out_size[1] - 1 - column, column)
-    rows = filter_weights(top, height, images.shape[-2], out_size[0])[row].to(math)
-    columns = filter_weights(left, width, images.shape[-1], out_size[1])[column].to(math)
+    rows = _resize_weights(row, top, height, images.shape[-2], out_size[0]).to(math)
+    columns = _resize_weights(column, left, width, images.shape[-1], out_size[1]).to(math)
     # Autocast would round the pixels to 16 bits, which it does not do to an interpolation.
     with torch.autocast(images.device.type, enabled=False):
         return (rows @ images.to(math) @ columns.mT).to(images.dtype)
+
+
+def _resize_weights(
+    position: Tensor, start: Tensor, length: Tensor, full: int, size: int
+) -> Tensor:
+    """Rows ``position`` of the resize of ``[start, start + length)`` to ``size``: (size, full)."""
+    if size < full:  # may shrink a crop: antialiased
+        return filter_weights(start, length, full, size)[position]
+    # A crop is never shrunk: the two nearest pixels, the border repeated.
+    center = ((position.double() + 0.5) * (length.double() / size) - 0.5).clamp(min=0)
+    center = torch.minimum(center, length - 1) + start
+    pixel = torch.arange(full, device=start.device)
+    return (1 - (pixel - center[:, None]).abs()).clamp(min=0)
 
 
 def clamp_normalized(
