@@ -7,6 +7,7 @@ themselves, in :mod:`pyddfast.cli.commands`, import torch.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from pyddfast._version import __version__
 
 __all__ = ["COMMANDS", "keep_freed_memory", "main"]
 
-# Words of a command: its function in pyddfast.cli.commands, and a line of help.
+# Words of a command: its function in pyddfast.cli.commands, or in the module of pyddfast.cli that
+# is named before a dot, and a line of help.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("info",): ("info", "versions, backends, CPU and CUDA kernels, missing extras"),
     ("quickstart",): ("quickstart", "the main job in five minutes: sets, students, a report"),
@@ -23,8 +25,18 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("distill", "sre2l"): ("distill_sre2l", "synthesise images from a teacher by SRe2L"),
     ("distill", "cda"): ("distill_cda", "synthesise images from a teacher by CDA"),
     ("distill", "dwa"): ("distill_dwa", "synthesise images from teacher and data by DWA"),
+    ("distill", "ca2d"): ("coresets.distill_ca2d", "distil by CA2D: RDED on the head of CAD"),
     ("coreset", "random"): ("coreset_random", "pick images at random, the same number a class"),
     ("coreset", "el2n-easy"): ("coreset_el2n_easy", "pick the images with the lowest EL2N"),
+    ("coreset", "el2n"): ("coresets.coreset_el2n", "pick the images with the highest EL2N"),
+    ("coreset", "el2n-best"): ("coresets.coreset_el2n_best", "pick the best window of EL2N"),
+    ("coreset", "el2n-sl"): ("coresets.coreset_el2n_sl", "pick the farthest from a teacher"),
+    ("coreset", "forgetting"): ("coresets.coreset_forgetting", "pick the most often forgotten"),
+    ("coreset", "aum"): ("coresets.coreset_aum", "pick the largest area under the margin"),
+    ("coreset", "dyn-unc"): ("coresets.coreset_dyn_unc", "pick the most uncertain over time"),
+    ("coreset", "dual"): ("coresets.coreset_dual", "pick the uncertain and hard"),
+    ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
+    ("score",): ("coresets.score", "one recorded training, every score of every image"),
     ("train",): ("train", "train students on a set in a label regime"),
 }
 
@@ -83,11 +95,12 @@ def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
 
     tyro = require("tyro", "methods")
     keep_freed_memory()
-    from pyddfast.cli import commands
+    module, _, name = function.rpartition(".")
+    commands = importlib.import_module(f"pyddfast.cli.{module or 'commands'}")
 
     try:
         tyro.cli(
-            getattr(commands, function),
+            getattr(commands, name),
             prog=" ".join(("pyddfast", *command)),
             args=rest,
         )

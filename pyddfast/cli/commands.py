@@ -74,6 +74,8 @@ __all__ = [
     "distill_sre2l",
     "info",
     "load_teacher",
+    "make_set",
+    "plain",
     "quickstart",
     "train",
 ]
@@ -209,7 +211,7 @@ def quickstart(
     device: str | None = None,
     threads: int | None = None,
 ) -> None:
-    """Train a teacher, make three small sets, train students in three label regimes, report.
+    """Train a teacher, make five small sets, train students in three label regimes, report.
 
     Runs on the embedded subset of Fashion-MNIST; no download, no GPU needed.
 
@@ -274,8 +276,8 @@ def distill_rded(
         with progress("RDED", source.num_classes) as advance:
             return rded(source, known.model, config, on_progress=lambda done, total: advance(1))
 
-    facts = {"task": "distill rded", **_plain(config), **_plain(data), **_plain(teacher)}
-    _make_set(out, facts, source, config.ipc, make, resume=resume, png=png)
+    facts = {"task": "distill rded", **plain(config), **plain(data), **plain(teacher)}
+    make_set(out, facts, source, config.ipc, make, resume=resume, png=png)
 
 
 def distill_sre2l(
@@ -385,9 +387,9 @@ def coreset_random(
         "ipc": ipc,
         "image_size": image_size,
         "seed": seed,
-        **_plain(data),
+        **plain(data),
     }
-    _make_set(out, facts, source, ipc, make, resume=resume, png=png)
+    make_set(out, facts, source, ipc, make, resume=resume, png=png)
 
 
 def coreset_el2n_easy(
@@ -447,10 +449,10 @@ def coreset_el2n_easy(
         "repeats": repeats,
         "epochs": epochs,
         "seed": seed,
-        **_plain(data),
-        **_plain(model),
+        **plain(data),
+        **plain(model),
     }
-    _make_set(out, facts, source, ipc, make, resume=resume, png=png)
+    make_set(out, facts, source, ipc, make, resume=resume, png=png)
 
 
 def train(
@@ -515,9 +517,9 @@ def train(
         "budget": None if budget is None else repr(budget),
         "seeds": seeds,
         "seed": seed,
-        **_plain(data),
-        **_plain(model),
-        **_plain(teacher),
+        **plain(data),
+        **plain(model),
+        **plain(teacher),
     }
     RunFolder(out, facts, resume=resume)
     needs_teacher = regime != "hl" and labels != "stored"
@@ -637,8 +639,8 @@ def _synthesise(
     name = method.__name__
     facts = {
         "task": f"distill {name}",
-        **_plain(config),
-        **_plain(data),
+        **plain(config),
+        **plain(data),
         "teacher": [str(folder) for folder in options.teacher],
         "pretrained": options.pretrained,
         "first_set": None if options.first_set is None else str(options.first_set),
@@ -680,7 +682,7 @@ def _synthesise(
     print(f"set: {folder}")
 
 
-def _make_set(
+def make_set(
     out: Path,
     facts: dict[str, Any],
     source: ImageDataset | ImageFolder,
@@ -753,7 +755,7 @@ def _assignments(option: str, words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _plain(options: Any) -> dict[str, Any]:
+def plain(options: Any) -> dict[str, Any]:
     """The fields of a config dataclass as JSON values."""
     return {
         name: str(value) if isinstance(value, Path) else value

@@ -30,7 +30,7 @@ from pyddfast.train import Samples, teacher_recipe
 from pyddfast.train.models import ModelSpec
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["cad_prune", "cad_scores"]
+__all__ = ["cad_prune", "cad_scores", "check_cad"]
 
 
 def cad_scores(
@@ -85,22 +85,17 @@ def cad_scores(
         ValueError: The run is too short for its ticks, the ticks are fewer than J + W (before any
             work), or what :func:`pyddfast.coresets.record_training` refuses.
     """
-    for name, value in (("ipc", ipc), ("downstream_epochs", downstream_epochs)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
     if signal not in ("p_y", "el2n"):
         raise ValueError(f"signal must be 'p_y' or 'el2n', got {signal!r}")
-    samples = downstream_epochs * ipc * dataset.num_classes
+    count, samples = check_cad(
+        dataset,
+        ipc=ipc,
+        downstream_epochs=downstream_epochs,
+        ticks=ticks,
+        cad_window=cad_window,
+        cad_average=cad_average,
+    )
     epochs = samples / len(dataset)  # K
-    count = int(epochs) if ticks == "epoch" else ticks
-    needed = (2 if cad_window is None else cad_window) + cad_average
-    if count < needed:
-        unit = f"{epochs:.2f} epochs are {count} ticks" if ticks == "epoch" else f"ticks = {count}"
-        raise ValueError(
-            f"CAD needs J + W = {needed} ticks at least "
-            f"(J = {'2, the smallest' if cad_window is None else cad_window}, W = {cad_average}), "
-            f"but {unit}; give more ticks or a smaller cad_window"
-        )
     used = recipe
     if used is None:
         # Where the run is short, smaller batches, so that each tick has a step of its own.
@@ -134,6 +129,40 @@ def cad_scores(
         "samples": samples,
     }
     return Scores(scores.values, "cad", scores.high_means, meta)
+
+
+def check_cad(
+    dataset: ImageSource,
+    *,
+    ipc: int,
+    downstream_epochs: int = 300,
+    ticks: int | Literal["epoch"] = 30,
+    cad_window: int | None = None,
+    cad_average: int = 2,
+) -> tuple[int, int]:
+    """Whether the compute-matched run has ticks enough; arguments as for :func:`cad_scores`.
+
+    Returns:
+        Number of ticks, and of images that the run sees.
+
+    Raises:
+        ValueError: It has not, or a number is below 1.
+    """
+    for name, value in (("ipc", ipc), ("downstream_epochs", downstream_epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    samples = downstream_epochs * ipc * dataset.num_classes
+    epochs = samples / len(dataset)  # K
+    count = int(epochs) if ticks == "epoch" else ticks
+    needed = (2 if cad_window is None else cad_window) + cad_average
+    if count < needed:
+        unit = f"{epochs:.2f} epochs are {count} ticks" if ticks == "epoch" else f"ticks = {count}"
+        raise ValueError(
+            f"CAD needs J + W = {needed} ticks at least "
+            f"(J = {'2, the smallest' if cad_window is None else cad_window}, W = {cad_average}), "
+            f"but {unit}; give more ticks or a smaller cad_window"
+        )
+    return count, samples
 
 
 def cad_prune(

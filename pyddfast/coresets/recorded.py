@@ -17,7 +17,7 @@ from pyddfast.train import Budget, Recording, Teacher, teacher_recipe, train_tea
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["Recorded", "dynamics_scores", "record_training"]
+__all__ = ["Recorded", "check_epochs", "dynamics_scores", "record_training"]
 
 
 class Recorded(NamedTuple):
@@ -165,10 +165,7 @@ def dynamics_scores(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    # Before hours of training, what would be raised after them.
-    needed = {"dyn_unc": window + 1, "dual": window, "mean_p": window}.get(name, 1)
-    if epochs < needed:
-        raise ValueError(f"{name} with window = {window} needs {needed} epochs, got {epochs}")
+    check_epochs(name, epochs, window)
     used = teacher_recipe(epochs) if recipe is None else replace(recipe, epochs=epochs)
     each = []
     for repeat in range(repeats):
@@ -186,3 +183,14 @@ def dynamics_scores(
         )
         each.append(recorded.scores(name, drop_last=drop_last, never_learned=never_learned))
     return mean_scores(each, meta={"seed": seed})
+
+
+def check_epochs(name: str, epochs: int, window: int) -> None:
+    """Refuse before hours of training what the recorder would refuse after them.
+
+    Raises:
+        ValueError: Windows of ``window`` ticks do not fit into so many epochs.
+    """
+    needed = {"dyn_unc": window + 1, "dual": window, "mean_p": window}.get(name, 1)
+    if epochs < needed:
+        raise ValueError(f"{name} with window = {window} needs {needed} epochs, got {epochs}")

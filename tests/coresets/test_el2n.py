@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pyddfast.coresets import el2n_of_models, el2n_scores, select
+from pyddfast.coresets import Scores, el2n_best, el2n_of_models, el2n_scores, select
 from pyddfast.data import ImageDataset, Normalization
+from pyddfast.train import Epochs
 
 
 class Fixed(nn.Module):
@@ -90,3 +92,25 @@ def test_refuses() -> None:
         el2n_scores(dataset(), repeats=0)
     with pytest.raises(ValueError, match="5 logits"):
         el2n_of_models(dataset(), [nn.Sequential(nn.Flatten(), nn.Linear(16, 5))])
+
+
+def test_best_window_is_the_one_whose_students_do_best(blobs: ImageDataset, tmp_path: Path) -> None:
+    # Scored by how wrong the label is: the highest window holds only mislabelled images.
+    labels = blobs.labels.clone()
+    labels[:20] = 1 - labels[:20]
+    noisy = ImageDataset(blobs.images, labels, blobs.class_names, blobs.normalization)
+    wrong = Scores((labels != blobs.labels).double(), "toy", "wrong")
+    picked = el2n_best(
+        noisy, wrong, ipc=5, test_set=blobs, model=("convnet-d1", {"width": 4}),
+        offsets=(0.0, 1.0), budget=Epochs(20), seeds=(0, 1), device="cpu", out=tmp_path / "w",
+        progress=False,
+    )  # fmt: skip
+    sweep = picked.meta["sweep"]
+    assert sweep["accuracies"][0] < 0.5 < sweep["accuracies"][1]
+    assert picked.meta["offset"] == 1.0
+    assert (labels == blobs.labels)[picked.indices].all()
+    for number, accuracy in enumerate(sweep["accuracies"]):
+        result = json.loads((tmp_path / "w" / f"window{number}" / "result.json").read_text())
+        assert result["mean"] == accuracy
+    with pytest.raises(ValueError, match="offsets"):
+        el2n_best(noisy, wrong, ipc=5, test_set=blobs, offsets=())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyddfast.coresets import Scores, random_scores, select
+from pyddfast.coresets import Scores, beta_sampling, mean_scores, random_scores, select
 from pyddfast.data import ImageDataset, Normalization
 
 GEN = torch.Generator().manual_seed(8)
@@ -122,3 +122,94 @@ def test_refuses_scores_that_have_no_order() -> None:
         Scores(torch.tensor([1, 2]), "toy", "hard")
     with pytest.raises(ValueError, match="labels"):
         select(scores([0.0, 1.0]), torch.tensor([0]), ipc=1)
+
+
+def test_stratified_takes_the_same_of_every_bin_where_it_has_them() -> None:
+    # Five bins of width 2 over [0, 10] with 1, 2, 3, 4 and 10 scores.
+    sizes = [1, 2, 3, 4, 10]
+    values = torch.cat([torch.linspace(2 * b, 2 * b + 1.9, n) for b, n in enumerate(sizes)])
+    values[-1] = 10
+    labels = torch.zeros(20, dtype=torch.int64)
+
+    def taken(budget: int, **options: object) -> list[int]:
+        picked = select(
+            scores(values), labels, strategy="stratified", bins=5, ipc=budget, **options
+        )  # type: ignore[arg-type]
+        assert len(set(picked.indices.tolist())) == budget
+        assert picked.order == "none"
+        bins = (values[picked.indices] / 2).long().clamp(max=4)
+        return torch.bincount(bins, minlength=5).tolist()
+
+    # 12: the emptiest bin has 1 of its 2; then 2 of 2, 3 of 3, 3 of 4, and what is left.
+    assert taken(12) == [1, 2, 3, 3, 3]
+    assert taken(5) == [1, 1, 1, 1, 1]
+    assert taken(20) == sizes
+    assert taken(0) == [0] * 5
+    # Which of a bin is a keyed draw.
+    first = [
+        select(scores(values), labels, strategy="stratified", bins=5, ipc=5, seed=s) for s in (0, 1)
+    ]
+    assert first[0].indices.tolist() != first[1].indices.tolist()
+    flat = select(scores(torch.ones(20)), labels, strategy="stratified", ipc=4)
+    assert len(set(flat.indices.tolist())) == 4
+    with pytest.raises(ValueError, match="finite"):
+        select(scores([1.0, torch.inf]), labels[:2], strategy="stratified", ipc=1)
+    with pytest.raises(ValueError, match="bins"):
+        select(scores(values), labels, strategy="stratified", bins=0, ipc=1)
+
+
+def test_beta_sampling_draws_by_the_weights_of_its_formula() -> None:
+    p = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
+    dual = Scores(torch.tensor([0.2, 0.5, 0.4, 0.1, 0.0], dtype=torch.float64), "dual", "hard")
+    # The anchor is the mean of all five (fewer than ten), r = 0.5, c_d = 1.
+    b = 15 * (1 - 0.5) * (1 - 0.5)
+    for total in (15, 16):
+        density = torch.distributions.Beta(total - b, b, validate_args=False)
+        weight = density.log_prob(p).exp() * dual.values
+        want = weight / weight.sum()
+        draws = torch.zeros(5)
+        for seed in range(4000):
+            keys = beta_sampling(dual, p, pruned=0.5, c_d=1, c_total=total, seed=seed)
+            draws[keys.values.argmax()] += 1 / 4000
+        # Three standard errors of 4000 draws are 0.024 at most.
+        assert (draws - want).abs().max() < 0.024
+        assert keys.values[4] == -torch.inf
+        assert (keys.meta["a"], keys.meta["b"]) == (total - b, b)
+
+
+def test_beta_sampling_takes_easier_samples_the_more_is_pruned() -> None:
+    p = torch.linspace(0.01, 0.99, 999, dtype=torch.float64)
+    dual = Scores(p * (1 - p), "dual", "hard")
+    labels = torch.zeros(999, dtype=torch.int64)
+    means = []
+    for pruned in (0.3, 0.9):
+        keys = beta_sampling(dual, p, pruned=pruned)
+        means.append(float(p[select(keys, labels, fraction=1 - pruned).indices].mean()))
+    assert means[0] + 0.1 < means[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pruned": 1.5}, "pruned"),
+        ({"mean_p": torch.tensor([0.5, 1.5])}, "mean_p must lie"),
+        ({"mean_p": torch.tensor([0.5])}, "mean_p has shape"),
+        ({"c_total": 14}, "c_total"),
+        ({"scores": scores([0.5, -0.1])}, "must not be negative"),
+    ],
+)
+def test_beta_sampling_refuses(change: dict[str, object], message: str) -> None:
+    given = {"scores": scores([0.5, 0.1]), "mean_p": torch.tensor([0.5, 0.5]), "pruned": 0.5}
+    with pytest.raises(ValueError, match=message):
+        beta_sampling(**{**given, **change})  # type: ignore[arg-type]
+
+
+def test_mean_of_scores() -> None:
+    mean = mean_scores([scores([1.0, 2.0]), scores([3.0, 8.0])], meta={"seeds": 2})
+    assert mean.values.tolist() == [2, 5]
+    assert mean.meta["each"] == [{"seed": 4}] * 2
+    assert (mean.name, mean.high_means, mean.meta["seeds"]) == ("toy", "hard", 2)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_scores([])
+    with pytest.raises(ValueError, match="toy of 1 samples, toy of 2"):
+        mean_scores([scores([1.0]), scores([1.0, 2.0])])

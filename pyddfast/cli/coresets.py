@@ -1,0 +1,612 @@
+"""The commands of scores and coresets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+
+from pyddfast.cli.commands import (
+    DataOptions,
+    Flat,
+    ModelOptions,
+    TeacherOptions,
+    make_set,
+    plain,
+)
+from pyddfast.coresets import (
+    DYNAMICS_SCORES,
+    Scores,
+    Selection,
+    TrainingDynamics,
+    aum_scores,
+    cad_scores,
+    dual_scores,
+    dyn_unc_scores,
+    el2n_best,
+    el2n_scores,
+    el2n_sl_scores,
+    forgetting_scores,
+    record_training,
+    select,
+)
+from pyddfast.coresets.cad_prune import check_cad
+from pyddfast.coresets.recorded import check_epochs
+from pyddfast.coresets.selection import check_ipc
+from pyddfast.data import DistilledSet, ImageDataset
+from pyddfast.methods.ca2d import ca2d
+from pyddfast.methods.rded import RDEDConfig, check_rded
+from pyddfast.ops.dynamics import Signal
+from pyddfast.train import Epochs, RunFolder, progress
+
+__all__ = [
+    "CADOptions",
+    "CoresetOptions",
+    "coreset_aum",
+    "coreset_cad_prune",
+    "coreset_dual",
+    "coreset_dyn_unc",
+    "coreset_el2n",
+    "coreset_el2n_best",
+    "coreset_el2n_sl",
+    "coreset_forgetting",
+    "distill_ca2d",
+    "score",
+]
+
+
+@dataclass(frozen=True)
+class CoresetOptions:
+    """The set to make, and where.
+
+    Attributes:
+        out: Run folder; the set goes to OUT/set.
+        ipc: Images a class.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        seed: Seed of the networks that score.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+
+    out: Path
+    ipc: int = 10
+    image_size: int | None = None
+    seed: int = 0
+    resume: bool = False
+    png: bool = False
+    device: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run has to agree in."""
+        return {"ipc": self.ipc, "image_size": self.image_size, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class CADOptions:
+    """The compute-matched run of CAD-Prune.
+
+    Attributes:
+        downstream_epochs: Epochs that the set will be trained for; the run sees as many images.
+        ticks: Number of equally spaced snapshots, or epoch: one an epoch.
+        cad_window: J, ticks a window; default all but W.
+        cad_average: W, windows that are averaged.
+        drop_last: Leave the window at the last tick out, as the formula does.
+        signal: Whose deviation: p_y or el2n.
+        mode: eval: a pass over the data a tick; train: the training's own logits.
+    """
+
+    downstream_epochs: int = 300
+    ticks: int | Literal["epoch"] = 30
+    cad_window: int | None = None
+    cad_average: int = 2
+    drop_last: bool = True
+    signal: Literal["p_y", "el2n"] = "p_y"
+    mode: Literal["train", "eval"] = "eval"
+
+
+def score(
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    out: Path,
+    epochs: int = 60,
+    ticks: int | Literal["epoch"] = "epoch",
+    mode: Literal["train", "eval"] = "train",
+    window: int = 10,
+    cad_window: int = 6,
+    cad_average: int = 2,
+    signal: Signal = "1-p",
+    half: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Train once on the full data and write every score of every image.
+
+    OUT/scores.safetensors holds a float64 tensor a score, in the order of the data; OUT/scores.json
+    what a high value means and how the training went; OUT/run/recorder.safetensors the recorder.
+
+    Args:
+        data: Which data.
+        model: The network.
+        out: Run folder.
+        epochs: Passes over the data.
+        ticks: epoch, or a number of equally spaced ticks.
+        mode: train: the training's own logits; eval: a pass over the data a tick.
+        window: J of Dyn-Unc and DUAL, in ticks.
+        cad_window: J of CAD, in ticks.
+        cad_average: W of CAD.
+        signal: What the recorder's ring holds: 1-p, nlp or el2n.
+        half: Keep the ring in half precision.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        seed: Seed of the training.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    count = epochs if ticks == "epoch" else ticks
+    needed = max(window + 1, cad_window + cad_average)
+    if count < needed:
+        raise ValueError(
+            f"window = {window}, cad_window = {cad_window} and cad_average = {cad_average} need "
+            f"{needed} ticks, the training has {count}"
+        )
+    source = data.resident("train", image_size)
+    dynamics = TrainingDynamics(
+        len(source),
+        window=window,
+        cad_window=cad_window,
+        cad_average=cad_average,
+        record=("entropy", "nll", *(() if signal == "el2n" else ("mean_p",))),
+        signal=signal,
+        ring_dtype=torch.float16 if half else torch.float32,
+    )
+    facts = {
+        "task": "score",
+        "epochs": epochs,
+        "ticks": ticks,
+        "mode": mode,
+        "window": window,
+        "cad_window": cad_window,
+        "cad_average": cad_average,
+        "signal": signal,
+        "half": half,
+        "image_size": image_size,
+        "seed": seed,
+        **plain(data),
+        **plain(model),
+    }
+    run = RunFolder(out, facts, resume=resume)
+    recorded = record_training(
+        source,
+        model.spec(),
+        dynamics,
+        epochs=epochs,
+        ticks=ticks,
+        mode=mode,
+        test_set=data.resident("test", image_size),
+        seed=seed,
+        device=device,
+        out=out / "run",
+    )
+    absent = {"el2n_sl", "grand", "sharp"}  # without a teacher's logits and the last layer's inputs
+    if signal == "el2n":
+        absent |= {"dyn_unc", "dual", "mean_p"}
+    scores = {name: recorded.scores(name) for name in DYNAMICS_SCORES if name not in absent}
+    run.write_tensors("scores.safetensors", {name: s.values for name, s in scores.items()})
+    about = {n: {"high_means": s.high_means, "meta": dict(s.meta)} for n, s in scores.items()}
+    run.write_json("scores.json", about)
+    print(
+        f"{len(scores)} scores of {len(source):,} images; test accuracy "
+        f"{100 * recorded.teacher.record['accuracy']:.1f} %; "
+        f"recorder {dynamics.nbytes / len(source):.0f} bytes an image"
+    )
+    print(f"scores: {out / 'scores.safetensors'}")
+
+
+def coreset_el2n(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 10,
+    epochs: int = 20,
+) -> None:
+    """Pick the images with the highest EL2N of each class: what young networks find hardest.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The scoring network.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+    """
+
+    def scores(source: ImageDataset) -> Scores:
+        return el2n_scores(
+            source,
+            model.spec(),
+            repeats=repeats,
+            epochs=epochs,
+            seed=to.seed,
+            device=to.device,
+            out=to.out / "el2n",
+        )
+
+    _coreset("el2n", to, data, model, scores, {"repeats": repeats, "epochs": epochs})
+
+
+def coreset_el2n_best(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 10,
+    epochs: int = 20,
+    offsets: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    student_epochs: int | None = None,
+    student_seeds: int = 1,
+) -> None:
+    """Pick the window of the EL2N ranking that hard-label students do best on; trains on each.
+
+    The windows are judged on the test split, as in the paper's tables: the best is an optimistic
+    choice.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The scoring network, and the student.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+        offsets: Starts of the windows, as shares of the positions they can start at.
+        student_epochs: Epochs of a student; default the paper's.
+        student_seeds: Students a window.
+    """
+
+    def pick(source: ImageDataset) -> Selection:
+        scores = el2n_scores(
+            source,
+            model.spec(),
+            repeats=repeats,
+            epochs=epochs,
+            seed=to.seed,
+            device=to.device,
+            out=to.out / "el2n",
+        )
+        return el2n_best(
+            source,
+            scores,
+            ipc=to.ipc,
+            test_set=data.resident("test", to.image_size),
+            model=model.spec(),
+            offsets=offsets,
+            budget=None if student_epochs is None else Epochs(student_epochs),
+            seeds=tuple(range(to.seed, to.seed + student_seeds)),
+            device=to.device,
+            out=to.out / "windows",
+        )
+
+    facts = {
+        "repeats": repeats,
+        "epochs": epochs,
+        "offsets": list(offsets),
+        "student_epochs": student_epochs,
+        "student_seeds": student_seeds,
+    }
+    _picked("el2n-best", to, data, model, pick, facts)
+
+
+def coreset_el2n_sl(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
+    *,
+    temperature: float = 20.0,
+    repeats: int = 10,
+    epochs: int = 20,
+) -> None:
+    """Pick the images with the highest EL2N-SL: where young networks are farthest from a teacher.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The scoring network.
+        teacher: Gives the soft labels.
+        temperature: T of both softmaxes.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+    """
+
+    def scores(source: ImageDataset) -> Scores:
+        known = teacher.get(data, to.image_size, to.out, to.seed, to.device)
+        return el2n_sl_scores(
+            source,
+            known.model,
+            model.spec(),
+            temperature=temperature,
+            repeats=repeats,
+            epochs=epochs,
+            seed=to.seed,
+            device=to.device,
+            out=to.out / "el2n",
+        )
+
+    facts = {"temperature": temperature, "repeats": repeats, "epochs": epochs, **plain(teacher)}
+    _coreset("el2n-sl", to, data, model, scores, facts)
+
+
+def coreset_forgetting(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 5,
+    epochs: int = 200,
+    never_learned: Literal["max", "inf", "zero"] = "max",
+) -> None:
+    """Pick the images of each class that a training forgets most often.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The network.
+        repeats: Trainings that the score is averaged over.
+        epochs: Epochs of a training.
+        never_learned: Images never classified correctly: max: so many events more as presentations;
+            inf: first of all; zero: no event.
+    """
+    facts = {"repeats": repeats, "epochs": epochs, "never_learned": never_learned}
+    _dynamics("forgetting", forgetting_scores, to, data, model, facts)
+
+
+def coreset_aum(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 1,
+    epochs: int = 150,
+) -> None:
+    """Pick the images with the largest area under the margin: easy, and surely labelled right.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The network.
+        repeats: Trainings that the score is averaged over.
+        epochs: Epochs of a training.
+    """
+    _dynamics("aum", aum_scores, to, data, model, {"repeats": repeats, "epochs": epochs})
+
+
+def coreset_dyn_unc(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 1,
+    epochs: int = 60,
+    window: int = 10,
+    mode: Literal["train", "eval"] = "eval",
+    drop_last: bool = True,
+) -> None:
+    """Pick the images with the highest Dyn-Unc: whose probability varies most within a window.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The network.
+        repeats: Trainings that the score is averaged over.
+        epochs: Epochs of a training.
+        window: J, epochs a window.
+        mode: eval: a pass over the data an epoch; train: the training's own logits.
+        drop_last: Leave the window at the last epoch out, as the formula does.
+    """
+    facts = {
+        "repeats": repeats,
+        "epochs": epochs,
+        "window": window,
+        "mode": mode,
+        "drop_last": drop_last,
+    }
+    _dynamics("dyn-unc", dyn_unc_scores, to, data, model, facts)
+
+
+def coreset_dual(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    repeats: int = 1,
+    epochs: int = 30,
+    window: int = 10,
+) -> None:
+    """Pick the images with the highest DUAL score: uncertain and hard.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The network.
+        repeats: Trainings that the score is averaged over.
+        epochs: Epochs of a training.
+        window: J, epochs a window.
+    """
+    facts = {"repeats": repeats, "epochs": epochs, "window": window}
+    _dynamics("dual", dual_scores, to, data, model, facts)
+
+
+def coreset_cad_prune(
+    to: Annotated[CoresetOptions, Flat],
+    cad: Annotated[CADOptions, Flat] = CADOptions(),
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+) -> None:
+    """Pick the images with the highest CAD: still learnt at the end of a compute-matched run.
+
+    Args:
+        to: The set.
+        cad: The run.
+        data: Which data.
+        model: The network.
+    """
+    _check_cad(data.resident("train", to.image_size), to, cad)
+    _coreset("cad-prune", to, data, model, lambda source: _cad(source, to, cad, model), plain(cad))
+
+
+def distill_ca2d(
+    to: Annotated[CoresetOptions, Flat],
+    cad: Annotated[CADOptions, Flat] = CADOptions(),
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
+    *,
+    pool: int = 300,
+    factor: int | None = None,
+    num_crops: int = 5,
+) -> None:
+    """Distil a data set by CA2D: RDED among the images with the highest CAD of each class.
+
+    Args:
+        to: The set.
+        cad: The compute-matched run that ranks the images.
+        data: Which data.
+        model: The network of that run.
+        teacher: The observer of the crops.
+        pool: Images of each class that compete, by falling CAD.
+        factor: Each image is factor x factor patches; default 1 below 128 pixels, 2 from there on.
+        num_crops: Random crops of each image.
+    """
+    source = data.resident("train", to.image_size)
+    config = RDEDConfig(
+        ipc=to.ipc,
+        factor=factor,
+        image_size=to.image_size,
+        num_crops=num_crops,
+        pool=pool,
+        seed=to.seed,
+    )
+    check_rded(source, config)
+    _check_cad(source, to, cad)
+
+    def make() -> DistilledSet:
+        scores = _cad(source, to, cad, model)
+        known = teacher.get(data, to.image_size, to.out, to.seed, to.device)
+        with progress("CA2D", source.num_classes) as advance:
+            return ca2d(
+                source,
+                known.model,
+                scores.values,
+                config,
+                on_progress=lambda done, total: advance(1),
+            )
+
+    facts = {
+        "task": "distill ca2d",
+        "pool": pool,
+        "factor": factor,
+        "num_crops": num_crops,
+        **to.facts(),
+        **plain(cad),
+        **plain(data),
+        **plain(model),
+        **plain(teacher),
+    }
+    make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png)
+
+
+def _check_cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions) -> None:
+    check_ipc(to.ipc, source.class_counts.tolist())
+    check_cad(
+        source,
+        ipc=to.ipc,
+        downstream_epochs=cad.downstream_epochs,
+        ticks=cad.ticks,
+        cad_window=cad.cad_window,
+        cad_average=cad.cad_average,
+    )
+
+
+def _cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions, model: ModelOptions) -> Scores:
+    return cad_scores(
+        source,
+        model.spec(),
+        ipc=to.ipc,
+        **plain(cad),
+        seed=to.seed,
+        device=to.device,
+        out=to.out / "cad",
+    )
+
+
+def _dynamics(
+    name: str,
+    function: Callable[..., Scores],
+    to: CoresetOptions,
+    data: DataOptions,
+    model: ModelOptions,
+    options: dict[str, Any],
+) -> None:
+    """A coreset of the highest of a score of recorded trainings."""
+    check_epochs(name.replace("-", "_"), options["epochs"], options.get("window", 0))
+
+    def scores(source: ImageDataset) -> Scores:
+        return function(
+            source,
+            model.spec(),
+            seed=to.seed,
+            device=to.device,
+            out=to.out / "networks",
+            **options,
+        )
+
+    _coreset(name, to, data, model, scores, options)
+
+
+def _coreset(
+    name: str,
+    to: CoresetOptions,
+    data: DataOptions,
+    model: ModelOptions,
+    scores: Callable[[ImageDataset], Scores],
+    options: dict[str, Any],
+) -> None:
+    """A coreset of the highest scores of each class."""
+
+    def pick(source: ImageDataset) -> Selection:
+        return select(
+            scores(source),
+            source.labels,
+            ipc=to.ipc,
+            num_classes=source.num_classes,
+            method=name,
+        )
+
+    _picked(name, to, data, model, pick, options)
+
+
+def _picked(
+    name: str,
+    to: CoresetOptions,
+    data: DataOptions,
+    model: ModelOptions,
+    pick: Callable[[ImageDataset], Selection],
+    options: dict[str, Any],
+) -> None:
+    source = data.resident("train", to.image_size)
+    facts = {
+        "task": f"coreset {name}",
+        **to.facts(),
+        **options,
+        **plain(data),
+        **plain(model),
+    }
+
+    def make() -> DistilledSet:
+        return pick(source).to_distilled(source)
+
+    make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png)

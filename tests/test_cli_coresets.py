@@ -1,0 +1,139 @@
+"""The commands of scores and coresets on a small part of real data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyddfast import data
+from pyddfast.cli import commands, main
+from pyddfast.coresets import TrainingDynamics
+from pyddfast.data import DistilledSet, ImageDataset
+
+MODEL = ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> ImageDataset:
+    """Six images of each class."""
+
+    def load(name: str, *, split: str = "train", **rest: Any) -> ImageDataset:
+        whole = data.load("fashion-mnist-mini", split=split)
+        rows = [(whole.labels == label).nonzero()[:6, 0] for label in range(10)]
+        return whole.subset(torch.cat(rows))
+
+    monkeypatch.setattr(commands, "load", load)
+    return load("fashion-mnist-mini")
+
+
+def test_score_writes_every_score_of_one_run(small: ImageDataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["score", "--epochs", "6", "--window", "3", "--cad-window", "3", *MODEL]
+    assert main([*command, "--out", str(out)]) == 0
+    values = load_file(out / "scores.safetensors")
+    dynamics = TrainingDynamics.load(out / "run" / "recorder.safetensors")
+    assert dynamics.tick == 6
+    names = {"forgetting", "correctness", "first_learned", "el2n", "aum", "dyn_unc", "dual", "cad"}
+    assert values.keys() == names | {"entropy", "nll", "mean_p"}
+    for name, value in values.items():
+        assert torch.equal(value, dynamics.values(name)), name
+    about = json.loads((out / "scores.json").read_text())
+    assert about["aum"]["high_means"] == "easy"
+    assert about["cad"]["meta"]["cad_window"] == 3
+    # Resumed, the same bytes; with another window, an error.
+    before = (out / "scores.safetensors").read_bytes()
+    (out / "scores.safetensors").unlink()
+    assert main([*command, "--out", str(out), "--resume"]) == 0
+    assert (out / "scores.safetensors").read_bytes() == before
+    assert main([*command, "--out", str(out), "--resume", "--seed", "1"]) == 2
+
+
+CAD = ["--downstream-epochs", "6", "--ticks", "5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["el2n", "--repeats", "1", "--epochs", "1"], "el2n/net0"),
+        (["el2n-sl", "--repeats", "1", "--epochs", "1", "--teacher-epochs", "1"], "teacher"),
+        (["forgetting", "--repeats", "2", "--epochs", "2"], "networks/net1"),
+        (["aum", "--epochs", "2"], "networks/net0"),
+        (["dyn-unc", "--epochs", "4", "--window", "3"], "networks/net0"),
+        (["dual", "--epochs", "3", "--window", "3"], "networks/net0"),
+        (["cad-prune", *CAD], "cad"),
+    ],
+)
+def test_coresets_are_the_highest_of_their_score(
+    words: list[str], folder: str, small: ImageDataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert main(["coreset", *words, "--ipc", "2", *MODEL, "--out", str(out)]) == 0
+    made = DistilledSet.load(out / "set")
+    picks = made.meta["source_indices"]
+    assert torch.equal(made.images, small.images[picks])
+    assert made.class_counts.tolist() == [2] * 10
+    assert made.meta["method"] == words[0]
+    assert (out / folder / "teacher.json").is_file()
+    recorder = out / folder / "recorder.safetensors"
+    if words[0] in ("aum", "dyn-unc", "dual", "cad-prune"):
+        score = {"dyn-unc": "dyn_unc", "cad-prune": "cad"}.get(words[0], words[0])
+        values = TrainingDynamics.load(recorder).values(score)
+        for label in range(10):
+            members = values[small.labels == label]
+            want = members.sort(descending=True).values[:2]
+            assert values[picks[2 * label : 2 * label + 2]].tolist() == want.tolist()
+
+
+def test_el2n_best_sweeps_windows(tmp_path: Path) -> None:
+    words = ["coreset", "el2n-best", "--repeats", "1", "--epochs", "1", "--student-epochs", "2"]
+    out = tmp_path / "run"
+    assert (
+        main([*words, "--offsets", "0", "0.5", "1", "--ipc", "2", *MODEL, "--out", str(out)]) == 0
+    )
+    sweep = DistilledSet.load(out / "set").meta["sweep"]
+    assert sweep["offsets"] == [0, 0.5, 1]
+    each = [
+        json.loads((out / "windows" / f"window{k}" / "result.json").read_text())["mean"]
+        for k in range(3)
+    ]
+    assert sweep["accuracies"] == each
+    meta = DistilledSet.load(out / "set").meta
+    assert meta["offset"] == sweep["offsets"][each.index(max(each))]
+
+
+def test_ca2d_takes_its_pool_from_the_ranking(small: ImageDataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = ["distill", "ca2d", "--ipc", "2", "--pool", "3", *CAD, *MODEL, "--teacher-epochs", "1"]
+    assert main([*words, "--teacher-option", "width=4", "--out", str(out)]) == 0
+    made = DistilledSet.load(out / "set")
+    cad = TrainingDynamics.load(out / "cad" / "recorder.safetensors").values("cad")
+    for label, rows in enumerate(torch.tensor(made.meta["source_indices"]).view(10, 2)):
+        order = cad.masked_fill(small.labels != label, -1.0).sort(descending=True, stable=True)
+        assert set(rows.tolist()) <= set(order.indices[:3].tolist())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["score", "--epochs", "9"], "need 11 ticks, the training has 9"),
+        (
+            ["coreset", "cad-prune", "--ticks", "5", "--cad-window", "6", "--ipc", "1"],
+            "J + W = 8 ticks",
+        ),
+        (["coreset", "cad-prune", "--ipc", "7"], "ipc = 7"),
+        (["coreset", "dyn-unc", "--epochs", "10", "--ipc", "1"], "needs 11 epochs, got 10"),
+        (["distill", "ca2d", "--ipc", "2", "--pool", "1"], "ipc = 2"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_left(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
