@@ -80,7 +80,7 @@ class QuickstartConfig:
 
     ipc: int = 10
     seeds: int = 3
-    epochs: int = 60
+    epochs: int = 50
     teacher_epochs: int = 8
     el2n_models: int = 3
     el2n_epochs: int = 2
