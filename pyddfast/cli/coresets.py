@@ -34,7 +34,7 @@ from pyddfast.coresets import (
     select,
 )
 from pyddfast.coresets.cad_prune import check_cad
-from pyddfast.coresets.recorded import check_epochs
+from pyddfast.coresets.recorded import check_epochs, training_device
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset
 from pyddfast.methods.ca2d import ca2d
@@ -164,6 +164,7 @@ def score(
         record=("entropy", "nll", *(() if signal == "el2n" else ("mean_p",))),
         signal=signal,
         ring_dtype=torch.float16 if half else torch.float32,
+        device=training_device(device),
     )
     facts = {
         "task": "score",

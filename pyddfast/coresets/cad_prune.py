@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 
 from pyddfast.coresets.dynamics import TrainingDynamics
-from pyddfast.coresets.recorded import record_training
+from pyddfast.coresets.recorded import record_training, training_device
 from pyddfast.coresets.selection import Scores, Selection, check_ipc, select
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.train import Samples, teacher_recipe
@@ -111,6 +111,7 @@ def cad_scores(
             cad_window=cad_window,
             cad_average=cad_average,
             signal="1-p" if signal == "p_y" else "el2n",
+            device=training_device(device),
         ),
         recipe=used,
         budget=Samples(samples),

@@ -200,20 +200,16 @@ class TrainingDynamics:
             TypeError: What :func:`pyddfast.ops.dynamics.dynamics_update_` refuses.
             ValueError: As there; nothing is recorded then.
         """
-        logits, targets, indices = (
-            tensor.detach().to(self.device, non_blocking=True)
-            for tensor in (logits, targets, indices)
-        )
         self._begin()
         dynamics_update_(
             self._state,
-            logits,
-            targets,
-            indices,
+            self._here(logits),
+            self._here(targets),
+            self._here(indices),
             self._tick,
             temperature=self.temperature,
-            teacher=None if teacher is None else teacher.to(self.device, non_blocking=True),
-            features=None if features is None else features.to(self.device, non_blocking=True),
+            teacher=None if teacher is None else self._here(teacher),
+            features=None if features is None else self._here(features),
             signal=self.signal,
         )
 
@@ -464,6 +460,10 @@ class TrainingDynamics:
             # safetensors, JSON and a missing key each raise their own type.
             raise ValueError(f"{file} holds no training dynamics: {error}") from error
         return recorder
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        # A copy to the host that does not block could be read before it has arrived.
+        return tensor.detach().to(self.device, non_blocking=self.device.type == "cuda")
 
     def _begin(self) -> None:
         """Before the first sample of a tick: add the window that ended, and clear the slot."""

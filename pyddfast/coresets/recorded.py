@@ -17,7 +17,7 @@ from pyddfast.train import Budget, Recording, Teacher, teacher_recipe, train_tea
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["Recorded", "check_epochs", "dynamics_scores", "record_training"]
+__all__ = ["Recorded", "check_epochs", "dynamics_scores", "record_training", "training_device"]
 
 
 class Recorded(NamedTuple):
@@ -172,7 +172,9 @@ def dynamics_scores(
         recorded = record_training(
             dataset,
             model,
-            TrainingDynamics(len(dataset), window=window, record=record),
+            TrainingDynamics(
+                len(dataset), window=window, record=record, device=training_device(device)
+            ),
             recipe=used,
             mode=mode,
             test_set=test_set,
@@ -183,6 +185,11 @@ def dynamics_scores(
         )
         each.append(recorded.scores(name, drop_last=drop_last, never_learned=never_learned))
     return mean_scores(each, meta={"seed": seed})
+
+
+def training_device(device: torch.device | str | None) -> torch.device:
+    """Where a training runs, so that its recorder does not wait for copies of the logits."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def check_epochs(name: str, epochs: int, window: int) -> None:
