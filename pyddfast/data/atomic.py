@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["new_folder", "refuse_non_empty", "write_bytes"]
+__all__ = ["naming", "new_folder", "refuse_non_empty", "remove_leftovers", "write_bytes"]
+
+# Ends every temporary name, so that no file of somebody else is taken for ours; in front of it are
+# the name that it would have got and tempfile's eight random characters.
+_SUFFIX = ".partial"
+_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -17,20 +23,50 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     The bytes go to a temporary file beside ``path``, reach the disk, and take the name in one
     rename.
+
+    Raises:
+        OSError: It cannot be written, e.g. because the disk is full; the error names ``path``.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+    with naming(path):
+        descriptor, name = tempfile.mkstemp(_SUFFIX, f".{path.name}.", path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                # mkstemp's 0600 would survive the rename.
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an ``OSError`` of the block that names no file, such as of a full disk, this name."""
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would survive the rename
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed left in ``folder`` itself, files and folders.
+
+    No other process may be writing there.
+    """
+    for entry in list(folder.iterdir()) if folder.is_dir() else []:
+        if _TEMPORARY.fullmatch(entry.name) is None:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def refuse_non_empty(folder: str | Path) -> Path:
@@ -57,24 +93,27 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: ``folder`` is a file or is not empty, checked before the block runs.
+        OSError: It cannot be written, e.g. because the disk is full; the error names the folder or
+            a file in it.
     """
     path = refuse_non_empty(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        temporary.chmod(0o777 & ~_umask())
-        yield temporary
-        for parent, _, files in os.walk(temporary):
-            for file in files:
-                _sync_file(Path(parent, file))
-            _sync_folder(Path(parent))
-        # POSIX renames a folder onto an empty one; if another process filled it meanwhile this
-        # raises and nothing of theirs is lost.
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_folder(path.parent)
+    with naming(path):
+        temporary = Path(tempfile.mkdtemp(_SUFFIX, f".{path.name}.", path.parent))
+        try:
+            temporary.chmod(0o777 & ~_umask())
+            yield temporary
+            for parent, _, files in os.walk(temporary):
+                for file in files:
+                    _sync_file(Path(parent, file))
+                _sync_folder(Path(parent))
+            # POSIX renames a folder onto an empty one; if another process filled it meanwhile this
+            # raises and nothing of theirs is lost.
+            temporary.replace(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
 
 
 def _umask() -> int:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyddfast.data import Normalization, normalize, write_bytes
+from pyddfast.data.atomic import remove_leftovers
 from pyddfast.methods.synthesis import Task
 from pyddfast.nn import BNStatLoss
 from pyddfast.ops.synthesis import (
@@ -324,12 +325,10 @@ class _Store:
         self.logs = ranks.rank == 0
         if self.logs:
             self.run = RunFolder(out, config, resume=resume)
-            for kind in (".config.json.*", ".metrics.jsonl.*", "chunks/.*"):
-                for leftover in self.run.path.glob(kind):
-                    leftover.unlink()  # a write that a kill cut short
+            remove_leftovers(self.run.path / "chunks")
         ranks.wait()
         if not self.logs:
-            self.run = RunFolder(out, config)
+            self.run = RunFolder(out, config, shared=True)
         ranks.wait()
         text = json.dumps(self.run.config, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyddfast.train.loop import Trainer
 from pyddfast.train.record import Ticks
-from pyddfast.train.run import RunFolder
+from pyddfast.train.run import METRICS, RunFolder
 
-__all__ = ["CHECKPOINT", "CHECKPOINT_SECONDS", "Fit", "fit"]
+__all__ = ["CHECKPOINT", "CHECKPOINT_SECONDS", "Fit", "diverged", "fit"]
 
 CHECKPOINT = "checkpoint.safetensors"
 # A run may lose five minutes of work at most; one minute is left for a slow step or disk.
 CHECKPOINT_SECONDS = 240.0
 # Names of a recorder's tensors in a checkpoint begin so.
 _RECORDED = "recorder/"
+
+
+def diverged(history: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a training's loss was NaN or infinite before one of its evaluations."""
+    return any(row["train_loss"] is None for row in history)
 
 
 @dataclass
@@ -35,6 +41,11 @@ class Fit:
     history: list[dict[str, Any]] = field(default_factory=list)
     train_seconds: float = 0.0
     samples: int = 0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the training loss was not finite: the weights are then worth nothing."""
+        return diverged(self.history)
 
     @property
     def images_per_second(self) -> float:
@@ -122,19 +133,39 @@ def _restore(
         return Fit()
     found = folder.read_tensors(CHECKPOINT)
     result, step = Fit(), 0
-    if found is not None and found[1] is not None and found[1]["key"] == name:
+    if found is not None:
         tensors, state = found
-        trainer.restore(tensors, state["counters"])
-        if ticks is not None:
-            own = {k[len(_RECORDED) :]: v for k, v in tensors.items() if k.startswith(_RECORDED)}
-            ticks.restore(own, state["recorder"])
-        result = Fit(list(state["history"]), float(state["train_seconds"]))
-        step = trainer.step
+        try:
+            if state["key"] == name:  # else it is of another seed
+                result = _continue(trainer, tensors, state, ticks)
+                step = trainer.step
+        except Exception as error:
+            # A state that is no dict, lacks something or does not fit: each its own type.
+            raise ValueError(
+                f"{folder.path / CHECKPOINT} is no checkpoint of this training: {error!r}"
+            ) from error
+
+    def before(row: dict[str, Any]) -> bool:
+        if any(row.get(k) != v for k, v in name.items()):
+            return True
+        if not isinstance(row.get("step"), int):
+            raise ValueError(f"{folder.path / METRICS} has a row without a step: {row}")
+        return bool(row["step"] <= step)
+
     # What this training logged after its checkpoint will be logged again.
-    folder.keep_metrics(
-        lambda row: any(row.get(k) != v for k, v in name.items()) or row["step"] <= step
-    )
+    folder.keep_metrics(before)
     return result
+
+
+def _continue(
+    trainer: Trainer, tensors: Mapping[str, Tensor], state: dict[str, Any], ticks: Ticks | None
+) -> Fit:
+    history, seconds = list(state["history"]), float(state["train_seconds"])
+    trainer.restore(tensors, state["counters"])
+    if ticks is not None:
+        own = {k[len(_RECORDED) :]: v for k, v in tensors.items() if k.startswith(_RECORDED)}
+        ticks.restore(own, state["recorder"])
+    return Fit(history, seconds)
 
 
 def _row(trainer: Trainer, accuracy: float) -> dict[str, Any]:

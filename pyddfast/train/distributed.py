@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-__all__ = ["Ranks", "default_device", "join_ranks"]
+__all__ = ["Ranks", "default_device", "join_ranks", "resolve_device"]
 
 # Ranks reach a barrier hours apart; torchrun ends the others when one fails, so a limit of our own
 # would only end healthy jobs.
@@ -57,3 +57,19 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def resolve_device(device: torch.device | str | None) -> torch.device:
+    """The device of a job; None: :func:`default_device`.
+
+    Raises:
+        ValueError: it does not exist here.
+    """
+    if device is None:
+        return default_device()
+    try:
+        # torch says in three types what a device lacks.
+        return torch.empty(1, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error

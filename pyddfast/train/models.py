@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from pyddfast import models
+from pyddfast.data.stored import tensors_digest
 from pyddfast.random import Purpose, generator
 
 __all__ = ["ModelSpec", "build_model", "describe_model", "model_digest"]
@@ -62,12 +62,7 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 
 def model_digest(model: nn.Module) -> str:
     """SHA-256 over the names and bytes of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()
+    return tensors_digest(model.state_dict())
 
 
 def _name_and_options(spec: object) -> tuple[str, dict[str, Any]]:

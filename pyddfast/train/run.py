@@ -8,6 +8,7 @@ import platform
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast._version import __version__
-from pyddfast.data.atomic import write_bytes
+from pyddfast.data.atomic import naming, remove_leftovers, write_bytes
+from pyddfast.data.stored import pack_tensors, parse_json, read_json, read_tensors
+from pyddfast.train.lock import lock_folder
 
 __all__ = ["RunFolder", "environment"]
 
 _CONFIG = "config.json"
-_METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"
 
 
 def environment() -> dict[str, Any]:
@@ -39,12 +42,19 @@ class RunFolder:
     """The folder of one run; opening it again resumes the run.
 
     Files appear whole or not at all (temporary file, fsync, rename); ``metrics.jsonl`` is appended
-    to, and a line that a kill cut short is dropped on opening.
+    to, and a line that a kill cut short is dropped on opening, as are temporary files.
+
+    Only one process has it open at a time, until it is closed, forgotten, or the process ends.  As
+    a context manager it is closed at the end of the block; if an exception ends the block before
+    the run has written anything, a folder that was made for it is removed, so that the corrected
+    call can have it.
 
     Args:
         path: a new or empty folder, or that of an earlier run with the same configuration.
         config: JSON values; with the environment it becomes ``config.json``.
         resume: False refuses any non-empty folder.
+        shared: this process is one of a job whose first process has the folder open: it takes no
+            lock and cleans nothing up.
 
     Attributes:
         path: the folder.
@@ -52,28 +62,74 @@ class RunFolder:
 
     Raises:
         FileExistsError: the folder holds something that is not this run, or ``resume`` is False.
+        BlockingIOError: another process has the folder open.
         ValueError: the folder's run has another configuration (the fields are named), or its
             ``config.json`` is damaged.
+        ModuleNotFoundError: safetensors, of the ``methods`` extra, is not installed: said now and
+            not when there is something to write.
     """
 
-    def __init__(self, path: str | Path, config: Mapping[str, Any], *, resume: bool = True) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = True,
+        shared: bool = False,
+    ) -> None:
+        require("safetensors.torch", "methods")
         self.path = Path(path)
         self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} exists and is not a folder")
-        leftovers = self._entries()
-        if leftovers and not (self.path / _CONFIG).is_file():
-            raise FileExistsError(
-                f"the folder {self.path} is not empty and holds no run; give a new or an empty one"
-            )
-        if leftovers and not resume:
-            raise FileExistsError(f"the folder {self.path} holds a run; resume it or give another")
-        if leftovers:
-            self._compare()
-            self._drop_cut_line()
-        else:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json(_CONFIG, {"config": self.config, "environment": environment()})
+        self._refuse_other()
+        above = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        self._new: list[Path] = []  # what a failed start takes back, innermost first
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = None if shared else lock_folder(self.path)
+        try:
+            self._refuse_other()  # another process may have been here before the lock
+            if not shared:
+                remove_leftovers(self.path)
+            if not self._entries():
+                self._new = [self.path / _CONFIG, *above]
+                self.write_json(_CONFIG, {"config": self.config, "environment": environment()})
+            elif not resume:
+                raise FileExistsError(
+                    f"the folder {self.path} holds a run; resume it or give another"
+                )
+            else:
+                self._compare()
+                if not shared:
+                    self._drop_cut_line()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Not after a kill or Ctrl-C: the run may go on.
+        failed = isinstance(error, Exception) and set(self._entries()) <= {_CONFIG}
+        if failed and self._new:
+            (self.path / _CONFIG).unlink(missing_ok=True)
+        self.close()
+        if failed:
+            for folder in self._new[1:]:
+                try:
+                    folder.rmdir()
+                except OSError:
+                    break  # somebody else's by now
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._lock = None
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write a JSON file, whole or not at all."""
@@ -88,26 +144,14 @@ class RunFolder:
             ValueError: it is not JSON; the message names it.
         """
         file = self.path / name
-        if not file.is_file():
-            return None
-        try:
-            return json.loads(file.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{file} is not valid JSON: {error}") from error
+        return read_json(file) if file.is_file() else None
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], state: Any = None) -> Path:
-        """Write tensors and a JSON state as one safetensors file, whole or not at all.
+        """Write tensors and a JSON state as one safetensors file with a checksum.
 
-        Equal content gives equal bytes.
+        It appears whole or not at all.  Equal content gives equal bytes.
         """
-        safetensors = require("safetensors.torch", "methods")
-        # One metadata entry: the order of several is not fixed by the format's writer.
-        metadata = None if state is None else {"state": json.dumps(state, allow_nan=False)}
-        # Clones: tied parameters share memory, which the format refuses.
-        content: bytes = safetensors.save(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata
-        )
-        write_bytes(self._file(name), content)
+        write_bytes(self._file(name), pack_tensors(tensors, state))
         return self.path / name
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
@@ -117,17 +161,7 @@ class RunFolder:
             ValueError: the file is damaged; the message names it.
         """
         file = self.path / name
-        if not file.is_file():
-            return None
-        safetensors = require("safetensors", "methods")
-        try:
-            with safetensors.safe_open(str(file), framework="pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                state = (opened.metadata() or {}).get("state")
-            return tensors, None if state is None else json.loads(state)
-        except Exception as error:
-            # safetensors raises its own type; every cause here is a damaged file.
-            raise ValueError(f"{file} is damaged: {error}") from error
+        return read_tensors(file) if file.is_file() else None
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -135,22 +169,28 @@ class RunFolder:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with (self.path / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        line = json.dumps(row, allow_nan=False) + "\n"
+        path = self.path / METRICS
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of ``metrics.jsonl``."""
-        file = self.path / _METRICS
+        """Every line of ``metrics.jsonl``.
+
+        Raises:
+            ValueError: one is not a JSON object; the message names file and line.
+        """
+        file = self.path / METRICS
         if not file.is_file():
             return []
         rows = []
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}, is not valid JSON: {error}") from error
+        for number, line in enumerate(file.read_bytes().splitlines(), 1):
+            row = parse_json(line, f"{file}, line {number},")
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, line {number}, is no JSON object: {row!r:.80}")
+            rows.append(row)
         return rows
 
     def keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -159,13 +199,19 @@ class RunFolder:
         kept = [row for row in rows if wanted(row)]
         if len(kept) < len(rows):
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in kept)
-            write_bytes(self.path / _METRICS, text.encode())
+            write_bytes(self.path / METRICS, text.encode())
 
     def _entries(self) -> list[str]:
         if not self.path.is_dir():
             return []
-        # A kill can leave a temporary file of write_bytes; it is hidden and never read.
+        # Hidden: the lock, and what a kill leaves of a temporary file.
         return [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+
+    def _refuse_other(self) -> None:
+        if self._entries() and not (self.path / _CONFIG).is_file():
+            raise FileExistsError(
+                f"the folder {self.path} is not empty and holds no run; give a new or an empty one"
+            )
 
     def _file(self, name: str) -> Path:
         file = self.path / name
@@ -192,7 +238,7 @@ class RunFolder:
             )
 
     def _drop_cut_line(self) -> None:
-        file = self.path / _METRICS
+        file = self.path / METRICS
         if not file.is_file():
             return
         content = file.read_bytes()

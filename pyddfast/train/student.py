@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
+from pyddfast.data.digest import describe_data
+from pyddfast.random import Purpose, generator
+from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, diverged, fit
+from pyddfast.train.distributed import resolve_device
 from pyddfast.train.evaluate import evaluate, sampling_error
 from pyddfast.train.labels import FixedLabels, HardLabels, LabelSource, ViewLabels, soft_labels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
@@ -26,7 +31,7 @@ from pyddfast.train.recipes import recipe as published_recipe
 from pyddfast.train.run import RunFolder
 from pyddfast.train.views import make_views
 
-__all__ = ["SeedResult", "StudentResult", "train_student"]
+__all__ = ["SeedResult", "StudentResult", "check_student", "train_student"]
 
 # Tiny-ImageNet's 64 pixels are the largest of the paper's small-scale sets.
 _SMALL_SIDE = 64
@@ -58,9 +63,15 @@ class SeedResult:
     train_seconds: float
     weights: Path | None = None
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the training loss was not finite at an evaluation: the accuracy means nothing."""
+        return diverged(self.history)
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields but the path, JSON values."""
-        return {k: v for k, v in vars(self).items() if k != "weights"}
+        """All fields but the path, and ``diverged``; JSON values."""
+        values = {k: v for k, v in vars(self).items() if k != "weights"}
+        return {**values, "diverged": self.diverged}
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,11 @@ class StudentResult:
         return _std([seed.best_accuracy for seed in self.seeds])
 
     @property
+    def diverged(self) -> tuple[int, ...]:
+        """Seeds whose training loss was not finite; their accuracies count in the means."""
+        return tuple(seed.seed for seed in self.seeds if seed.diverged)
+
+    @property
     def sampling_error(self) -> float:
         """Standard error of the mean accuracy from the finite test set alone.
 
@@ -119,6 +135,7 @@ class StudentResult:
             "best_mean": self.best_mean,
             "best_std": best_std,
             "sampling_error": self.sampling_error,
+            "diverged": list(self.diverged),
             "test_count": self.test_count,
             "images_per_second": self.images_per_second,
             "seeds": [seed.to_dict() for seed in self.seeds],
@@ -176,34 +193,32 @@ def train_student(
         progress: show it on stderr.
 
     Returns:
-        Accuracies per seed, mean and sample standard deviation, and the configuration as used.
+        Accuracies per seed, mean and sample standard deviation, and the configuration as used.  A
+        training whose loss is not finite is warned of and counted all the same; see ``diverged``.
 
     Raises:
         ValueError: set, test set, teacher, recipe and regime do not fit together, a seed is
-            repeated, or ``out`` holds another run.
+            repeated, there is no such device, or ``out`` holds a damaged file or another run.
+        BlockingIOError: another process works in ``out``.
         FileExistsError: ``out`` holds something else.
         TypeError: an argument has the wrong type.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    used = _recipe(distilled_set, regime, recipe, scale)
-    plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
-    _check(distilled_set, regime, test_set, teacher, labels, used, seeds)
-    plan.evaluation_steps(evaluations)
+    used, plan, target = check_student(
+        distilled_set,
+        regime,
+        model,
+        test_set=test_set,
+        has_teacher=teacher is not None,
+        labels=labels,
+        recipe=recipe,
+        scale=scale,
+        budget=budget,
+        seeds=seeds,
+        evaluations=evaluations,
+        device=device,
+    )
     size = used.image_size
-    view_size = (size, size) if size is not None else tuple(distilled_set.images.shape[-2:])
-
-    def new_model(seed: int) -> nn.Module:
-        return build_model(
-            model,
-            seed,
-            num_classes=distilled_set.num_classes,
-            in_channels=distilled_set.images.shape[1],
-            image_size=(view_size[0], view_size[1]),
-        )
-
-    # Before any work: a model that does not fit, or batch norm on single images.
-    check_batches(new_model(seeds[0]), plan)
-    with deterministic_mode(deterministic):
+    with deterministic_mode(deterministic), ExitStack() as stack:
         used_teacher = None if regime == "hl" or labels == "stored" else teacher
         record = _teacher_record(used_teacher, teacher_info, test_set, distilled_set, size, target)
         source = _label_source(distilled_set, regime, teacher, labels, used, target)
@@ -218,11 +233,13 @@ def train_student(
             "set": _describe_set(distilled_set),
             "labels": source.describe(),
             "teacher": record,
-            "test_set": {"name": getattr(test_set, "name", None), "count": len(test_set)},
+            "test_set": describe_data(test_set),
             "device": str(target),
             "deterministic": deterministic,
         }
-        folder = None if out is None else RunFolder(out, config, resume=resume)
+        folder = None
+        if out is not None:
+            folder = stack.enter_context(RunFolder(out, config, resume=resume))
         images = distilled_set.images.to(target)
         done = []
         with show_progress(
@@ -234,7 +251,7 @@ def train_student(
                     advance(plan.total_steps)
                     done.append(finished)
                     continue
-                student = new_model(seed).to(target)
+                student = _new_model(distilled_set, model, used, seed).to(target)
                 views = make_views(
                     images,
                     distilled_set.normalization,
@@ -282,10 +299,76 @@ def train_student(
                     folder.write_json(f"seed{seed}.json", result.to_dict())
                     folder.remove(CHECKPOINT)
                 done.append(result)
-    students = StudentResult(tuple(done), len(test_set), config)
-    if folder is not None:
-        folder.write_json("result.json", students.to_dict())
+        students = StudentResult(tuple(done), len(test_set), config)
+        if folder is not None:
+            folder.write_json("result.json", students.to_dict())
+    if students.diverged:
+        warnings.warn(
+            f"the training loss of the students of seeds {list(students.diverged)} was not finite: "
+            f"their accuracies mean nothing; lower lr ({used.lr:g})",
+            stacklevel=2,
+        )
     return students
+
+
+def check_student(
+    distilled_set: DistilledSet,
+    regime: Regime,
+    model: ModelSpec,
+    *,
+    test_set: ImageSource,
+    has_teacher: bool,
+    labels: Literal["auto", "stored"] = "auto",
+    recipe: Recipe | None = None,
+    scale: Scale | None = None,
+    budget: Budget | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    evaluations: int = 10,
+    device: torch.device | str | None = None,
+) -> tuple[Recipe, Plan, torch.device]:
+    """Whether :func:`train_student` can do it: for callers that train a teacher first.
+
+    Args:
+        distilled_set: as there.
+        regime: as there.
+        model: as there; the first seed's is built.
+        test_set: as there.
+        has_teacher: there will be a teacher.
+        labels: as there.
+        recipe: as there.
+        scale: as there.
+        budget: as there.
+        seeds: as there.
+        evaluations: as there.
+        device: as there.
+
+    Returns:
+        The recipe as used, what each step sees, and the device.
+
+    Raises:
+        ValueError: as there.
+        TypeError: as there.
+    """
+    used = _recipe(distilled_set, regime, recipe, scale)
+    plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
+    _check(distilled_set, regime, test_set, has_teacher, labels, used, seeds)
+    plan.evaluation_steps(evaluations)
+    # A model that does not fit, or batch norm on single images.
+    check_batches(_new_model(distilled_set, model, used, seeds[0]), plan)
+    return used, plan, resolve_device(device)
+
+
+def _new_model(distilled_set: DistilledSet, model: ModelSpec, used: Recipe, seed: int) -> nn.Module:
+    height, width = distilled_set.images.shape[-2:]
+    if used.image_size is not None:
+        height = width = used.image_size
+    return build_model(
+        model,
+        seed,
+        num_classes=distilled_set.num_classes,
+        in_channels=distilled_set.images.shape[1],
+        image_size=(height, width),
+    )
 
 
 def _recipe(
@@ -306,7 +389,7 @@ def _check(
     distilled_set: DistilledSet,
     regime: Regime,
     test_set: ImageSource,
-    teacher: nn.Module | None,
+    has_teacher: bool,
     labels: str,
     used: Recipe,
     seeds: Sequence[int],
@@ -318,10 +401,12 @@ def _check(
     if labels == "stored" and distilled_set.soft_labels is None:
         raise ValueError("labels='stored', but the set has no soft_labels")
     needs_teacher = regime == "sl-kd" or (regime == "sl" and labels == "auto")
-    if needs_teacher and teacher is None:
+    if needs_teacher and not has_teacher:
         raise ValueError(f"regime {regime!r} needs a teacher")
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different and at least one, got {list(seeds)}")
+    for seed in seeds:
+        generator(seed, Purpose.LAYERS)  # raises where it is none
     if test_set.num_classes != distilled_set.num_classes:
         raise ValueError(
             f"the set has {distilled_set.num_classes} classes, the test set {test_set.num_classes}"
@@ -421,10 +506,23 @@ def _describe_set(distilled_set: DistilledSet) -> dict[str, Any]:
 
 
 def _read_seed(folder: RunFolder, seed: int) -> SeedResult | None:
-    stored = folder.read_json(f"seed{seed}.json")
-    if stored is None:
+    """What the folder holds of a finished seed; without its weights it is not finished."""
+    name = f"seed{seed}.json"
+    stored, weights = folder.read_json(name), folder.read_tensors(f"seed{seed}.safetensors")
+    if stored is None or weights is None:
         return None
-    return replace(SeedResult(**stored), weights=folder.path / f"seed{seed}.safetensors")
+    try:
+        values = {field.name: stored[field.name] for field in fields(SeedResult)[:-1]}
+        result = SeedResult(**values, weights=folder.path / f"seed{seed}.safetensors")
+        accuracies = [row["test_accuracy"] for row in result.history]
+        if result.seed != seed or accuracies[-1] != result.last_accuracy:
+            raise ValueError("its values do not fit together")
+    except Exception as error:
+        # A missing field, a list instead of an object ...: each its own type.
+        raise ValueError(
+            f"{folder.path / name} is not the result of seed {seed}: {error!r}"
+        ) from error
+    return result
 
 
 def _std(values: list[float]) -> float:

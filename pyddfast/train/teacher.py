@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyddfast.data import ImageDataset, ImageSource
+from pyddfast.data.digest import describe_data
+from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
+from pyddfast.train.distributed import resolve_device
 from pyddfast.train.evaluate import evaluate, predict_batches
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
@@ -23,10 +28,18 @@ from pyddfast.train.record import RECORDER, Recording, Ticks
 from pyddfast.train.run import RunFolder
 from pyddfast.train.views import make_views
 
-__all__ = ["Teacher", "teacher_recipe", "train_teacher"]
+__all__ = [
+    "RECORD",
+    "WEIGHTS",
+    "Teacher",
+    "load_weights",
+    "read_record",
+    "teacher_recipe",
+    "train_teacher",
+]
 
-_WEIGHTS = "teacher.safetensors"
-_RECORD = "teacher.json"
+WEIGHTS = "teacher.safetensors"
+RECORD = "teacher.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,9 @@ def train_teacher(
 
     Raises:
         ValueError: data set, test set and model do not fit together, or neither ``epochs`` nor
-            ``recipe`` is given, or both, or the ticks of ``recording`` do not fit the training.
+            ``recipe`` is given, or both, or the ticks of ``recording`` do not fit the training;
+            there is no such device, a file in ``out`` is damaged, or ``out`` holds another run.
+        BlockingIOError: another process works in ``out``.
         FileExistsError: ``out`` holds something else.
     """
     if (epochs is None) == (recipe is None):
@@ -133,7 +148,7 @@ def train_teacher(
         raise ValueError(
             f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
         )
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = resolve_device(device)
     plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     size = used.image_size
     height, width = (size, size) if size is not None else dataset.images.shape[-2:]
@@ -145,6 +160,7 @@ def train_teacher(
         image_size=(height, width),
     ).to(target)
     check_batches(network, plan)
+    plan.evaluation_steps(evaluations)
     ticks = None
     if recording is not None:
         ticks = Ticks(
@@ -161,20 +177,20 @@ def train_teacher(
         "evaluations": evaluations,
         "budget": None if budget is None else repr(budget),
         "recording": None if recording is None else recording.to_dict(),
-        "dataset": {"name": dataset.name, "split": dataset.split, "count": len(dataset)},
-        "test_set": {"name": getattr(test_set, "name", None), "count": len(test_set)},
+        "dataset": describe_data(dataset),
+        "test_set": describe_data(test_set),
         "device": str(target),
         "deterministic": deterministic,
     }
-    folder = None if out is None else RunFolder(out, config, resume=resume)
-    if folder is not None:
-        finished, stored = folder.read_json(_RECORD), folder.read_tensors(_WEIGHTS)
-        if finished is not None and stored is not None:
-            network.load_state_dict(stored[0])
-            if ticks is not None:
-                ticks.restore(*_recorded(folder))
-            return Teacher(network.eval(), finished)
-    with deterministic_mode(deterministic):
+    with deterministic_mode(deterministic), ExitStack() as stack:
+        folder = None
+        if out is not None:
+            folder = stack.enter_context(RunFolder(out, config, resume=resume))
+            finished = _finished(folder, network)
+            if finished is not None:
+                if ticks is not None:
+                    _restore_recorder(folder, ticks)
+                return Teacher(network.eval(), finished)
         views = make_views(dataset.images.to(target), dataset.normalization, used, seed=seed)
         labels = HardLabels(dataset.labels.to(target))
         trainer = Trainer(network, used, plan, views, labels, seed=seed)
@@ -196,28 +212,79 @@ def train_teacher(
                 on_epoch=None if on_epoch is None else lambda done: on_epoch(done, network),
                 ticks=ticks,
             )
-    network.eval()
-    record = {
-        "accuracy": trained.history[-1]["test_accuracy"],
-        "test_count": len(test_set),
-        "epochs": used.epochs if budget is None else plan.epochs,
-        "history": trained.history,
-        "images_per_second": trained.images_per_second,
-        "train_seconds": trained.train_seconds,
-        "sha256": model_digest(network),
-        "config": config,
-    }
-    if folder is not None:
-        if ticks is not None:
-            folder.write_tensors(RECORDER, *ticks.state())
-        folder.write_tensors(_WEIGHTS, network.state_dict())
-        folder.write_json(_RECORD, record)
-        folder.remove(CHECKPOINT)
+        network.eval()
+        record = {
+            "accuracy": trained.history[-1]["test_accuracy"],
+            "test_count": len(test_set),
+            "epochs": used.epochs if budget is None else plan.epochs,
+            "history": trained.history,
+            "diverged": trained.diverged,
+            "images_per_second": trained.images_per_second,
+            "train_seconds": trained.train_seconds,
+            "sha256": model_digest(network),
+            "config": config,
+        }
+        if folder is not None:
+            if ticks is not None:
+                folder.write_tensors(RECORDER, *ticks.state())
+            folder.write_tensors(WEIGHTS, network.state_dict())
+            folder.write_json(RECORD, record)
+            folder.remove(CHECKPOINT)
+    if trained.diverged:
+        warnings.warn(
+            "the training loss of the teacher was not finite: its accuracy and labels mean "
+            f"nothing; lower lr ({used.lr:g})",
+            stacklevel=2,
+        )
     return Teacher(network, record)
 
 
-def _recorded(folder: RunFolder) -> tuple[dict[str, Tensor], Any]:
-    found = folder.read_tensors(RECORDER)
-    if found is None:
-        raise ValueError(f"{folder.path / RECORDER} is missing; this run recorded its training")
-    return found
+def read_record(file: Path) -> dict[str, Any]:
+    """The record of a teacher, as :func:`train_teacher` writes it.
+
+    Raises:
+        ValueError: it is damaged or something else; the message names it.
+    """
+    record = read_json(file)
+    needed = {"accuracy", "epochs", "history", "sha256", "config"}
+    if not isinstance(record, dict) or not needed <= record.keys():
+        raise ValueError(f"{file} is not the record of a teacher")
+    return record
+
+
+def load_weights(network: nn.Module, file: Path, record: Mapping[str, Any]) -> None:
+    """Give a network the weights of a teacher's folder, if they are those of its record.
+
+    Raises:
+        ValueError: they are not, are damaged, or do not fit the network; the message names the
+            file.
+    """
+    tensors, _ = read_tensors(file)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit the network: {error}") from error
+    if model_digest(network) != record["sha256"]:
+        raise ValueError(f"{file} does not hold the weights whose SHA-256 is in {RECORD}")
+
+
+def _finished(folder: RunFolder, network: nn.Module) -> dict[str, Any] | None:
+    """The record of a training that is over, the network with its weights; None if it is not."""
+    record, weights = folder.path / RECORD, folder.path / WEIGHTS
+    if not record.is_file() or not weights.is_file():
+        return None
+    known = read_record(record)
+    load_weights(network, weights, known)
+    return known
+
+
+def _restore_recorder(folder: RunFolder, ticks: Ticks) -> None:
+    file = folder.path / RECORDER
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; this run recorded its training")
+    recorded = read_tensors(file)
+    try:
+        ticks.restore(*recorded)
+    except Exception as error:
+        # Whatever a recorder raises at a state that is not its own.
+        raise ValueError(f"{file} is not the recording of this training: {error!r}") from error

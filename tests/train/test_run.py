@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -97,3 +103,169 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ValueError, match="not the configuration of a run"):
         RunFolder(tmp_path, {})
+
+
+OTHER = """
+import sys
+from pyddfast.train import RunFolder
+with RunFolder(sys.argv[1], {"x": 1}) as folder:
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def other_process(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "open\n", process.communicate()
+    return process
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    path = tmp_path / "run"
+    first = other_process(path)
+    with pytest.raises(BlockingIOError, match=rf"run is in use by process {first.pid} on "):
+        RunFolder(path, {"x": 1})
+    first.communicate("\n", timeout=60)
+    assert first.returncode == 0
+    assert sorted(p.name for p in path.iterdir()) == ["config.json"]
+    # The kernel releases the lock of a killed process; its file stays and is taken over.
+    second = other_process(path)
+    second.kill()
+    second.communicate(timeout=60)
+    assert (path / ".lock").exists()
+    folder = RunFolder(path, {"x": 1})
+    again = RunFolder(path, {"x": 1})  # within a process a folder may be opened twice
+    folder.close()
+    with (path / ".lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    again.close()
+    assert not (path / ".lock").exists()
+
+
+def test_a_process_of_the_same_job_needs_no_lock(tmp_path):
+    first = other_process(tmp_path / "run")
+    shared = RunFolder(tmp_path / "run", {"x": 1}, shared=True)
+    shared.write_json("part.json", 1)
+    first.communicate("\n", timeout=60)
+    assert first.returncode == 0
+
+
+def test_a_failed_start_gives_the_folder_back(tmp_path):
+    def fail(path, error, work=lambda folder: None):
+        with pytest.raises(type(error)), RunFolder(path, {"x": 1}) as folder:  # noqa: PT012
+            work(folder)
+            raise error
+
+    fail(tmp_path / "a" / "run", ValueError())
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine").mkdir()
+    fail(tmp_path / "mine", ValueError())
+    assert list((tmp_path / "mine").iterdir()) == []
+    # Ctrl-C is no failure, and what was written stays.
+    fail(tmp_path / "stopped", KeyboardInterrupt())
+    assert (tmp_path / "stopped" / "config.json").exists()
+    fail(tmp_path / "logged", ValueError(), lambda folder: folder.log({"step": 1}))
+    assert RunFolder(tmp_path / "logged", {"x": 1}).metrics() == [{"step": 1}]
+    # Nor is an earlier run's folder touched.
+    fail(tmp_path / "stopped", ValueError())
+    assert (tmp_path / "stopped" / "config.json").exists()
+
+
+def test_what_kills_left_is_removed_and_nothing_else(tmp_path):
+    RunFolder(tmp_path, {"x": 1})
+    others = [".gitignore", ".config.json.old_copy", ".cache.template", "a.12345678.partial"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pyddfast.data import new_folder, write_bytes\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if sys.argv[2] == 'file':\n"
+        "    write_bytes(Path(sys.argv[1], 'checkpoint.safetensors'), b'half')\n"
+        "with new_folder(Path(sys.argv[1], 'set')) as new:\n"
+        "    (new / 'set.json').write_text('half')\n"
+    )
+    for kind in ("file", "folder"):
+        killed = subprocess.run([sys.executable, "-c", code, str(tmp_path), kind], check=False)
+        assert killed.returncode == -9
+    names = {p.name for p in tmp_path.iterdir()}
+    assert len(names - {"config.json", *others}) == 2
+    RunFolder(tmp_path, {"x": 1})
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", *others}
+
+
+def test_every_flipped_bit_of_a_tensor_file_is_noticed(tmp_path):
+    folder = RunFolder(tmp_path, {})
+    folder.write_tensors("t.safetensors", {"a": torch.arange(3.0), "n": torch.ones(())}, {"s": 1.5})
+    file = tmp_path / "t.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"t.safetensors is damaged: its SHA-256"):
+        folder.read_tensors("t.safetensors")
+    unseen = []
+    for position in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            file.write_bytes(flipped)
+            with contextlib.suppress(ValueError):
+                unseen.append((position, *folder.read_tensors("t.safetensors")))
+    # Spaces that pad the header may become other white space; what is read is the same.
+    for position, tensors, state in unseen:
+        assert content[position : position + 1] == b" "
+        assert torch.equal(tensors["a"], torch.arange(3.0))
+        assert (tensors["n"].item(), state) == (1, {"s": 1.5})
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b'{"step": 1}\n[1]\n', 2),
+        (b"5\n", 1),
+        (b'{"step": 1}\n{"a": "\xff"}\n', 2),  # not UTF-8
+        (b"[" * 100_000 + b"\n", 1),  # too deep for a parser
+        (b'{"step": 1}\n\n', 2),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path, content, line):
+    folder = RunFolder(tmp_path, {})
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics.jsonl, line {line},"):
+        folder.metrics()
+
+
+@pytest.mark.parametrize("content", [b"\xff{}", b"[" * 100_000, b"{"])
+def test_damaged_json_is_named(tmp_path, content):
+    folder = RunFolder(tmp_path, {})
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.json is not valid JSON"):
+        folder.read_json("a.json")
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path, {})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    writes = {
+        "a.json": lambda: folder.write_json("a.json", 1),
+        "a.safetensors": lambda: folder.write_tensors("a.safetensors", {}),
+        "metrics.jsonl": lambda: folder.log({}),
+    }
+    for name, write in writes.items():
+        with pytest.raises(OSError, match=f"No space left on device: '.*{name}'"):
+            write()
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [".lock"]
+
+
+def test_a_missing_extra_is_named_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pyddfast\[methods\]"):
+        RunFolder(tmp_path / "run", {})
+    assert not (tmp_path / "run").exists()
