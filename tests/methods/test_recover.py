@@ -6,13 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, Normalization
+from pyddfast.data import DistilledSet, ImageDataset, Normalization, load, normalize
 from pyddfast.methods import (
     CDAConfig,
     DWAConfig,
@@ -30,6 +31,7 @@ from pyddfast.methods.dwa import adjust_weights
 from pyddfast.methods.sre2l import PUBLISHED as SRE2L
 from pyddfast.methods.synthesis import initial_noise, resolve
 from pyddfast.ops.synthesis import draw_crop_flip_roll
+from pyddfast.train import train_teacher
 from tests.methods.synthesis_cases import (
     CLASSES,
     NORMALIZATION,
@@ -42,7 +44,7 @@ from tests.methods.synthesis_cases import (
 STEPS, BATCH = 6, 3
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Networks this small are slower on several threads."""
     threads = torch.get_num_threads()
@@ -412,3 +414,50 @@ def test_refuses_before_any_work(make: Callable[[], object], message: str) -> No
         make()
     with pytest.raises(TypeError, match="must be an nn"):
         sre2l(dataset(), [teacher, teacher()])  # type: ignore[list-item]
+
+
+@pytest.fixture(scope="module")
+def fashion() -> tuple[ImageDataset, nn.Module]:
+    """Embedded Fashion-MNIST in part, and a ConvNet-D3 with BatchNorm that has learned it."""
+    whole = load("fashion-mnist-mini")
+    data = whole.subset(torch.arange(0, len(whole), 5))
+    model = ("convnet-d3", {"norm": "batch", "width": 16})
+    test = load("fashion-mnist-mini", split="test").subset(torch.arange(500))
+    trained = train_teacher(data, model, test_set=test, epochs=5, progress=False)
+    assert trained.record["accuracy"] > 0.6
+    return data, trained.model
+
+
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        (sre2l, SRe2LConfig(ipc=1, iterations=150)),
+        (cda, CDAConfig(ipc=1, iterations=150)),
+        (dwa, DWAConfig(ipc=1, iterations=150)),
+    ],
+)
+def test_a_real_teacher_knows_the_saved_images_and_their_statistics(
+    fashion: tuple[ImageDataset, nn.Module],
+    method: Callable[..., DistilledSet],
+    config: SynthesisConfig,
+    tmp_path: Path,
+) -> None:
+    data, network = fashion
+    method(data, network, config).save(tmp_path / "set")
+    made = DistilledSet.load(tmp_path / "set")
+
+    def seen(images: Tensor) -> tuple[float, float]:
+        """Accuracy and the statistics' distance of uint8 images."""
+        found = [Hook(m) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        logits = network(normalize(images, data.normalization))
+        accuracy = float((logits.argmax(1) == torch.arange(10)).double().mean())
+        return accuracy, sum(hook.value.item() for hook in found)
+
+    accuracy, distance = seen(made.images)
+    noise = torch.randint(
+        0, 256, made.images.shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    chance, far = seen(noise)
+    assert accuracy >= 0.9
+    assert chance <= 0.3
+    assert distance < far / 2
