@@ -95,6 +95,25 @@ def _sample_scores(
     return scores, logits.new_empty((logits.shape[0],), dtype=torch.bool)
 
 
+def _augment(images: Tensor, index: Tensor, *rest: Any) -> Tensor:
+    *_, height, width, _, _, dtype, channels_last = rest
+    views = images.new_empty((index.shape[0], images.shape[1], height, width), dtype=dtype)
+    return views.to(memory_format=torch.channels_last) if channels_last else views
+
+
+def _multi_crop(
+    images: list[Tensor], boxes: Tensor, size: int, pad_to: int, mean: list[float], *rest: Any
+) -> Tensor:
+    shape = (boxes.shape[1], boxes.shape[0], len(mean), pad_to, pad_to)
+    return images[0].new_empty(shape, dtype=rest[-1])
+
+
+def _mosaic(patches: Tensor, size: int, factor: int, *rest: Any) -> Tensor:
+    dtype = torch.uint8 if rest[-1] else patches.dtype
+    shape = (patches.shape[0] // factor**2, patches.shape[1], size, size)
+    return patches.new_empty(shape, dtype=dtype)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -116,6 +135,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "bn_distance": _bn_distance,
     "bn_distance_grad": _bn_distance_grad,
     "sample_scores": _sample_scores,
+    "augment": _augment,
+    "multi_crop": _multi_crop,
+    "mosaic": _mosaic,
 }
 
 

@@ -41,6 +41,9 @@ OPERATORS = (
     "bn_distance",
     "bn_distance_grad",
     "sample_scores",
+    "augment",
+    "multi_crop",
+    "mosaic",
 )
 
 

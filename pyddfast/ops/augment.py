@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from pyddfast.ops import _native
+from pyddfast.ops._checks import FLOAT_DTYPES
 from pyddfast.ops.reference import augment as reference
 from pyddfast.random import Purpose, numpy_generator, permutation, randint, uniform
 
@@ -87,9 +89,30 @@ def augment(
 
     Raises:
         TypeError: a dtype is wrong.
-        ValueError: shapes or devices do not fit, a size is not positive, or strips would be empty.
+        ValueError: shapes or devices do not fit, a size is not positive, or strips would be empty;
+            on the CPU also an index, box, order or partner out of range (on CUDA its pixels are
+            NaN; ``PYDDFAST_DEBUG=1`` makes it an error there too).
     """
-    out_size = _check(images, index, params, mean, std, size, dtype)
+    out_size = _check(images, index, params, mean, std, size, dtype, shuffle_first)
+    if dtype in FLOAT_DTYPES and _native.usable(images, images.new_empty(0, dtype=dtype)):
+        views: Tensor = _native.raw.augment(
+            images,
+            index,
+            params.box,
+            params.flip,
+            params.row_order,
+            params.col_order,
+            params.partner,
+            params.mix_box,
+            mean,
+            std,
+            *out_size,
+            shuffle_first,
+            antialias,
+            dtype,
+            channels_last,
+        )
+        return views
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     views = reference.augment(
         images,
@@ -286,8 +309,9 @@ def _check(
     std: Sequence[float],
     size: int | tuple[int, int] | None,
     dtype: torch.dtype,
+    shuffle_first: bool,
 ) -> tuple[int, int]:
-    """Check shapes, dtypes and devices (never values on the device: that would wait for it)."""
+    """Check shapes, dtypes and devices, and on the CPU values (elsewhere that would wait)."""
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise TypeError(
             f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}"
@@ -335,8 +359,43 @@ def _check(
             raise ValueError(
                 f"params.{name} is on {value.device}, images are on {images.device}; use .to()"
             )
-    for name, side in (("row_order", height), ("col_order", width)):
+    if index.device != images.device:
+        raise ValueError(f"index is on {index.device}, images are on {images.device}")
+    sides = (height, width) if shuffle_first else out
+    for name, side in zip(("row_order", "col_order"), sides, strict=True):
         order = getattr(params, name)
         if order is not None and not 1 <= order.shape[1] <= side:
             raise ValueError(f"params.{name} cuts {side} pixels into {order.shape[1]} strips")
+    if _native.debug() or (images.is_cpu and not torch.compiler.is_compiling()):
+        _check_values(len(images), (height, width), index, params)
     return out
+
+
+def _check_values(count: int, extent: tuple[int, int], index: Tensor, params: AugmentParams) -> None:
+    batch = len(index)
+    if not batch:
+        return
+    if int(index.min()) < 0 or int(index.max()) >= count:
+        raise ValueError(
+            f"index must lie in [0, {count}), got {int(index.min())} to {int(index.max())}"
+        )
+    if params.box is not None:
+        corner, span = params.box[:, :2], params.box[:, 2:]
+        limit = torch.tensor(extent, device=index.device)
+        bad = ((corner < 0) | (span < 1) | (corner + span > limit)).any(1)
+        if bool(bad.any()):
+            first = int(bad.to(torch.uint8).argmax())
+            raise ValueError(
+                f"params.box[{first}] = {params.box[first].tolist()} (top, left, height, width) "
+                f"must not be empty and must lie inside the image of {extent[0]} x {extent[1]}"
+            )
+    for name in ("row_order", "col_order"):
+        order = getattr(params, name)
+        if order is not None:
+            wanted = torch.arange(order.shape[1], device=order.device)
+            if not bool((order.sort(dim=1).values == wanted).all()):
+                raise ValueError(f"params.{name} must hold permutations of 0 .. {len(wanted) - 1}")
+    if params.partner is not None:
+        low, high = int(params.partner.min()), int(params.partner.max())
+        if low < 0 or high >= batch:
+            raise ValueError(f"params.partner must lie in [0, {batch}), got {low} to {high}")

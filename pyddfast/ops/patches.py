@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from pyddfast.ops import _native
+from pyddfast.ops._checks import FLOAT_DTYPES
 from pyddfast.ops.reference import patches as reference
 
 __all__ = ["PatchSelection", "mosaic", "multi_crop", "select_patches"]
@@ -55,8 +57,9 @@ def multi_crop(
     before the crop.
 
     Args:
-        images: (N, C, H, W), or a sequence of N images (C, H_i, W_i) of any sizes; uint8, or
-            floating point in [0, 1].
+        images: (N, C, H, W), or a sequence of N images (C, H_i, W_i) of any sizes and strides (a
+            decoded (H, W, C) image needs no copy: ``.permute(2, 0, 1)``); uint8, or floating
+            point in [0, 1].
         boxes: int64 (N, m, 4): top, left, height, width in pixels.
         size: Height and width of a resized crop, at least 1.
         pad_to: Height and width of the result; default ``size``.
@@ -66,7 +69,7 @@ def multi_crop(
 
     Returns:
         (m, N, C, pad_to, pad_to) of ``dtype``: crop-major, so that ``.flatten(0, 1)`` is the
-        batch that the official code scores.
+        batch that the official code scores.  Differentiable with respect to floating-point images.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -109,6 +112,15 @@ def multi_crop(
             break  # the others are alike
     _check_boxes(images, boxes)
 
+    batch = [images] if isinstance(images, Tensor) else list(images)
+    if batch and dtype in FLOAT_DTYPES and _have_kernel(batch, dtype):
+        if dtype is not torch.float64:  # the arithmetic is float32 then
+            batch = [x.float() if x.dtype is torch.float64 else x for x in batch]
+        result: Tensor = _native.raw.multi_crop(
+            batch, boxes.to(batch[0].device), size, pad_to, mean, std, dtype
+        )
+        return result
+
     arguments = (
         size,
         pad_to,
@@ -127,6 +139,18 @@ def multi_crop(
         ],
         dim=1,
     )
+
+
+def _have_kernel(images: list[Tensor], dtype: torch.dtype) -> bool:
+    """Whether the kernel serves these images: one dtype and device, no gradient wanted."""
+    first = images[0]
+    if any(x.dtype is not first.dtype or x.device != first.device for x in images):
+        return False
+    if first.dtype is not torch.uint8 and first.dtype not in FLOAT_DTYPES:
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in images):
+        return False
+    return _native.usable(first, first.new_empty(0, dtype=dtype))
 
 
 def _check_boxes(images: Tensor | Sequence[Tensor], boxes: Tensor) -> None:
@@ -226,7 +250,7 @@ def mosaic(
             (``"round"``) or cut off (``"truncate"``, the official code).
 
     Returns:
-        (n, C, size, size) of the patches' dtype, or uint8.
+        (n, C, size, size) of the patches' dtype, or uint8.  Differentiable if not quantised.
 
     Raises:
         TypeError: ``patches`` is not floating point.
@@ -248,14 +272,26 @@ def mosaic(
         raise ValueError(f"quantize must be None, 'round' or 'truncate', got {quantize!r}")
     if (mean is None) != (std is None):
         raise ValueError("mean and std must be given together")
+    channels = patches.shape[1]
+    if mean is not None and std is not None and not len(mean) == len(std) == channels:
+        raise ValueError(
+            f"mean and std need {channels} values as patches has channels, "
+            f"got {len(mean)} and {len(std)}"
+        )
+    wants_gradient = torch.is_grad_enabled() and patches.requires_grad
+    if not wants_gradient and patches.dtype in FLOAT_DTYPES and _native.usable(patches):
+        result: Tensor = _native.raw.mosaic(
+            patches,
+            size,
+            factor,
+            mode == "bilinear",
+            mean or (),
+            std or (),
+            (None, "round", "truncate").index(quantize),
+        )
+        return result
     images = reference.mosaic(patches, size, factor, mode)
     if mean is not None and std is not None:
-        channels = patches.shape[1]
-        if len(mean) != channels or len(std) != channels:
-            raise ValueError(
-                f"mean and std need {channels} values as patches has channels, "
-                f"got {len(mean)} and {len(std)}"
-            )
         spread, shift = (
             torch.tensor(value, dtype=images.dtype, device=images.device)[:, None, None]
             for value in (std, mean)
