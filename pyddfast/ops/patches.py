@@ -290,7 +290,9 @@ def mosaic(
             (None, "round", "truncate").index(quantize),
         )
         return result
-    images = reference.mosaic(patches, size, factor, mode)
+    # 16-bit patches in float32, as in the kernels
+    wide = patches.float() if patches.dtype.itemsize < 4 else patches
+    images = reference.mosaic(wide, size, factor, mode)
     if mean is not None and std is not None:
         spread, shift = (
             torch.tensor(value, dtype=images.dtype, device=images.device)[:, None, None]
@@ -298,6 +300,6 @@ def mosaic(
         )
         images = images * spread + shift
     if quantize is None:
-        return images
+        return images.to(patches.dtype)
     scaled = (images * 255).clamp(0, 255)
     return (scaled.round() if quantize == "round" else scaled.trunc()).to(torch.uint8)
