@@ -371,7 +371,9 @@ def _check(
     return out
 
 
-def _check_values(count: int, extent: tuple[int, int], index: Tensor, params: AugmentParams) -> None:
+def _check_values(
+    count: int, extent: tuple[int, int], index: Tensor, params: AugmentParams
+) -> None:
     batch = len(index)
     if not batch:
         return

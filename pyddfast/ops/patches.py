@@ -73,7 +73,8 @@ def multi_crop(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes do not fit, or a box is empty or leaves its image.
+        ValueError: Shapes do not fit, or a box is empty or leaves its image (under
+            ``torch.compile`` such a crop is NaN).
 
     Example:
         >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
@@ -110,7 +111,8 @@ def multi_crop(
             )
         if isinstance(images, Tensor):
             break  # the others are alike
-    _check_boxes(images, boxes)
+    if not torch.compiler.is_compiling():  # which could not trace a question about values
+        _check_boxes(images, boxes)
 
     batch = [images] if isinstance(images, Tensor) else list(images)
     if batch and dtype in FLOAT_DTYPES and _have_kernel(batch, dtype):
