@@ -14,10 +14,10 @@ struct WriteView {
   int64_t y0, x0, y1, x1;  // the mixed box
   bool partner;            // write inside of it, else outside
 
-  __device__ __forceinline__ void operator()(int c, int64_t y, int64_t x, float value) const {
+  __device__ __forceinline__ void operator()(int c, int y, int x, float value) const {
     if (y >= view.rows.size || x >= view.cols.size) return;
-    const int64_t row = view.result_rows.position(y);
-    const int64_t col = view.result_cols.position(view.flip ? view.cols.size - 1 - x : x);
+    const int row = view.result_rows.position(y);
+    const int col = view.result_cols.position(view.flip ? view.cols.size - 1 - x : x);
     const bool inside = row >= y0 && row < y1 && col >= x0 && col < x1;
     if (inside != partner) return;
     image[c * p.out_stride_c + row * p.out_stride_h + col * p.out_stride_w] =
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTileX* kTileThreadsY)
     view.result_rows.order = nullptr;
     view.result_cols.order = nullptr;
   }
-  const int64_t tile_y = tile / tiles_x, tile_x = tile % tiles_x;
+  const int tile_y = int(tile / tiles_x), tile_x = int(tile % tiles_x);
   int64_t y0 = 0, x0 = 0, y1 = 0, x1 = 0;
   if (mixes) {
     y0 = p.mix_box[0];
@@ -48,11 +48,11 @@ __global__ void __launch_bounds__(kTileX* kTileThreadsY)
     y1 = p.mix_box[2];
     x1 = p.mix_box[3];
     if (view.result_rows.order == nullptr) {  // the tile is a rectangle of the result
-      const int64_t top = tile_y * kTileY, left = tile_x * kTileX;
-      const int64_t bottom = smaller(top + kTileY, view.rows.size);
-      const int64_t right = smaller(left + kTileX, view.cols.size);
-      const int64_t from = view.flip ? view.cols.size - right : left;
-      const int64_t to = view.flip ? view.cols.size - left : right;
+      const int top = tile_y * kTileY, left = tile_x * kTileX;
+      const int bottom = smaller(top + kTileY, view.rows.size);
+      const int right = smaller(left + kTileX, view.cols.size);
+      const int from = view.flip ? view.cols.size - right : left;
+      const int to = view.flip ? view.cols.size - left : right;
       const bool apart =
           bottom <= y0 || top >= y1 || to <= x0 || from >= x1 || y0 >= y1 || x0 >= x1;
       const bool within = top >= y0 && bottom <= y1 && from >= x0 && to <= x1;

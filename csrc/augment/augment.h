@@ -34,29 +34,33 @@ struct AugmentParams {
   int64_t out_stride_n, out_stride_c, out_stride_h, out_stride_w;
 };
 
-// The view of sample b; `order` rows are read on the side that runs the kernel.
+// The view of sample b.
 template <class Params>
 PYDD_HD View augmented_view(const Params& p, int64_t b) {
   const int64_t image = p.index[b];
   const bool found = image >= 0 && image < p.count;
+  const int height = int(p.height), width = int(p.width);
+  const int out_height = int(p.out_height), out_width = int(p.out_width);
   const ImageView source{p.images + (found ? image : 0) * p.stride_n,
                          p.stride_c,
                          p.stride_h,
                          p.stride_w,
-                         p.height,
-                         p.width};
+                         height,
+                         width};
   const Box box = p.box ? Box{p.box[4 * b], p.box[4 * b + 1], p.box[4 * b + 2], p.box[4 * b + 3]}
-                        : Box{0, 0, p.height, p.width};
+                        : Box{0, 0, height, width};
   const int64_t* const rows = p.row_order ? p.row_order + b * p.row_factor : nullptr;
   const int64_t* const cols = p.col_order ? p.col_order + b * p.col_factor : nullptr;
-  const Strips image_rows(p.shuffle_first ? rows : nullptr, p.row_factor, p.height);
-  const Strips image_cols(p.shuffle_first ? cols : nullptr, p.col_factor, p.width);
-  const Strips result_rows(p.shuffle_first ? nullptr : rows, p.row_factor, p.out_height);
-  const Strips result_cols(p.shuffle_first ? nullptr : cols, p.col_factor, p.out_width);
+  const int row_factor = int(p.row_factor), col_factor = int(p.col_factor);
+  const Strips image_rows(p.shuffle_first ? rows : nullptr, row_factor, height);
+  const Strips image_cols(p.shuffle_first ? cols : nullptr, col_factor, width);
+  const Strips result_rows(p.shuffle_first ? nullptr : rows, row_factor, out_height);
+  const Strips result_cols(p.shuffle_first ? nullptr : cols, col_factor, out_width);
   return View{source,
-              box,
-              Axis{box.height, p.out_height, p.antialias},
-              Axis{box.width, p.out_width, p.antialias},
+              int(box.top),
+              int(box.left),
+              Axis{int(box.height), out_height, p.antialias},
+              Axis{int(box.width), out_width, p.antialias},
               image_rows,
               image_cols,
               result_rows,

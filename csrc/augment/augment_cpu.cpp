@@ -18,8 +18,8 @@ PYDD_HD void augment_images(const AugmentParams& params, int64_t begin, int64_t 
     Rect mixed{height, height, width, width};
     if (params.partner) {
       const int64_t* const box = params.mix_box;
-      mixed.top = smaller(at_least_0(box[0]), height);
-      mixed.left = smaller(at_least_0(box[1]), width);
+      mixed.top = smaller(larger<int64_t>(0, box[0]), height);
+      mixed.left = smaller(larger<int64_t>(0, box[1]), width);
       mixed.bottom = larger(mixed.top, smaller(box[2], height));
       mixed.right = larger(mixed.left, smaller(box[3], width));
     }

@@ -1,4 +1,5 @@
 // The operator of the augment family: schema, allocation, dispatch.
+#include <algorithm>
 #include <vector>
 
 #include "augment/augment.h"
@@ -67,6 +68,8 @@ Tensor augment(const Tensor& images, const Tensor& index_, std::optional<Tensor>
                   "pyddfast: one mean and std a channel");
   STD_TORCH_CHECK(height >= 1 && width >= 1 && params.height >= 1 && params.width >= 1,
                   "pyddfast: images have pixels");
+  STD_TORCH_CHECK(std::max({height, width, params.height, params.width}) <= kMaxSide,
+                  "pyddfast: images are too large");
   STD_TORCH_CHECK(box || (height == params.height && width == params.width),
                   "pyddfast: another size needs boxes");
   const int64_t rows = shuffle_first ? params.height : height;

@@ -100,12 +100,12 @@ class Resampler {
     taps_ = view.cols.taps();
     index_.resize(size_t(width_));
     weight_.resize(size_t(taps_ * width_));
-    const int64_t last_start = view.box.width - taps_;
-    int64_t low = view.box.width, high = 0;
+    const int64_t last_start = view.cols.length - taps_;
+    int64_t low = view.cols.length, high = 0;
     for (int64_t j = 0; j < count_; ++j) {
       const int64_t x = view.result_cols.source(rect.left + j);
       const Window window = view.cols.window(view.flip ? view.cols.size - 1 - x : x);
-      const int64_t start = smaller(window.first, last_start);
+      const int64_t start = smaller<int64_t>(window.first, last_start);
       int64_t total = 0;
       for (int64_t t = 0; t < taps_; ++t) total += window.weight(start + t);
       const double inverse = 1.0 / double(total);
@@ -113,8 +113,8 @@ class Resampler {
         weight_[size_t(t * width_ + j)] = T(double(window.weight(start + t)) * inverse);
       }
       index_[size_t(j)] = int32_t(start);
-      low = smaller(low, start);
-      high = larger(high, start + taps_);
+      low = smaller<int64_t>(low, start);
+      high = larger<int64_t>(high, start + taps_);
     }
     packed_ = view.image.stride_c == 1 && view.image.stride_w == channels_;
     const int64_t pixel = packed_ ? channels_ : 1;
@@ -134,14 +134,12 @@ class Resampler {
     }
     pieces_.clear();
     for (int64_t p = low; p < high;) {
-      const int64_t position = view.box.left + p;
+      const int64_t position = view.left + p;
       const int64_t source = view.image_cols.source(position);
       int64_t count = high - p;
       if (view.image_cols.order) {
-        const int64_t place = view.image_cols.place_of_position(position);
-        const int64_t end = place + 1 < view.image_cols.factor ? view.image_cols.start(place + 1)
-                                                               : view.image_cols.side;
-        count = smaller(count, end - position);
+        const int place = view.image_cols.place_of_position(int(position));
+        count = smaller<int64_t>(count, view.image_cols.end(place) - position);
       }
       pieces_.push_back({p - low, source, count});
       p += count;
@@ -171,7 +169,7 @@ class Resampler {
 
   template <bool kWeighted, class In>
   PYDD_HD void load_as(const View& view, int64_t p, T weight, bool add) {
-    const int64_t row = view.image_rows.source(view.box.top + p);
+    const int64_t row = view.image_rows.source(view.top + int(p));
     const In* const image = static_cast<const In*>(view.image.data) + row * view.image.stride_h;
     for (const Piece& piece : pieces_) {
       if (packed_) {

@@ -31,7 +31,7 @@ inline ChannelAffine channel_affine(const double* scale, const double* shift, in
                                     int64_t channels) {
   ChannelAffine affine{};
   affine.first = first;
-  affine.count = int(smaller(kMaxChannels, channels - first));
+  affine.count = int(smaller<int64_t>(kMaxChannels, channels - first));
   for (int c = 0; c < affine.count; ++c) {
     affine.scale[c] = float(scale[first + c]);
     affine.shift[c] = float(shift[first + c]);
@@ -52,35 +52,36 @@ template <class In>
 __device__ __forceinline__ float resample_across(const View& view, const Window& window,
                                                  const In* row, float inverse) {
   float sum = 0.0f;
-  for (int64_t p = window.first; p < window.last; ++p) {
-    const int64_t column = view.image_cols.source(view.box.left + p);
+  for (int p = window.first; p < window.last; ++p) {
+    const int64_t column = view.image_cols.source(view.left + p);
     sum += float(window.weight(p)) * to_float(row[column * view.image.stride_w]);
   }
   return sum * inverse;
 }
 
-// Renders tile (tile_x, tile_y) of `view`; `write(c, y, x, value)` gets every pixel of the tile, in
-// coordinates of the resized crop moved by `margin`, 0 for those beside the crop, for channels
-// 0 .. affine.count - 1.  All threads of the CTA take part.
+// Renders tile (tile_x, tile_y) of `view`; the first one starts `margin` pixels before the resized
+// crop.  `write(c, y, x, value)` gets every pixel of the tile, for channels 0 .. affine.count - 1;
+// those beside the crop, y or x negative or beyond its size, are 0.  All threads of the CTA take
+// part.
 template <class In, class Write>
 __device__ __forceinline__ void render_tile(const View& view, const ChannelAffine& affine,
-                                            int64_t tile_x, int64_t tile_y, int64_t margin,
+                                            int tile_x, int tile_y, int margin,
                                             const Write& write) {
   __shared__ float strip[kStripRows][kTileX];
   const int tx = int(threadIdx.x), ty = int(threadIdx.y);
-  const int64_t x = tile_x * kTileX + tx - margin;
-  const int64_t y0 = tile_y * kTileY - margin;
+  const int x = tile_x * kTileX + tx - margin;
+  const int y0 = tile_y * kTileY - margin;
   const bool x_inside = x >= 0 && x < view.cols.size;
   Window across{}, down[kTileRows] = {};
   float across_inverse = 0.0f, down_inverse[kTileRows];
   bool inside[kTileRows];
-  int64_t first = 0, last = 0;  // source rows of the tile
+  int first = 0, last = 0;  // source rows of the tile
   if (view.valid) {
     if (x_inside) {
       across = view.cols.window(x);
       across_inverse = 1.0f / float(across.total());
     }
-    const int64_t top = larger(y0, 0), bottom = smaller(y0 + kTileY, view.rows.size) - 1;
+    const int top = larger(y0, 0), bottom = smaller(y0 + kTileY, view.rows.size) - 1;
     if (top <= bottom) {
       first = view.rows.window(top).first;
       last = view.rows.window(bottom).last;
@@ -88,7 +89,7 @@ __device__ __forceinline__ void render_tile(const View& view, const ChannelAffin
   }
 #pragma unroll
   for (int k = 0; k < kTileRows; ++k) {
-    const int64_t y = y0 + ty + k * kTileThreadsY;
+    const int y = y0 + ty + k * kTileThreadsY;
     inside[k] = x_inside && y >= 0 && y < view.rows.size;
     down_inverse[k] = 0.0f;
     if (view.valid && inside[k]) {
@@ -99,18 +100,18 @@ __device__ __forceinline__ void render_tile(const View& view, const ChannelAffin
   const In* const image = static_cast<const In*>(view.image.data);
   for (int c = 0; c < affine.count; ++c) {
     float sum[kTileRows] = {};
-    for (int64_t start = first; start < last; start += kStripRows) {
-      const int64_t stop = smaller(last, start + kStripRows);
-      for (int64_t p = start + ty; p < stop; p += kTileThreadsY) {
+    for (int start = first; start < last; start += kStripRows) {
+      const int stop = smaller(last, start + kStripRows);
+      for (int p = start + ty; p < stop; p += kTileThreadsY) {
         const In* const row = image + (affine.first + c) * view.image.stride_c +
-                              view.image_rows.source(view.box.top + p) * view.image.stride_h;
+                              view.image_rows.source(view.top + p) * view.image.stride_h;
         strip[p - start][tx] = resample_across(view, across, row, across_inverse);
       }
       __syncthreads();
 #pragma unroll
       for (int k = 0; k < kTileRows; ++k) {
-        const int64_t end = smaller(stop, down[k].last);
-        for (int64_t p = larger(start, down[k].first); p < end; ++p) {
+        const int end = smaller(stop, down[k].last);
+        for (int p = larger(start, down[k].first); p < end; ++p) {
           sum[k] += float(down[k].weight(p)) * strip[p - start][tx];
         }
       }

@@ -20,58 +20,70 @@ enum class PixelType : int { kUInt8, kFloat32, kFloat16, kBFloat16, kFloat64 };
 
 PYDD_HD float to_float(uint8_t value) { return float(value); }
 
-// a / b rounded down, a >= 0, 0 < b < 2^31.  64-bit division is slow on GPUs and rarely needed.
-PYDD_HD int64_t quotient(int64_t a, int64_t b) {
-  return uint64_t(a) <= 0xffffffffu ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
+// a / b rounded down, a >= 0, b > 0.  64-bit division is slow on GPUs and rarely needed.
+PYDD_HD int quotient(int64_t a, int b) {
+  return uint64_t(a) <= 0xffffffffu ? int(uint32_t(a) / uint32_t(b)) : int(a / b);
 }
 
-PYDD_HD int64_t at_least_0(int64_t a) { return a < 0 ? 0 : a; }
-PYDD_HD int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-PYDD_HD int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+template <class T>
+PYDD_HD T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+PYDD_HD T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+// Sides of images and results: 32 bits then hold what a window needs (at most 4 times as much).
+constexpr int64_t kMaxSide = int64_t(1) << 28;
 
 // The source pixels [first, last) of one output pixel, from the crop's start.
 struct Window {
-  int64_t first, last;
-  int64_t offset;  // (2 first + 1) S - c
-  int64_t reach;   // 2 M
-  int64_t step;    // 2 S
+  int first, last;
+  int offset;  // (2 first + 1) S - c
+  int reach;   // 2 M
+  int step;    // 2 S
 
-  // Proportional to the weight of pixel p, which may lie outside the window.
-  PYDD_HD int64_t weight(int64_t p) const {
-    const int64_t distance = offset + (p - first) * step;
-    return at_least_0(reach - (distance < 0 ? -distance : distance));
+  // Proportional to the weight of pixel p, at most a window's length away.
+  PYDD_HD int weight(int p) const {
+    const int distance = offset + (p - first) * step;
+    return larger(0, reach - (distance < 0 ? -distance : distance));
   }
   PYDD_HD int64_t total() const {
     int64_t sum = 0;
-    for (int64_t p = first; p < last; ++p) sum += weight(p);
+    for (int p = first; p < last; ++p) sum += weight(p);
     return sum;
   }
 };
 
 struct Axis {
-  int64_t length, size;  // L, S
+  int length, size;  // L, S
   bool antialias;
 
-  PYDD_HD int64_t reach() const { return 2 * (antialias ? larger(length, size) : size); }
+  PYDD_HD int reach() const { return 2 * (antialias ? larger(length, size) : size); }
 
   // Pixels that no window exceeds.
-  PYDD_HD int64_t taps() const {
+  PYDD_HD int taps() const {
     return length == size ? 1 : smaller(length, (reach() + size - 1) / size);
   }
 
-  PYDD_HD Window window(int64_t i) const {
-    int64_t point = (2 * i + 1) * length;
-    if (!antialias) point = larger(size, smaller(point, (2 * length - 1) * size));
+  PYDD_HD Window window(int i) const {
     Window window;
     window.reach = reach();
     window.step = 2 * size;
-    window.first = quotient(at_least_0(point - window.reach + size), window.step);
-    // Where L = S the neighbours' weights are 0.
-    if (length == size) window.first = i;
-    window.last = length == size
-                      ? i + 1
-                      : smaller(length, quotient(point + window.reach + size, window.step));
-    window.offset = (2 * window.first + 1) * size - point;
+    if (length == size) {  // the neighbours' weights are 0
+      window.first = i;
+      window.last = i + 1;
+      window.offset = 0;
+      return window;
+    }
+    int64_t point = (2 * int64_t(i) + 1) * length;
+    if (!antialias) {
+      point = larger<int64_t>(size, smaller(point, (2 * int64_t(length) - 1) * size));
+    }
+    window.first = quotient(larger<int64_t>(0, point - window.reach + size), window.step);
+    window.last = smaller(length, quotient(point + window.reach + size, window.step));
+    window.offset = int((2 * int64_t(window.first) + 1) * size - point);
     return window;
   }
 };
@@ -80,14 +92,16 @@ struct Axis {
 // with the remainder; strip order[k] stands at place k.
 struct Strips {
   const int64_t* order;  // null: nothing is moved
-  int64_t factor, side;
-  int64_t long_place;  // where the last strip stands; -1 if `order` is not valid
+  int factor, extent, rest;
+  int long_place;  // where the last strip stands; -1 if `order` is not valid
 
-  PYDD_HD Strips(const int64_t* order_, int64_t factor_, int64_t side_)
-      : order(order_), factor(factor_), side(side_), long_place(-1) {
+  PYDD_HD Strips(const int64_t* order_, int factor_, int side)
+      : order(order_), factor(factor_), extent(side), rest(0), long_place(-1) {
     if (order == nullptr) return;
+    extent = side / factor;
+    rest = side - factor * extent;
     bool inside = true;
-    for (int64_t k = 0; k < factor; ++k) {
+    for (int k = 0; k < factor; ++k) {
       inside = inside && order[k] >= 0 && order[k] < factor;
       if (order[k] == factor - 1) long_place = k;
     }
@@ -95,28 +109,26 @@ struct Strips {
   }
 
   PYDD_HD bool valid() const { return order == nullptr || long_place >= 0; }
-  PYDD_HD int64_t extent() const { return side / factor; }
-  PYDD_HD int64_t start(int64_t place) const {
-    return place * extent() + (place > long_place ? side - factor * extent() : 0);
+  PYDD_HD int start(int place) const { return place * extent + (place > long_place ? rest : 0); }
+  PYDD_HD int end(int place) const {
+    return start(place) + extent + (place == long_place ? rest : 0);
   }
-  PYDD_HD int64_t place_of_position(int64_t position) const {
-    const int64_t rest = side - factor * extent();
-    if (position < start(long_place)) return quotient(position, extent());
-    if (position < start(long_place) + extent() + rest) return long_place;
-    return quotient(position - rest, extent());
+  PYDD_HD int place_of_position(int position) const {
+    if (position < start(long_place)) return position / extent;
+    return position < end(long_place) ? long_place : (position - rest) / extent;
   }
   // The pixel that stands at `position`, and where a pixel stands.
-  PYDD_HD int64_t source(int64_t position) const {
+  PYDD_HD int source(int position) const {
     if (order == nullptr) return position;
-    const int64_t place = place_of_position(position);
-    return order[place] * extent() + position - start(place);
+    const int place = place_of_position(position);
+    return int(order[place]) * extent + position - start(place);
   }
-  PYDD_HD int64_t position(int64_t pixel) const {
+  PYDD_HD int position(int pixel) const {
     if (order == nullptr) return pixel;
-    const int64_t strip = smaller(quotient(pixel, extent()), factor - 1);
-    int64_t place = 0;
+    const int strip = smaller(pixel / extent, factor - 1);
+    int place = 0;
     while (place < factor - 1 && order[place] != strip) ++place;
-    return start(place) + pixel - strip * extent();
+    return start(place) + pixel - strip * extent;
   }
 };
 
@@ -124,23 +136,24 @@ struct Strips {
 struct ImageView {
   const void* data;
   int64_t stride_c, stride_h, stride_w;
-  int64_t height, width;
+  int height, width;
 };
 
+// As given: any values.
 struct Box {
   int64_t top, left, height, width;
 
   PYDD_HD bool inside(const ImageView& image) const {
-    return top >= 0 && left >= 0 && height >= 1 && width >= 1 && height <= image.height - top &&
-           width <= image.width - left;
+    return top >= 0 && left >= 0 && height >= 1 && width >= 1 && top <= image.height &&
+           left <= image.width && height <= image.height - top && width <= image.width - left;
   }
 };
 
 // What one view is made of: strips of the image, crop and resize, flip, strips of the result.
 struct View {
   ImageView image;
-  Box box;
-  Axis rows, cols;
+  int top, left;                    // of the crop
+  Axis rows, cols;                  // its resize
   Strips image_rows, image_cols;    // before the crop
   Strips result_rows, result_cols;  // after the flip
   bool flip;

@@ -30,7 +30,7 @@ __device__ __forceinline__ Point point(int64_t i, int64_t from, int64_t to, bool
     const int64_t source = nearest(i, from, to);
     return {source, source, 0.0f};
   }
-  const Window window = Axis{from, to, false}.window(i);
+  const Window window = Axis{int(from), int(to), false}.window(int(i));
   if (window.last - window.first < 2) return {window.first, window.first, 0.0f};
   const float share = float(window.weight(window.first + 1)) / float(window.total());
   return {window.first, window.first + 1, share};
@@ -84,7 +84,7 @@ int launch_mosaic(const MosaicParams& params, void* stream) {
   for (int64_t c = 0; c < params.channels; c += kMaxChannels) {
     ChannelFactors factors{};
     factors.first = c;
-    factors.count = int(smaller(kMaxChannels, params.channels - c));
+    factors.count = int(smaller<int64_t>(kMaxChannels, params.channels - c));
     for (int i = 0; params.std && i < factors.count; ++i) {
       factors.mean[i] = float(params.mean[c + i]);
       factors.std[i] = float(params.std[c + i]);

@@ -42,7 +42,7 @@ PYDD_HD void mosaic_rows_of(const MosaicParams& p, int64_t begin, int64_t end) {
   for (int64_t x = 0; x < p.size; ++x) {
     const int64_t tile = tiling.tile(x), extent = tiling.extent(tile), i = x - tiling.start(tile);
     if (p.bilinear) {
-      const Window window = Axis{p.width, extent, false}.window(i);
+      const Window window = Axis{int(p.width), int(extent), false}.window(int(i));
       index[size_t(x)] = window.first * p.stride_w;
       if (window.last - window.first > 1) {
         beside[size_t(x)] = T(window.weight(window.first + 1)) / T(window.total());
@@ -59,7 +59,7 @@ PYDD_HD void mosaic_rows_of(const MosaicParams& p, int64_t begin, int64_t end) {
     int64_t source = 0, below = 0;  // rows
     T weight = T(0);                // of the row below
     if (p.bilinear) {
-      const Window window = Axis{p.height, extent_y, false}.window(i);
+      const Window window = Axis{int(p.height), int(extent_y), false}.window(int(i));
       source = below = window.first;
       if (window.last - window.first > 1) {
         below = window.first + 1;

@@ -21,7 +21,7 @@ struct WriteCrop {
   Out* image;
   int64_t side, before;
 
-  __device__ __forceinline__ void operator()(int c, int64_t y, int64_t x, float value) const {
+  __device__ __forceinline__ void operator()(int c, int y, int x, float value) const {
     const int64_t row = y + before, col = x + before;
     if (row < side && col < side) {
       image[(c * side + row) * side + col] = from_float<Out>(value);
@@ -29,15 +29,16 @@ struct WriteCrop {
   }
 };
 
+// Three CTAs an SM: what fits into registers without a spill, and hides loads better than two.
 template <class In, class Out>
-__global__ void __launch_bounds__(kTileX* kTileThreadsY)
+__global__ void __launch_bounds__(kTileX* kTileThreadsY, 3)
     multi_crop_kernel(CropArgs args, ChannelAffine affine, int64_t tiles_x, int64_t tiles) {
   const int64_t i = int64_t(blockIdx.x) / tiles, tile = int64_t(blockIdx.x) % tiles;
   const int64_t image = i / args.crops, crop = i % args.crops;
   const View view = cropped_view(args.images[image], args.boxes + 4 * i, args.size);
   const int64_t plane = (crop * args.count + args.first + image) * args.channels + affine.first;
   Out* const out = static_cast<Out*>(args.out) + plane * args.pad_to * args.pad_to;
-  render_tile<In>(view, affine, tile % tiles_x, tile / tiles_x, args.before,
+  render_tile<In>(view, affine, int(tile % tiles_x), int(tile / tiles_x), int(args.before),
                   WriteCrop<Out>{out, args.pad_to, args.before});
 }
 
@@ -56,7 +57,7 @@ int launch_crops(const MultiCropParams& params, void* stream) {
   config.block = dim3(kTileX, kTileThreadsY);
   config.stream = stream;
   for (int64_t first = 0; first < params.count; first += kImages) {
-    const int64_t count = smaller(kImages, params.count - first);
+    const int64_t count = smaller<int64_t>(kImages, params.count - first);
     for (int64_t i = 0; i < count; ++i) args.images[i] = params.images[first + i];
     args.boxes = params.boxes + 4 * first * params.crops;
     args.first = first;

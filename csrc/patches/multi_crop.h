@@ -24,19 +24,20 @@ struct MultiCropParams {
 
 inline int64_t padding_before(const MultiCropParams& p) { return (p.pad_to - p.size) / 2; }
 
-PYDD_HD View cropped_view(const ImageView& image, const int64_t* box, int64_t size) {
-  const Box crop{box[0], box[1], box[2], box[3]};
+PYDD_HD View cropped_view(const ImageView& image, const int64_t* values, int64_t size) {
+  const Box box{values[0], values[1], values[2], values[3]};
   const Strips still(nullptr, 1, 1);
   return View{image,
-              crop,
-              Axis{crop.height, size, true},
-              Axis{crop.width, size, true},
+              int(box.top),
+              int(box.left),
+              Axis{int(box.height), int(size), true},
+              Axis{int(box.width), int(size), true},
               still,
               still,
               still,
               still,
               false,
-              crop.inside(image)};
+              box.inside(image)};
 }
 
 void multi_crop_cpu(const MultiCropParams& params, int64_t begin,

@@ -35,12 +35,14 @@ std::vector<ImageView> image_views(const std::vector<Tensor>& images, int64_t ch
                         tensor.size(dim - 3) == channels &&
                         tensor.scalar_type() == images[0].scalar_type(),
                     "pyddfast: images are (C, H, W) of one dtype");
+    STD_TORCH_CHECK(std::max(tensor.size(dim - 2), tensor.size(dim - 1)) <= kMaxSide,
+                    "pyddfast: images are too large");
     const int64_t count = dim == 4 ? tensor.size(0) : 1, step = dim == 4 ? tensor.stride(0) : 0;
     const char* const data = static_cast<const char*>(tensor.const_data_ptr());
     for (int64_t i = 0; i < count; ++i) {
       views.push_back({data + i * step * int64_t(tensor.element_size()), tensor.stride(dim - 3),
-                       tensor.stride(dim - 2), tensor.stride(dim - 1), tensor.size(dim - 2),
-                       tensor.size(dim - 1)});
+                       tensor.stride(dim - 2), tensor.stride(dim - 1), int(tensor.size(dim - 2)),
+                       int(tensor.size(dim - 1))});
     }
   }
   return views;
@@ -51,7 +53,8 @@ Tensor multi_crop(std::vector<Tensor> images, const Tensor& boxes_, int64_t size
                   std::vector<double> mean, std::vector<double> std, ScalarType dtype) {
   STD_TORCH_CHECK(!images.empty() && mean.size() == std.size() && !mean.empty(),
                   "pyddfast: images, and one mean and std a channel, are needed");
-  STD_TORCH_CHECK(size >= 1 && size <= pad_to, "pyddfast: 1 <= size <= pad_to");
+  STD_TORCH_CHECK(size >= 1 && size <= pad_to && pad_to <= kMaxSide,
+                  "pyddfast: 1 <= size <= pad_to");
   const Tensor boxes = torch::stable::contiguous(boxes_);
   const auto channels = int64_t(mean.size());
   const std::vector<ImageView> views = image_views(images, channels);
@@ -91,7 +94,8 @@ Tensor mosaic(const Tensor& patches, int64_t size, int64_t factor, bool bilinear
               std::vector<double> mean, std::vector<double> std, int64_t quantize) {
   STD_TORCH_CHECK(patches.dim() == 4 && factor >= 1 && factor <= size &&
                       patches.size(0) % (factor * factor) == 0 && patches.size(2) >= 1 &&
-                      patches.size(3) >= 1,
+                      patches.size(3) >= 1 &&
+                      std::max({size, patches.size(2), patches.size(3)}) <= kMaxSide,
                   "pyddfast: patches are (n * factor^2, C, h, w)");
   STD_TORCH_CHECK(
       mean.size() == std.size() && (mean.empty() || int64_t(mean.size()) == patches.size(1)),

@@ -78,22 +78,32 @@ def test_multi_crop_is_interpolate_of_the_cut_out_crop(
             assert (got[m, n] - want).abs().max() <= bound
 
 
-def test_multi_crop_agrees_with_pil() -> None:
-    # Smooth content, as photographs have; PIL rounds to bytes between its two passes.
-    y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
-    smooth = torch.stack((128 + 90 * (x / 9).sin(), 2 * y, 128 + 100 * ((x + y) / 5).cos()))
-    for image in (smooth.to(torch.uint8), pixels(3, 90, 120)):
-        boxes = draw_crop_boxes([(90, 120)], [5], num_crops=8, ratio=(0.75, 4 / 3))
-        got = multi_crop(image[None], boxes, size=32, mean=(0,) * 3, std=(1,) * 3)[:, 0]
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (90, 120, 32),
+        (375, 500, 112),  # an ImageNet photo to RDED's patch
+    ],
+)
+def test_multi_crop_agrees_with_pil(height: int, width: int, size: int) -> None:
+    # Smooth content, as photographs have, and noise, the worst case: PIL rounds to bytes after
+    # each of its two passes, which alone puts it 0.25 to 0.31 levels from the exact resize.
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    waves = (128 + 90 * (x / 9).sin(), 255 * y / height, 128 + 100 * ((x + y) / 5).cos())
+    for image in (torch.stack(waves).to(torch.uint8), pixels(3, height, width)):
+        boxes = draw_crop_boxes([(height, width)], [5], num_crops=8, ratio=(0.75, 4 / 3))
+        got = multi_crop(image[None], boxes, size=size, mean=(0,) * 3, std=(1,) * 3)[:, 0] * 255
         source = Image.fromarray(image.permute(1, 2, 0).numpy())
-        for crop, (top, left, height, width) in zip(got, boxes[0].tolist(), strict=True):
-            small = source.crop((left, top, left + width, top + height)).resize(
-                (32, 32), Image.Resampling.BILINEAR
+        distances = []
+        for crop, (top, left, height_, width_) in zip(got, boxes[0].tolist(), strict=True):
+            small = source.crop((left, top, left + width_, top + height_)).resize(
+                (size, size), Image.Resampling.BILINEAR
             )
-            want = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float() / 255
-            difference = (crop - want).abs()
-            assert difference.max() <= 4 / 255
-            assert difference.mean() <= 0.5 / 255  # a rounded byte is off by 0.25 on average
+            want = torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1).float()
+            distances.append((crop - want).abs())
+            assert (crop.round() - want).abs().mean() <= 0.3  # bytes against bytes
+        assert torch.stack(distances).max() <= 4
+        assert torch.stack(distances).mean() <= 0.3
 
 
 def test_multi_crop_normalises_then_pads_with_zeros_in_the_middle() -> None:
