@@ -111,9 +111,12 @@ def test_rded_is_the_official_synthesis(factor: int, semantics: str) -> None:
         want = (
             images.clamp(0, 255).round() if semantics == "paper" else images.clamp(0, 255).trunc()
         )
-        # A value on the edge between two bytes may fall to either side by float rounding.
+        # A value on the edge between two bytes may fall to either side by float rounding; pixels
+        # that the resize leaves as they are lie on the edges of truncation.
         differs = made.images[rows].float() != want
-        assert differs.float().mean() < 0.01
+        edge = images - (0.5 if semantics == "paper" else 0.0)
+        assert not (differs & ((edge - edge.round()).abs() > 1e-3)).any()
+        assert differs.float().mean() < 0.1
         assert (made.images[rows].float() - images).abs().max() < (
             0.51 if semantics == "paper" else 1.01
         )
