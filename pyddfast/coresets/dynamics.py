@@ -12,7 +12,6 @@ three of the seven digits, and p_y itself rounds to 1 for easy samples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -21,9 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyddfast._extras import require
 from pyddfast.coresets.selection import Scores
-from pyddfast.data.atomic import write_bytes
+from pyddfast.data.stored import read_tensors, write_tensors
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.reference.dynamics import COUNT_LIMIT
 
@@ -431,10 +429,7 @@ class TrainingDynamics:
 
     def save(self, path: str | Path) -> None:
         """Write the state as a safetensors file, whole or not at all."""
-        safetensors = require("safetensors.torch", "methods")
-        tensors = {k: v.cpu().contiguous() for k, v in self._tensors().items()}
-        content = safetensors.save(tensors, {"state": json.dumps(self._meta())})
-        write_bytes(Path(path), content)
+        write_tensors(Path(path), self._tensors(), self._meta())
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> TrainingDynamics:
@@ -447,17 +442,14 @@ class TrainingDynamics:
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist")
-        safetensors = require("safetensors", "methods")
+        tensors, meta = read_tensors(file)
         try:
-            with safetensors.safe_open(str(file), framework="pt") as opened:
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-                meta = json.loads((opened.metadata() or {})["state"])
             settings = {k: v for k, v in meta.items() if k not in ("tick", "open")}
             settings["ring_dtype"] = getattr(torch, settings["ring_dtype"])
             recorder = cls(**settings, device=device)
             recorder.load_state_dict({**tensors, "meta": meta})
-        except Exception as error:
-            # safetensors, JSON and a missing key each raise their own type.
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # What is not a recorder's meta fails in one of these ways.
             raise ValueError(f"{file} holds no training dynamics: {error}") from error
         return recorder
 

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from pyddfast.coresets import DYNAMICS_SCORES, TrainingDynamics, select
+from pyddfast.data.stored import write_tensors
 
 Array = npt.NDArray[np.float64]
 N, C, K = 60, 6, 14
@@ -449,7 +450,10 @@ def test_refuses_states_of_others(tmp_path: Path) -> None:
         TrainingDynamics(5).merge(recorder)
     recorder.save(tmp_path / "state")
     (tmp_path / "cut").write_bytes((tmp_path / "state").read_bytes()[:-9])
-    with pytest.raises(ValueError, match="cut holds no training dynamics"):
+    with pytest.raises(ValueError, match="cut is damaged"):
         TrainingDynamics.load(tmp_path / "cut")
+    write_tensors(tmp_path / "other", {"seen": torch.zeros(5)}, {"count": 5})
+    with pytest.raises(ValueError, match="other holds no training dynamics"):
+        TrainingDynamics.load(tmp_path / "other")
     with pytest.raises(FileNotFoundError, match="absent"):
         TrainingDynamics.load(tmp_path / "absent")
