@@ -61,8 +61,8 @@ WITH_COMMANDS = [p for p in [*TOP, *PAGES] if any(b.language == "bash" for b in 
 SHORTER: dict[str, dict[str, str]] = {
     "README.md": {"epochs=5": "epochs=1", "train.Epochs(100)": "train.Steps(2)"},
     "docs/dynamics.md": {
-        "epochs=30": "epochs=12",  # two windows of ten
         "downstream_epochs=300": "downstream_epochs=5, ticks=6",
+        "epochs=30": "epochs=12",  # two windows of ten
         "epochs=20": "epochs=1",
         '"convnet-d3", ipc=10)': '"convnet-d3", ipc=10, downstream_epochs=5, ticks=6)',
     },
