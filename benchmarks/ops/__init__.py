@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import kd, scores
+from benchmarks.ops import kd, scores, stats
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -21,6 +21,8 @@ CASES: dict[str, Cases] = {
     "soft_ce": kd.soft_ce_cases,
     "mse_ce": kd.mse_ce_cases,
     "sample_scores": scores.sample_scores_cases,
+    "channel_stats": stats.channel_stats_cases,
+    "bn_eval_stats": stats.bn_eval_stats_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {
