@@ -375,7 +375,8 @@ __global__ void __launch_bounds__(kThreads) rows_backward(Args args) {
 
 // A warp a channel.  fp64: counts beyond 2^24, and few operations.
 template <class S>
-__global__ void __launch_bounds__(kThreads) finish(Args args, float* mean, float* var) {
+__global__ void __launch_bounds__(kThreads)
+    finish(Args args, float* mean, float* mean_kept, float* var) {
   simt::grid_dependency_wait();
   const int c = int(blockIdx.x) * (kThreads / 32) + int(threadIdx.x) / 32;
   if (c >= args.channels) return;
@@ -389,6 +390,7 @@ __global__ void __launch_bounds__(kThreads) finish(Args args, float* mean, float
     // Without elements there is no shift to read, and the mean is 0 / 0 as torch's.
     const double nothing = 0.0 * (1.0 / total.count);
     mean[c] = float(total.count > 0 ? total.mean + double(shift_of<S>(args, c)) : nothing);
+    mean_kept[c] = mean[c];
     var[c] = float(total.squares / total.count);
   }
 }
@@ -501,7 +503,7 @@ int run(const ChannelStatsParams& params, bool backward, void* stream) {
   config.grid = dim3(static_cast<unsigned>(ceil_div(params.channels, kThreads / 32)));
   config.programmatic = true;
   return simt::launch(finish<S>, config, args, static_cast<float*>(params.mean),
-                      static_cast<float*>(params.var));
+                      static_cast<float*>(params.mean_kept), static_cast<float*>(params.var));
 }
 
 int dispatch(const ChannelStatsParams& params, bool backward, void* stream) {

@@ -30,6 +30,7 @@ struct ChannelStatsParams {
   const void* shift;  // a guess of the mean; null: the channel's first element
   void* mean;         // backward: an input
   void* var;          // biased
+  void* mean_kept;    // the mean once more, for the backward: autograd does not alias its outputs
   void* partials;     // CPU: (pieces, 2, channels) doubles; CUDA: (channels, tiles) Moments<float>
 
   // Batch normalisation, if running_var is given.

@@ -206,7 +206,9 @@ void finish(const ChannelStatsParams& params) {
     }
     // No elements: 0 / 0, as torch.  NaN passes the bound at 0.
     const double offset = first / count, spread = second / count - offset * offset;
-    static_cast<T*>(params.mean)[c] = T(offset + shift_of<T, S>(params, c));
+    const T mean = T(offset + shift_of<T, S>(params, c));
+    static_cast<T*>(params.mean)[c] = mean;
+    static_cast<T*>(params.mean_kept)[c] = mean;
     static_cast<T*>(params.var)[c] = T(spread < 0 ? 0.0 : spread);
   }
 }

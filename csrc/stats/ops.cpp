@@ -119,12 +119,14 @@ struct Result {
 };
 
 template <bool kCuda>
-std::tuple<Tensor, Tensor> run_forward(StatsCall& call) {
+std::tuple<Tensor, Tensor, Tensor> run_forward(StatsCall& call) {
   ChannelStatsParams& params = call.params;
   const ScalarType type = accumulation_type(call.x);
   const Tensor mean = new_tensor(call.x, {params.channels}, type);
   const Tensor var = new_tensor(call.x, {params.channels}, type);
+  const Tensor kept = new_tensor(call.x, {params.channels}, type);
   params.mean = mean.mutable_data_ptr();
+  params.mean_kept = kept.mutable_data_ptr();
   params.var = var.mutable_data_ptr();
   if constexpr (kCuda) {
     const int64_t tiles = channel_stats_tiles(params);
@@ -143,11 +145,11 @@ std::tuple<Tensor, Tensor> run_forward(StatsCall& call) {
     });
     channel_stats_finish_cpu(params);
   }
-  return {mean, var};
+  return {mean, var, kept};
 }
 
 template <bool kCuda>
-std::tuple<Tensor, Tensor> channel_stats(const Tensor& x, std::optional<Tensor> shift) {
+std::tuple<Tensor, Tensor, Tensor> channel_stats(const Tensor& x, std::optional<Tensor> shift) {
   StatsCall call(x, {}, 0.0, 0);
   call.shift = channel_vector(shift, x);
   call.params.shift = data_of(call.shift);
@@ -155,18 +157,16 @@ std::tuple<Tensor, Tensor> channel_stats(const Tensor& x, std::optional<Tensor> 
 }
 
 template <bool kCuda>
-std::tuple<Tensor, Tensor, Tensor> bn_eval_stats(const Tensor& x, const Tensor& running_mean,
-                                                 const Tensor& running_var,
-                                                 std::optional<Tensor> weight,
-                                                 std::optional<Tensor> bias, double eps,
-                                                 int64_t activation) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> bn_eval_stats(
+    const Tensor& x, const Tensor& running_mean, const Tensor& running_var,
+    std::optional<Tensor> weight, std::optional<Tensor> bias, double eps, int64_t activation) {
   StatsCall call(x, {running_mean, running_var, weight, bias}, eps, activation);
   Result y(x, call);
   call.params.shift = call.params.running_mean;
   call.params.y = y.written.mutable_data_ptr();
   call.params.y_strides = y.strides(call);
-  const auto [mean, var] = run_forward<kCuda>(call);
-  return {y.finish(), mean, var};
+  const auto [mean, var, kept] = run_forward<kCuda>(call);
+  return {y.finish(), mean, var, kept};
 }
 
 template <bool kCuda>
@@ -342,13 +342,14 @@ void register_kernels(torch::stable::detail::StableLibrary& m) {
 
 // activation: 0 none, 1 ReLU, 2 ReLU6.
 STABLE_TORCH_LIBRARY_FRAGMENT(PYDDFAST_NAMESPACE, m) {
-  m.def("channel_stats(Tensor x, Tensor? shift) -> (Tensor mean, Tensor var)");
+  m.def("channel_stats(Tensor x, Tensor? shift) -> (Tensor mean, Tensor var, Tensor kept)");
   m.def(
       "channel_stats_grad(Tensor x, Tensor mean, Tensor? grad_x, Tensor? grad_mean,"
       " Tensor? grad_var) -> Tensor");
   m.def(
       "bn_eval_stats(Tensor x, Tensor running_mean, Tensor running_var, Tensor? weight,"
-      " Tensor? bias, float eps, int activation) -> (Tensor y, Tensor mean, Tensor var)");
+      " Tensor? bias, float eps, int activation) -> (Tensor y, Tensor mean, Tensor var, Tensor "
+      "kept)");
   m.def(
       "bn_eval_stats_grad(Tensor x, Tensor mean, Tensor running_mean, Tensor running_var,"
       " Tensor? weight, Tensor? bias, Tensor? grad_y, Tensor? grad_mean, Tensor? grad_var,"

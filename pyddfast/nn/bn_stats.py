@@ -47,6 +47,7 @@ class BNStatLoss:
             replicas would overwrite each other's statistics; from a call without a forward before.
 
     ``per_layer`` is (layers,), the distances at the last call, unweighted and without gradient.
+
     """
 
     per_layer: Tensor | None
@@ -94,26 +95,27 @@ class BNStatLoss:
         stats = [s for s in self._stats if s is not None]
         self._stats = [None] * len(self._layers)
         target_mean, target_var = self._packed_targets(stats[0][0].dtype)
-        mean, var = (torch.cat(vectors) for vectors in zip(*stats, strict=True))
-        sizes = [len(m) for m, _ in stats]
-        loss, parts, start = mean.new_zeros(()), [], 0
+        sizes = [len(mean) for mean, _ in stats]
+        losses, distances, start = [], [], 0
         for first in range(0, len(sizes), MAX_LAYERS):  # one group but for the deepest networks
             group = slice(first, first + MAX_LAYERS)
-            part = slice(start, start + sum(sizes[group]))
-            group_loss, per_layer = ops.bn_distance(
-                mean[part],
-                var[part],
-                target_mean[part],
-                target_var[part],
+            mean, var = (_pack(vectors) for vectors in zip(*stats[group], strict=True))
+            part = slice(start, start + len(mean))
+            whole = len(mean) == target_mean.shape[1]
+            loss, per_layer = ops.bn_distance(
+                mean,
+                var,
+                target_mean if whole else target_mean[:, part],
+                target_var if whole else target_var[:, part],
                 sizes[group],
                 layer_weight=self._weights[group],
                 var_weight=self._var_weight,
             )
-            loss = loss + group_loss if first else group_loss
-            parts.append(per_layer.detach())
+            losses.append(loss)
+            distances.append(per_layer.detach())
             start = part.stop
-        self.per_layer = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return loss
+        self.per_layer = torch.cat(distances) if len(distances) > 1 else distances[0]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def close(self) -> None:
         """Removes the hooks and restores the layers; a second call does nothing."""
@@ -169,7 +171,7 @@ class BNStatLoss:
         return y
 
     def _packed_targets(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The running statistics side by side, packed again when one has changed or moved."""
+        """(1, channels) running statistics, packed again when one has changed or moved."""
         vectors = [
             [layer.running_mean, layer.running_var]
             for layer in self._layers
@@ -182,9 +184,27 @@ class BNStatLoss:
         ]
         key = (dtype, state)
         if self._targets is None or self._targets[0] != key:
-            mean, var = (torch.cat(part).to(dtype) for part in zip(*vectors, strict=True))
+            mean, var = (torch.cat(part).to(dtype)[None] for part in zip(*vectors, strict=True))
             self._targets = (key, mean, var)
         return self._targets[1:]
+
+
+class _Pack(torch.autograd.Function):
+    """``torch.cat`` of vectors, whose backward is one call instead of one a vector."""
+
+    @staticmethod
+    def forward(ctx: Any, *vectors: Tensor) -> Tensor:
+        ctx.sizes = [len(vector) for vector in vectors]
+        return torch.cat(vectors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return torch.split_with_sizes(grad, ctx.sizes)
+
+
+def _pack(vectors: Sequence[Tensor]) -> Tensor:
+    packed: Tensor = _Pack.apply(*vectors)  # type: ignore[no-untyped-call]
+    return packed
 
 
 def _chosen(model: nn.Module, layers: Sequence[nn.Module] | None) -> list[_BatchNorm]:

@@ -61,12 +61,11 @@ def _grad_second(grad_loss: Tensor, first: Tensor, second: Tensor, *_: Any) -> T
     return second.new_empty(second.shape)
 
 
-def _channel_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    mean, var = (x.new_empty((x.shape[1],), dtype=accumulation_dtype(x)) for _ in range(2))
-    return mean, var
+def _channel_stats(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty((x.shape[1],), dtype=accumulation_dtype(x)) for _ in range(3))
 
 
-def _bn_eval_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _bn_eval_stats(x: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), *_channel_stats(x)
 
 

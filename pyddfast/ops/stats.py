@@ -59,15 +59,15 @@ def channel_stats(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tenso
     if torch.is_grad_enabled() and x.requires_grad:
         outputs: tuple[Tensor, Tensor, Tensor] = _ChannelStats.apply(x, shift)  # type: ignore[no-untyped-call]
         return outputs
-    mean, var = raw.channel_stats(x, shift)
+    mean, var, _ = raw.channel_stats(x, shift)
     return x.view_as(x), mean, var
 
 
 class _ChannelStats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor | None) -> Any:
-        mean, var = raw.channel_stats(x, shift)
-        ctx.save_for_backward(x, mean)
+        mean, var, kept = raw.channel_stats(x, shift)
+        ctx.save_for_backward(x, kept)  # an output, saved, would cost two calls more
         ctx.set_materialize_grads(False)
         return x.view_as(x), mean, var
 
@@ -156,7 +156,7 @@ def bn_eval_stats(
             x, (running_mean, running_var, weight, bias), (eps, code)
         )
         return outputs
-    y, mean, var = raw.bn_eval_stats(x, running_mean, running_var, weight, bias, eps, code)
+    y, mean, var, _ = raw.bn_eval_stats(x, running_mean, running_var, weight, bias, eps, code)
     return y, mean, var
 
 
@@ -168,8 +168,8 @@ class _BnEvalStats(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: tuple[Tensor | None, ...], options: tuple[float, int]
     ) -> Any:
-        y, mean, var = raw.bn_eval_stats(x, *norm, *options)
-        ctx.save_for_backward(x, mean, *norm)
+        y, mean, var, kept = raw.bn_eval_stats(x, *norm, *options)
+        ctx.save_for_backward(x, kept, *norm)
         ctx.options = options
         ctx.set_materialize_grads(False)
         return y, mean, var
@@ -259,7 +259,8 @@ def bn_distance(
     weights = _weights(layer_weight, len(sizes), 1.0, "layer_weight")
     shares = _weights(target_weight, targets, 1.0 / targets, "target_weight")
     options = (sizes, weights, shares, _checks.number(var_weight, "var_weight"), bool(squared))
-    tensors = (mean, var, target_mean.view(targets, -1), target_var.view(targets, -1))
+    rows = (t if t.dim() == 2 else t[None] for t in (target_mean, target_var))
+    tensors = (mean, var, *rows)
     if functorch_active() or not _native.usable(*tensors):
         return _distance_twin(tensors, at, options)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):

@@ -217,6 +217,10 @@ def test_a_quick_run(tmp_path: Path) -> None:
         for op, part in cases
         for shape in [(256, 100), (256, 10)]
         for provider in ("ours", "eager")
+    ] + [
+        (op, both, (4, 3, 32, 32), provider)
+        for op in ("channel_stats", "bn_eval_stats")
+        for provider in ("ours", "eager")
     ]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout
