@@ -211,17 +211,11 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert run["metadata"]["left_out"] == {}
     found = [(r["op"], r["part"], tuple(r["shape"]), r["provider"]) for r in run["results"]]
     both = "forward+backward"
-    cases = [("kd_loss", both), ("kd_loss", "forward"), ("soft_ce", both), ("mse_ce", both)]
-    assert found == [
-        (op, part, shape, provider)
-        for op, part in cases
-        for shape in [(256, 100), (256, 10)]
-        for provider in ("ours", "eager")
-    ] + [
-        (op, both, (4, 3, 32, 32), provider)
-        for op in ("channel_stats", "bn_eval_stats")
-        for provider in ("ours", "eager")
-    ]
+    kd = [("kd_loss", both), ("kd_loss", "forward"), ("soft_ce", both), ("mse_ce", both)]
+    cases = [(op, part, shape) for op, part in kd for shape in [(256, 100), (256, 10)]]
+    cases += [("sample_scores", "forward", (256, 100))]
+    cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
+    assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout
 
