@@ -21,11 +21,11 @@ __all__ = ["COMMANDS", "keep_freed_memory", "main"]
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("info",): ("info", "versions, backends, CPU and CUDA kernels, missing extras"),
     ("quickstart",): ("quickstart", "the main job in five minutes: sets, students, a report"),
-    ("distill", "rded"): ("distill_rded", "distil a data set by RDED"),
+    ("distill", "rded"): ("distill_rded", "distill a data set by RDED"),
     ("distill", "sre2l"): ("distill_sre2l", "synthesise images from a teacher by SRe2L"),
     ("distill", "cda"): ("distill_cda", "synthesise images from a teacher by CDA"),
     ("distill", "dwa"): ("distill_dwa", "synthesise images from teacher and data by DWA"),
-    ("distill", "ca2d"): ("coresets.distill_ca2d", "distil by CA2D: RDED on the head of CAD"),
+    ("distill", "ca2d"): ("coresets.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
     ("coreset", "random"): ("coreset_random", "pick images at random, the same number a class"),
     ("coreset", "el2n-easy"): ("coreset_el2n_easy", "pick the images with the lowest EL2N"),
     ("coreset", "el2n"): ("coresets.coreset_el2n", "pick the images with the highest EL2N"),

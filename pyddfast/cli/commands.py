@@ -89,9 +89,9 @@ class DataOptions:
     """Which data.
 
     Attributes:
-        data: Name of the data set: fashion-mnist-mini (embedded), fashion-mnist, or folder
-            (ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE).
-        root: Its folder, where it is not embedded.
+        data: Name of the data set: fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100,
+            tiny-imagenet, imagenet, or folder (ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE).
+        root: Its folder (of cifar10 and cifar100 also the archive), where it is not embedded.
     """
 
     data: str = "fashion-mnist-mini"
@@ -112,7 +112,8 @@ class ModelOptions:
     """Which network.
 
     Attributes:
-        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18.
+        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18, resnet34, resnet50,
+            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.
         model_option: Its options, each NAME=VALUE, e.g. width=32 norm=batch.
     """
 
@@ -256,7 +257,7 @@ def distill_rded(
     png: bool = False,
     device: str | None = None,
 ) -> None:
-    """Distil a data set by RDED: the crops that a teacher is surest of, tiled to images.
+    """Distill a data set by RDED: the crops that a teacher is surest of, tiled to images.
 
     Args:
         config: Settings of RDED.

@@ -470,7 +470,7 @@ def distill_ca2d(
     factor: int | None = None,
     num_crops: int = 5,
 ) -> None:
-    """Distil a data set by CA2D: RDED among the images with the highest CAD of each class.
+    """Distill a data set by CA2D: RDED among the images with the highest CAD of each class.
 
     Args:
         to: The set.

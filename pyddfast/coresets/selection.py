@@ -264,7 +264,7 @@ def to_distilled(selection: Selection, dataset: ImageSource) -> DistilledSet:
         shapes = sorted({tuple(image.shape) for image in images})
         raise ValueError(
             "a set needs at least one image and images of one size, "
-            f"got shapes {shapes[:5]}; give the data set an image_size"
+            f"got shapes {shapes[:5]}; give the data set an image_size (--image-size)"
         )
     return DistilledSet(
         images=torch.stack(images),

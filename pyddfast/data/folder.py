@@ -170,8 +170,8 @@ class ImageFolder(Labelled):
                 elif image.shape != images.shape[1:]:
                     raise ValueError(
                         f"{self.paths[position]} has the size {tuple(image.shape[1:])}, "
-                        f"{self.paths[0]} has {tuple(images.shape[2:])}; give image_size to make "
-                        "them equal"
+                        f"{self.paths[0]} has {tuple(images.shape[2:])}; give image_size "
+                        "(--image-size) to make them equal"
                     )
                 images[position] = image
         if images is None:

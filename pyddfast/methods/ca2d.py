@@ -29,7 +29,7 @@ def ca2d(
     device: torch.device | str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
-    """Distil a data set by CA2D.
+    """Distill a data set by CA2D.
 
     Args:
         dataset: Real images, N.

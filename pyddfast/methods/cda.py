@@ -88,7 +88,7 @@ def cda(
     source: ImageSource | None = None,
     job: Job | None = None,
 ) -> DistilledSet:
-    """Distil by CDA; arguments, result and errors as :func:`sre2l`."""
+    """Distill by CDA; arguments, result and errors as :func:`sre2l`."""
     config = CDAConfig() if config is None else config
     settings = resolve(config, task, PUBLISHED)
     assert settings.iterations is not None

@@ -123,7 +123,7 @@ def dwa(
     source: ImageSource | None = None,
     job: Job | None = None,
 ) -> DistilledSet:
-    """Distil by DWA; arguments, result and errors as :func:`sre2l`.
+    """Distill by DWA; arguments, result and errors as :func:`sre2l`.
 
     The teachers' weights are put back at the end.
     """

@@ -43,7 +43,7 @@ class RDEDConfig:
         image_size: Side of an image in pixels.  None: that of the data set, or 224 for images of
             several sizes.
         num_crops: Random crops of each image.
-        pool: Images of each class that compete, drawn at random; ignored with ``candidates``.
+        pool: Images of each class that compete, drawn at random.
         scale: Smallest and largest share of the image that a crop covers.
         ratio: Smallest and largest width / height of a crop.
         semantics: "paper" rounds pixels to bytes and takes whole classes smaller than the pool;
@@ -90,7 +90,7 @@ def rded(
     device: torch.device | str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
-    """Distil a data set by RDED.
+    """Distill a data set by RDED.
 
     Args:
         dataset: Real images; equal sizes are scored in one piece, others one by one.
@@ -98,8 +98,8 @@ def rded(
             Run in evaluation mode; its mode is restored.
         config: Settings; default :class:`RDEDConfig`.
         candidates: The pool of each class in order, as positions in ``dataset``: a list in label
-            order or a mapping by label.  All of them compete; ties go to the earlier one.  CA2D
-            passes the head of its ranking here.
+            order or a mapping by label.  All of them compete, whatever ``config.pool`` is; ties go
+            to the earlier one.  CA2D passes the head of its ranking here.
         device: Where the teacher runs; default where its parameters are.
         on_progress: Called with (classes done, classes in all) after each class.
 

@@ -68,7 +68,7 @@ def sre2l(
     source: ImageSource | None = None,
     job: Job | None = None,
 ) -> DistilledSet:
-    """Distil by SRe2L's recover step.
+    """Distill by SRe2L's recover step.
 
     Args:
         task: Classes and normalisation: a data set, or :class:`TaskInfo` without one.
