@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyddfast import __version__, cli, data
+from pyddfast import __version__, cli, data, models
 from pyddfast.cli import commands
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -267,6 +267,25 @@ def test_every_command_line_parses(path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(module, name, noted)
         assert cli.main(words) == 0, words
         assert called == [name]
+
+
+def test_the_help_lists_every_name_and_nothing_of_python(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in cli.COMMANDS:
+        assert cli.main([*words, "--help"]) == 0
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "``" not in shown, words  # mark-up, and names that are no option
+        assert not re.search(r"[Dd]istil\b", shown), words  # the commands' spelling
+        if "--data " in shown:
+            listed = shown.partition("Name of the data set:")[2].partition("(default:")[0]
+            assert set(data.names()) <= set(re.findall(r"[\w-]+", listed)), words
+        if "--model " in shown:
+            listed = shown.partition("Name of the network:")[2].partition("(default:")[0]
+            spelt = set(re.findall(r"[\w-]+", listed))
+            convnets = {name for name in models.names() if name.startswith("convnet-d")}
+            assert {min(convnets), max(convnets)} <= spelt, words  # from one to the other
+            assert set(models.names()) - convnets <= spelt, words
 
 
 def code_spans(path: Path) -> list[str]:
