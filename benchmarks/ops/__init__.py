@@ -21,6 +21,7 @@ CASES: dict[str, Cases] = {
     "soft_ce": kd.soft_ce_cases,
     "mse_ce": kd.mse_ce_cases,
     "sample_scores": scores.sample_scores_cases,
+    "dynamics_update_": scores.dynamics_cases,
     "channel_stats": stats.channel_stats_cases,
     "bn_eval_stats": stats.bn_eval_stats_cases,
 }

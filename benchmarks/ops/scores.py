@@ -1,4 +1,4 @@
-"""The scores family: every score of a batch in one call.
+"""The scores family: every score of a batch in one call, and the recorder's update.
 
 `eager` is what a careful script writes: one softmax, gathers, norms, the two largest entries.  It
 does not give the accuracy of ours (1 - p_y as a difference), only the same quantities.
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.harness import Case
+from benchmarks.harness import Case, Step
 from benchmarks.ops.kd import compiled, forward
 from pyddfast import ops
+from pyddfast.ops.dynamics import DynamicsState
 
 # ImageNet-1k at the batch of a training step and of relabelling; CIFAR-100, where a call's fixed
 # costs count; ImageNet-21k, rows longer than the L1 cache.
@@ -89,5 +90,101 @@ def sample_scores_cases(device: torch.device, quick: bool) -> list[Case]:
             },
         )
         for dtype in dtypes
+        for shape in shapes
+    ]
+
+
+# --- dynamics_update_ ------------------------------------------------------------------------
+
+SAMPLES = 50_000  # CIFAR; a batch touches its own samples only, whatever their number
+SLOTS = 10  # of the recorder's ring
+
+
+def new_state(samples: int, device: torch.device) -> DynamicsState:
+    def zeros(dtype: torch.dtype) -> Tensor:
+        return torch.zeros(samples, dtype=dtype, device=device)
+
+    return DynamicsState(
+        ring=torch.zeros(samples, SLOTS, device=device),
+        last_correct=zeros(torch.uint8),
+        seen=zeros(torch.int16),
+        forgetting=zeros(torch.int16),
+        correct=zeros(torch.int16),
+        first_learned=zeros(torch.int16) - 1,
+        aum=zeros(torch.float32),
+        el2n=zeros(torch.float32),
+    )
+
+
+def eager_update(
+    state: DynamicsState, logits: Tensor, target: Tensor, indices: Tensor, tick: Tensor
+) -> None:
+    """The default state by torch's operators, without checks."""
+    z, y = logits.float(), target[:, None]
+    p = z.softmax(1)
+    error = p.scatter_add(1, y, torch.full_like(y, -1.0, dtype=p.dtype))
+    top, index = z.topk(2, dim=1)
+    correct = index[:, 0] == target
+    rival = torch.where(correct, top[:, 1], top[:, 0])
+    state.ring[indices, (tick % SLOTS).expand_as(indices)] = -error.gather(1, y).squeeze(1)
+    before, first = state.last_correct[indices] != 0, state.first_learned[indices]
+    state.first_learned[indices] = torch.where((first < 0) & correct, state.seen[indices], first)
+    state.seen[indices] += 1
+    state.forgetting[indices] += (before & ~correct).short()
+    state.correct[indices] += correct.short()
+    state.last_correct[indices] = correct.to(torch.uint8)
+    state.aum[indices] += z.gather(1, y).squeeze(1) - rival
+    state.el2n[indices] += error.norm(dim=1)
+
+
+def update(
+    function: Callable[..., None], device: torch.device
+) -> Callable[[Mapping[str, Tensor]], Step]:
+    """Each provider has a state of its own."""
+
+    def bind(inputs: Mapping[str, Tensor]) -> Step:
+        state = new_state(SAMPLES, device)
+        arguments = [inputs[name] for name in ("logits", "target", "indices", "tick")]
+
+        def step() -> object:
+            function(state, *arguments)
+            return [x for x in state[:-5] if x is not None]
+
+        return step
+
+    return bind
+
+
+def dynamics_cases(device: torch.device, quick: bool) -> list[Case]:
+    """A training batch recorded with the default state."""
+    shapes = [(256, 100)] if quick else [(256, 10), (256, 100), (256, 1000)]
+
+    def make(shape: tuple[int, int]) -> Callable[[int], Mapping[str, Tensor]]:
+        def inputs(seed: int) -> Mapping[str, Tensor]:
+            generator = torch.Generator().manual_seed(seed)
+            indices = torch.randperm(SAMPLES, generator=generator)[: shape[0]]
+            return {
+                **inputs_of(shape, torch.float32, device)(seed),
+                "indices": indices.to(device),
+                "tick": torch.tensor(3, device=device),
+            }
+
+        return inputs
+
+    return [
+        Case(
+            op="dynamics_update_",
+            part="forward",
+            shape=shape,
+            dtype="float32",
+            # logits, label, index; of the state a slot (write) and 17 bytes (read and write)
+            bytes_floor=shape[0] * (4 * shape[1] + 8 + 8 + 4 + 2 * 17),
+            make_inputs=make(shape),
+            providers={
+                "ours": update(ops.dynamics_update_, device),
+                "eager": update(eager_update, device),
+                "torch.compile": update(compiled(eager_update), device),
+            },
+        )
         for shape in shapes
     ]

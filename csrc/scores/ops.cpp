@@ -1,9 +1,11 @@
 // The operators of the scores family: schemas, allocation, dispatch.
 #include <atomic>
 #include <limits>
+#include <optional>
 #include <tuple>
 
 #include "common/torch_ops.h"
+#include "scores/dynamics.h"
 #include "scores/sample_scores.h"
 #include "scores/scores_math.h"
 
@@ -62,6 +64,32 @@ struct ScoreCall {
   }
 };
 
+// The CPU kernel, which refuses labels that are no classes, and NaN.
+struct ScoreTable {
+  Tensor scores, correct;
+
+  ScoreTable(const Tensor& logits, bool with_features)
+      : scores(new_tensor(logits, {with_features ? kScores : kGrand, logits.size(0)},
+                          accumulation_type(logits))),
+        correct(new_tensor(logits, {logits.size(0)}, ScalarType::Bool)) {}
+
+  void set_in(SampleScoresParams& params) const {
+    params.scores = scores.mutable_data_ptr();
+    params.correct = correct.mutable_data_ptr<bool>();
+  }
+
+  void fill_cpu(const ScoreInputs& inputs) const {
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+    std::atomic<int64_t> invalid_row = kNone;
+    SampleScoresParams params{inputs};
+    set_in(params);
+    params.invalid_row = &invalid_row;
+    run_rows(sample_scores_cpu, params);
+    STD_TORCH_CHECK(invalid_row == kNone, "pyddfast: the label of row ", invalid_row.load(),
+                    " is no class, or its logits hold NaN");
+  }
+};
+
 template <bool kCuda>
 std::tuple<Tensor, Tensor> sample_scores(const Tensor& logits, const Tensor& target,
                                          std::optional<Tensor> teacher,
@@ -69,27 +97,94 @@ std::tuple<Tensor, Tensor> sample_scores(const Tensor& logits, const Tensor& tar
   const ScoreCall call(logits, target, teacher, features);
   SampleScoresParams params{};
   call.set_in(params, temperature);
-  const int64_t columns = features ? kScores : kGrand;
-  const Tensor scores = new_tensor(logits, {columns, params.rows}, accumulation_type(logits));
-  const Tensor correct = new_tensor(logits, {params.rows}, ScalarType::Bool);
-  params.scores = scores.mutable_data_ptr();
-  params.correct = correct.mutable_data_ptr<bool>();
+  const ScoreTable table(logits, features.has_value());
   if constexpr (kCuda) {
+    table.set_in(params);
     launch(sample_scores_cuda, params, call.logits);
   } else {
-    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-    std::atomic<int64_t> invalid_row = kNone;
-    params.invalid_row = &invalid_row;
-    run_rows(sample_scores_cpu, params);
-    STD_TORCH_CHECK(invalid_row == kNone, "pyddfast: the label of row ", invalid_row.load(),
-                    " is no class, or its logits hold NaN");
+    table.fill_cpu(params);
   }
-  return {scores, correct};
+  return {table.scores, table.correct};
+}
+
+// The memory of one of the state's vectors; null if it is not recorded.
+template <class T>
+T* state_vector(const std::optional<Tensor>& vector, ScalarType type, int64_t samples) {
+  if (!vector) return nullptr;
+  STD_TORCH_CHECK(
+      vector->scalar_type() == type && vector->numel() == samples && vector->is_contiguous(),
+      "pyddfast: the state's vectors are contiguous, one value a sample");
+  return static_cast<T*>(vector->mutable_data_ptr());
+}
+
+Score signal_of(int64_t code) {
+  constexpr Score kSignals[] = {kOneMinusProb, kNll, kEl2n};
+  STD_TORCH_CHECK(code >= 0 && code < 3, "pyddfast: unknown signal");
+  return kSignals[code];
+}
+
+template <bool kCuda>
+void dynamics_update(const Tensor& ring, const Tensor& last_correct, const Tensor& seen,
+                     const Tensor& forgetting, const Tensor& correct, const Tensor& first_learned,
+                     const Tensor& aum, const Tensor& el2n, std::optional<Tensor> el2n_sl,
+                     std::optional<Tensor> entropy, std::optional<Tensor> nll,
+                     std::optional<Tensor> grand, const Tensor& logits, const Tensor& target,
+                     const Tensor& indices, const Tensor& tick, std::optional<Tensor> teacher,
+                     std::optional<Tensor> features, double temperature, int64_t signal) {
+  const ScoreCall call(logits, target, teacher, features);
+  DynamicsParams params{};
+  call.set_in(params, temperature);
+  STD_TORCH_CHECK(target.dim() == 1, "pyddfast: the dynamics need labels");
+  STD_TORCH_CHECK(
+      ring.dim() == 2 && ring.size(1) > 0 && ring.is_contiguous() &&
+          (ring.scalar_type() == ScalarType::Float || ring.scalar_type() == ScalarType::Half),
+      "pyddfast: the ring is (N, R), contiguous, float32 or float16");
+  STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.dim() == 1 &&
+                      indices.size(0) == params.rows && tick.numel() == 1 &&
+                      tick.scalar_type() == ScalarType::Long,
+                  "pyddfast: one int64 index a row and an int64 tick expected");
+  STD_TORCH_CHECK(!grand || features, "pyddfast: grand needs features");
+  const int64_t samples = ring.size(0);
+  DynamicsArrays& state = params.state;
+  state.ring = ring.mutable_data_ptr();
+  state.half_ring = ring.scalar_type() == ScalarType::Half;
+  state.samples = samples;
+  state.slots = ring.size(1);
+  state.signal = signal_of(signal);
+  state.last_correct = state_vector<uint8_t>(last_correct, ScalarType::Byte, samples);
+  state.seen = state_vector<int16_t>(seen, ScalarType::Short, samples);
+  state.forgetting = state_vector<int16_t>(forgetting, ScalarType::Short, samples);
+  state.correct = state_vector<int16_t>(correct, ScalarType::Short, samples);
+  state.first_learned = state_vector<int16_t>(first_learned, ScalarType::Short, samples);
+  state.aum = state_vector<float>(aum, ScalarType::Float, samples);
+  state.el2n = state_vector<float>(el2n, ScalarType::Float, samples);
+  state.el2n_sl = state_vector<float>(el2n_sl, ScalarType::Float, samples);
+  state.entropy = state_vector<float>(entropy, ScalarType::Float, samples);
+  state.nll = state_vector<float>(nll, ScalarType::Float, samples);
+  state.grand = state_vector<float>(grand, ScalarType::Float, samples);
+  params.indices = indices.const_data_ptr<int64_t>();
+  params.index_stride = params.rows > 0 ? indices.stride(0) : 0;
+  params.tick = tick.const_data_ptr<int64_t>();
+  if constexpr (kCuda) {
+    std::optional<Tensor> teacher_rows;
+    if (teacher) teacher_rows = new_tensor(logits, {2, params.rows}, ScalarType::Float);
+    params.teacher_rows = teacher_rows ? teacher_rows->mutable_data_ptr() : nullptr;
+    launch(dynamics_update_cuda, params, call.logits);
+  } else {
+    // Everything that may be wrong is found before anything is written.
+    STD_TORCH_CHECK(*params.tick >= 0, "pyddfast: the tick is negative");
+    const int64_t bad = find_bad_index(params);
+    STD_TORCH_CHECK(bad < 0, "pyddfast: the index of row ", bad, " is no sample or occurs twice");
+    const ScoreTable table(logits, features.has_value());
+    table.fill_cpu(params);
+    record_rows_cpu(params, table.scores.const_data_ptr(), table.correct.const_data_ptr<bool>());
+  }
 }
 
 template <bool kCuda>
 void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("sample_scores", TORCH_BOX(&sample_scores<kCuda>));
+  m.impl("dynamics_update_", TORCH_BOX(&dynamics_update<kCuda>));
 }
 
 }  // namespace
@@ -101,6 +196,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(PYDDFAST_NAMESPACE, m) {
   m.def(
       "sample_scores(Tensor logits, Tensor target, Tensor? teacher, Tensor? features,"
       " float temperature) -> (Tensor scores, Tensor correct)");
+  // signal: 0 1 - p_y, 1 -log p_y, 2 EL2N
+  m.def(
+      "dynamics_update_(Tensor(a!) ring, Tensor(b!) last_correct, Tensor(c!) seen,"
+      " Tensor(d!) forgetting, Tensor(e!) correct, Tensor(f!) first_learned, Tensor(g!) aum,"
+      " Tensor(h!) el2n, Tensor(i!)? el2n_sl, Tensor(j!)? entropy, Tensor(k!)? nll,"
+      " Tensor(l!)? grand, Tensor logits, Tensor target, Tensor indices, Tensor tick,"
+      " Tensor? teacher, Tensor? features, float temperature, int signal) -> ()");
 }
 
 PYDDFAST_IMPLEMENT(pyddfast::register_kernels)

@@ -6,6 +6,7 @@ namespace {
 
 // (columns, rows): one column a score.
 struct ScoreTable {
+  static constexpr bool kSoftTargets = true;
   float* scores;
   bool* correct;
   int64_t rows;

@@ -173,7 +173,8 @@ class ScoreRow {
   float loss_, el2n_, feature_squares_;
 };
 
-// Scores of every row into `sink`.  `teacher_loss` and `teacher_score`, (rows) each, are written
+// Scores of every row into `sink`, which says by kSoftTargets whether the target may hold
+// probabilities.  `teacher_loss` and `teacher_score`, (rows) each, are written
 // and read if there is a teacher.
 template <class Sink>
 int launch_score_rows(const ScoreInputs& inputs, float* teacher_loss, float* teacher_score,
@@ -214,10 +215,12 @@ int launch_score_rows(const ScoreInputs& inputs, float* teacher_loss, float* tea
   args.teacher_loss = inputs.teacher ? teacher_loss : nullptr;
   args.teacher_score = teacher_score;
   args.sink = sink;
-  // With two inputs, the kernel for the longest clusters would spill.
-  constexpr int kLongestSoft = 24576;
-  return inputs.labels ? launch_row_forward<ScoreRow<false, Sink>>(args, stream)
-                       : launch_row_forward<ScoreRow<true, Sink>, kLongestSoft>(args, stream);
+  if constexpr (Sink::kSoftTargets) {
+    // With two inputs, the kernel for the longest clusters would spill.
+    constexpr int kLongestSoft = 24576;
+    if (!inputs.labels) return launch_row_forward<ScoreRow<true, Sink>, kLongestSoft>(args, stream);
+  }
+  return launch_row_forward<ScoreRow<false, Sink>>(args, stream);
 }
 
 }  // namespace pyddfast

@@ -137,6 +137,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "augment": _augment,
     "multi_crop": _multi_crop,
     "mosaic": _mosaic,
+    "dynamics_update_": lambda *_: None,
 }
 
 

@@ -44,6 +44,7 @@ OPERATORS = (
     "augment",
     "multi_crop",
     "mosaic",
+    "dynamics_update_",
 )
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops import _checks, _native
+from pyddfast.ops._autograd import functorch_active
+from pyddfast.ops._native import raw
 from pyddfast.ops.reference import dynamics as reference
 from pyddfast.ops.reference.dynamics import DynamicsState
 
@@ -64,7 +66,9 @@ def dynamics_update_(
             ``grand`` without features, or one of the two is given and nothing records it; an index
             is out of range or occurs twice, a label is out of range, logits hold NaN, or the tick
             is negative.  The state is unchanged then.  Values are checked on the CPU; elsewhere
-            under ``PYDDFAST_DEBUG=1`` only, since it waits for the device.
+            under ``PYDDFAST_DEBUG=1`` only, since it waits for the device: without it a row whose
+            index, label or logits may not be leaves the state as it is, and of equal indices any
+            one may win.
     """
     temperature = _checks.temperature(temperature)
     _checks.one_of(signal, get_args(Signal), "signal")
@@ -102,11 +106,32 @@ def dynamics_update_(
     if (state.grand is None) != (features is None):
         have, lack = ("features", "grand") if state.grand is None else ("grand", "features")
         raise ValueError(f"{have} without {lack}: a state records grand from features")
-    if device.type == "cpu" or _native.debug():
+    native = not functorch_active() and _native.usable(state.ring, logits, teacher, features)
+    on_cuda = native and _native.recomputes(logits)  # the CPU kernel checks by itself
+    readable = not torch.compiler.is_compiling() and not functorch_active()
+    twin_on_cpu = not native and device.type == "cpu"
+    if readable and (twin_on_cpu or (_native.debug() and (on_cuda or not native))):
         _check_values(logits, target, indices, tick, count)
-    reference.dynamics_update_(
-        state, logits, target, indices, tick, temperature, teacher, features, signal
-    )
+    if not native:
+        reference.dynamics_update_(
+            state, logits, target, indices, tick, temperature, teacher, features, signal
+        )
+        return
+    with_teacher = teacher if state.el2n_sl is not None else None
+    arguments = (*state[:-1], logits, target, indices, tick, with_teacher, features)
+    code = get_args(Signal).index(signal)
+    if readable:
+        try:
+            raw.dynamics_update_(*arguments, temperature, code)
+        except RuntimeError:  # the CPU kernel met a row that may not be: which, and why?
+            _check_values(logits, target, indices, tick, count)
+            raise
+    else:
+        raw.dynamics_update_(*arguments, temperature, code)
+    if state.sharp is not None:
+        assert teacher is not None  # checked above
+        cosine = reference.teacher_cosine(logits, target, teacher, temperature)
+        state.sharp[indices] += cosine.to(state.sharp.dtype)
 
 
 def _check_state(state: DynamicsState) -> int:

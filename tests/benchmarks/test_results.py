@@ -213,7 +213,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
     both = "forward+backward"
     kd = [("kd_loss", both), ("kd_loss", "forward"), ("soft_ce", both), ("mse_ce", both)]
     cases = [(op, part, shape) for op, part in kd for shape in [(256, 100), (256, 10)]]
-    cases += [("sample_scores", "forward", (256, 100))]
+    scores = ("sample_scores", "dynamics_update_")
+    cases += [(op, "forward", (256, 100)) for op in scores]
     cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
     assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
