@@ -20,6 +20,9 @@ from pyddfast._extras import require
 from pyddfast.coresets import Scores, cad_scores, el2n_scores, random_scores, select
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, load
+from pyddfast.data.atomic import remove_leftovers
+from pyddfast.data.digest import describe_data
+from pyddfast.data.stored import read_tensors
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, rded
 from pyddfast.models import create
@@ -47,6 +50,7 @@ from pyddfast.train import (
     train_student,
     train_teacher,
 )
+from pyddfast.train.distributed import resolve_device
 
 __all__ = ["QuickstartConfig", "QuickstartResult", "quickstart"]
 
@@ -153,6 +157,7 @@ def quickstart(
     Raises:
         FileExistsError: ``out`` is not empty and ``resume`` is False, or holds something else.
         ValueError: A setting is out of range, or ``out`` holds a run with other settings.
+        BlockingIOError: Another process works in ``out``.
         ModuleNotFoundError: The ``methods`` extra is not installed.
     """
     config = QuickstartConfig() if config is None else config
@@ -160,15 +165,23 @@ def quickstart(
         require(module, "methods")
     train_set, test_set = load(DATASET, split="train"), load(DATASET, split="test")
     check_ipc(config.ipc, train_set.class_counts.tolist())
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    facts = {"task": "quickstart", "dataset": DATASET, **asdict(config), "device": str(target)}
-    run = _Run(RunFolder(out, facts, resume=resume), config, target, train_set, test_set, show)
-    with progress("quickstart", run.units, enabled=show and sys.stderr.isatty()) as advance:
-        run.advance = advance
-        teacher = run.teacher()
-        sets = run.sets(teacher.model)
-        students = run.students(sets, teacher)
-    return run.report(teacher, sets, students)
+    target = resolve_device(device)
+    facts = {
+        "task": "quickstart",
+        "dataset": describe_data(train_set),
+        "test_set": describe_data(test_set),
+        **asdict(config),
+        "device": str(target),
+    }
+    with RunFolder(out, facts, resume=resume) as folder:
+        remove_leftovers(folder.path / "sets")
+        run = _Run(folder, config, target, train_set, test_set, show)
+        with progress("quickstart", run.units, enabled=show and sys.stderr.isatty()) as advance:
+            run.advance = advance
+            teacher = run.teacher()
+            sets = run.sets(teacher.model)
+            students = run.students(sets, teacher)
+        return run.report(teacher, sets, students)
 
 
 class _Run:
@@ -368,14 +381,13 @@ class _Run:
 
     def _per_image(self, student: StudentResult) -> tuple[float, ...]:
         """For each test image the share of the seeds that are right."""
-        load_file = require("safetensors.torch", "methods").load_file
         right = torch.zeros(len(self.test_set), dtype=torch.float64)
         for seed in student.seeds:
             name, options = self.model
             channels, height, width = self.test_set.images.shape[1:]
             network = create(name, self.test_set.num_classes, channels, (height, width), **options)
             assert seed.weights is not None  # the students have a folder
-            network.load_state_dict(load_file(seed.weights))
+            network.load_state_dict(read_tensors(seed.weights)[0])
             logits = predict(network.to(self.device), self.test_set).cpu()
             right += logits.argmax(1) == self.test_set.labels
         return tuple((right / len(student.seeds)).tolist())

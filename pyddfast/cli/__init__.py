@@ -6,10 +6,12 @@ themselves, in :mod:`pyddfast.cli.commands`, import torch.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from pyddfast._version import __version__
@@ -19,7 +21,7 @@ __all__ = ["COMMANDS", "keep_freed_memory", "main"]
 # Words of a command: its function in pyddfast.cli.commands, or in the module of pyddfast.cli that
 # is named before a dot, and a line of help.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
-    ("info",): ("info", "versions, backends, CPU and CUDA kernels, missing extras"),
+    ("info",): ("", "versions, backends, CPU and CUDA kernels, missing extras"),
     ("quickstart",): ("quickstart", "the main job in five minutes: sets, students, a report"),
     ("distill", "rded"): ("distill_rded", "distill a data set by RDED"),
     ("distill", "sre2l"): ("distill_sre2l", "synthesise images from a teacher by SRe2L"),
@@ -76,7 +78,8 @@ def _run(words: list[str]) -> int:
         return 0
     for command, (function, _) in COMMANDS.items():
         if tuple(words[: len(command)]) == command:
-            return _call(command, function, words[len(command) :])
+            rest = words[len(command) :]
+            return _call(command, function, rest) if function else _info(rest)
     group = tuple(words[:1])
     members = [command for command in COMMANDS if command[:1] == group]
     if not words or words[0] in ("-h", "--help"):
@@ -90,6 +93,19 @@ def _run(words: list[str]) -> int:
     raise ValueError(f"unknown command {given!r}; known are: {known}")
 
 
+def _info(rest: list[str]) -> int:
+    """The command that says which extras are missing needs none of them."""
+    parser = argparse.ArgumentParser("pyddfast info", description="Show " + COMMANDS[("info",)][1])
+    try:
+        parser.parse_args(rest)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
+    from pyddfast.info import format_info
+
+    print(format_info())
+    return 0
+
+
 def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
     from pyddfast._extras import require
 
@@ -98,15 +114,17 @@ def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
     module, _, name = function.rpartition(".")
     commands = importlib.import_module(f"pyddfast.cli.{module or 'commands'}")
 
-    try:
-        tyro.cli(
-            getattr(commands, name),
-            prog=" ".join(("pyddfast", *command)),
-            args=rest,
-        )
-    except SystemExit as end:
-        # tyro has printed the help (0) or what is wrong with the arguments (2).
-        return end.code if isinstance(end.code, int) else 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn  # type: ignore[assignment]
+        try:
+            tyro.cli(
+                getattr(commands, name),
+                prog=" ".join(("pyddfast", *command)),
+                args=rest,
+            )
+        except SystemExit as end:
+            # tyro has printed the help (0) or what is wrong with the arguments (2).
+            return end.code if isinstance(end.code, int) else 2
     return 0
 
 
@@ -146,6 +164,11 @@ def _help(commands: Sequence[tuple[str, ...]], group: str) -> str:
         "pyddfast --version the version.",
     ]
     return "\n".join(lines)
+
+
+def _warn(message: Warning | str, *where: object) -> None:
+    """A warning as a line, without the place in the code."""
+    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,6 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
 from pyddfast.coresets import el2n_scores, random_scores, select
 from pyddfast.coresets.selection import check_ipc
@@ -30,6 +29,7 @@ from pyddfast.data import (
     load,
     write_layout,
 )
+from pyddfast.data.digest import describe_data
 from pyddfast.methods.cda import PUBLISHED as CDA_PUBLISHED
 from pyddfast.methods.cda import CDAConfig, cda
 from pyddfast.methods.dwa import PUBLISHED as DWA_PUBLISHED
@@ -58,8 +58,10 @@ from pyddfast.train import (
     train_teacher,
 )
 from pyddfast.train import recipe as published_recipe
-from pyddfast.train.distributed import join_ranks
+from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.models import ModelSpec
+from pyddfast.train.student import check_student
+from pyddfast.train.teacher import RECORD, WEIGHTS, load_weights, read_record
 
 __all__ = [
     "DataOptions",
@@ -72,7 +74,6 @@ __all__ = [
     "distill_dwa",
     "distill_rded",
     "distill_sre2l",
-    "info",
     "load_teacher",
     "make_set",
     "plain",
@@ -195,13 +196,6 @@ class SynthesisOptions:
             return [load_teacher(folder, test, device).model for folder in self.teacher]
         new = TeacherOptions(None, self.teacher_model, self.teacher_option, self.teacher_epochs)
         return [new.get(data, side, out, seed, device).model]
-
-
-def info() -> None:
-    """Versions, loaded backends, CPU dispatch level, CUDA architectures and missing extras."""
-    from pyddfast import info as module
-
-    print(module.format_info())
 
 
 def quickstart(
@@ -510,6 +504,20 @@ def train(
     side = used.image_size or max(distilled.images.shape[-2:])
     sized = side if data.data == "folder" else None
     test_set = data.resident("test", sized)
+    needs_teacher = regime != "hl" and labels != "stored"
+    check_student(
+        distilled,
+        regime,
+        model.spec(),
+        test_set=test_set,
+        has_teacher=needs_teacher,
+        labels=labels,
+        recipe=used,
+        budget=budget,
+        seeds=range(seed, seed + seeds),
+        evaluations=evaluations,
+        device=device,
+    )
     facts = {
         "task": "train",
         "set": str(set),
@@ -522,25 +530,24 @@ def train(
         **plain(model),
         **plain(teacher),
     }
-    RunFolder(out, facts, resume=resume)
-    needs_teacher = regime != "hl" and labels != "stored"
-    known = teacher.get(data, sized, out, seed, device) if needs_teacher else None
-    result = train_student(
-        distilled,
-        regime,
-        model.spec(),
-        test_set=test_set,
-        teacher=None if known is None else known.model,
-        teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},
-        labels=labels,
-        recipe=used,
-        budget=budget,
-        seeds=tuple(range(seed, seed + seeds)),
-        evaluations=evaluations,
-        device=device,
-        deterministic=deterministic,
-        out=out / "students",
-    )
+    with RunFolder(out, facts, resume=resume):
+        known = teacher.get(data, sized, out, seed, device) if needs_teacher else None
+        result = train_student(
+            distilled,
+            regime,
+            model.spec(),
+            test_set=test_set,
+            teacher=None if known is None else known.model,
+            teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},
+            labels=labels,
+            recipe=used,
+            budget=budget,
+            seeds=tuple(range(seed, seed + seeds)),
+            evaluations=evaluations,
+            device=device,
+            deterministic=deterministic,
+            out=out / "students",
+        )
     table = _table(
         f"{REGIMES[regime]} students, test accuracy (%)", "seed", "last", "best", "at epoch"
     )
@@ -557,6 +564,8 @@ def train(
         f"mean {100 * result.mean:.2f} %{spread}; {result.test_count:,} test images leave a "
         f"standard error of {100 * result.sampling_error:.2f}"
     )
+    if result.diverged:
+        print(f"diverged, so that these numbers mean nothing: seeds {list(result.diverged)}")
     if not used.in_paper:
         print("this recipe is not in the paper")
     print(f"results: {out / 'students' / 'result.json'}")
@@ -576,12 +585,13 @@ def load_teacher(folder: Path, data: ImageDataset | ImageFolder, device: str | N
     """
     if (folder / "teacher" / "teacher.json").is_file():
         folder = folder / "teacher"
-    for name in ("teacher.json", "teacher.safetensors"):
+    for name in (RECORD, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
     channels, height, width = data[0].shape
+    target = resolve_device(device)
+    record = read_record(folder / RECORD)
     try:
-        record = json.loads((folder / "teacher.json").read_bytes())
         model = record["config"]["model"]
         network = create(
             model["name"],
@@ -590,14 +600,13 @@ def load_teacher(folder: Path, data: ImageDataset | ImageFolder, device: str | N
             image_size=(height, width),
             **model["options"],
         )
-        network.load_state_dict(load_file(folder / "teacher.safetensors"))
+        load_weights(network, folder / WEIGHTS, record)
     except Exception as error:
-        # JSON, safetensors, torch and a missing key each raise their own type.
+        # A missing key, an unknown option, a network of another size: each its own type.
         raise ValueError(
             f"{folder} holds no teacher for {data.num_classes} classes of "
             f"{channels} x {height} x {width} images: {error}"
         ) from error
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Teacher(network.to(target).eval(), record)
 
 
@@ -645,38 +654,39 @@ def _synthesise(
         "teacher": [str(folder) for folder in options.teacher],
         "pretrained": options.pretrained,
         "first_set": None if options.first_set is None else str(options.first_set),
+        "dataset": None if first is None else describe_data(first),
     }
-    run = RunFolder(out, facts, resume=resume) if ranks.rank == 0 else None
-    ranks.wait()
     folder = out / "set"
-    if not folder.exists():
-        began = time.perf_counter()
-        if not ready:
-            teachers = options.get(data, side, out, config.seed, device)
-        assert settings.batch_size is not None
-        assert settings.iterations is not None
-        chunks = plan_chunks(settings.classes, settings.ipc, settings.batch_size)
-        total = len(chunks[ranks.rank :: ranks.world]) * settings.iterations
-        with progress(name, total, enabled=ranks.rank == 0) as advance:
-            shown = 0
+    with RunFolder(out, facts, resume=resume) if ranks.rank == 0 else nullcontext() as run:
+        ranks.wait()
+        if not folder.exists():
+            began = time.perf_counter()
+            if not ready:
+                teachers = options.get(data, side, out, config.seed, device)
+            assert settings.batch_size is not None
+            assert settings.iterations is not None
+            chunks = plan_chunks(settings.classes, settings.ipc, settings.batch_size)
+            total = len(chunks[ranks.rank :: ranks.world]) * settings.iterations
+            with progress(name, total, enabled=ranks.rank == 0) as advance:
+                shown = 0
 
-            def show(done: int, _: int) -> None:
-                nonlocal shown
-                advance(done - shown)
-                shown = done
+                def show(done: int, _: int) -> None:
+                    nonlocal shown
+                    advance(done - shown)
+                    shown = done
 
-            job = Job(device=device, out=out / "synthesis", on_progress=show)
-            made = method(task, teachers, config, source=first, job=job)
-        if run is not None:
-            seconds = round(time.perf_counter() - began, 3)
-            run.log({"stage": "set", "seconds": seconds, "images": len(made)})
-            made.save(folder)
-    ranks.wait()
-    if run is None:
-        return
-    made = DistilledSet.load(folder)
-    if options.layout is not None and not (out / "images").exists():
-        write_layout(made, out / "images", options.layout, image_format=options.image_format)
+                job = Job(device=device, out=out / "synthesis", on_progress=show)
+                made = method(task, teachers, config, source=first, job=job)
+            if run is not None:
+                seconds = round(time.perf_counter() - began, 3)
+                run.log({"stage": "set", "seconds": seconds, "images": len(made)})
+                made.save(folder)
+        ranks.wait()
+        if run is None:
+            return
+        made = DistilledSet.load(folder)
+        if options.layout is not None and not (out / "images").exists():
+            write_layout(made, out / "images", options.layout, image_format=options.image_format)
     height, width = made.images.shape[-2:]
     print(f"{len(made):,} images of {height}x{width}, {config.ipc} for each class")
     print(f"the teacher puts {100 * made.meta['teacher_accuracy']:.1f} % of them in their class")
@@ -697,18 +707,18 @@ def make_set(
     if ipc < 1:
         raise ValueError(f"--ipc must be at least 1, got {ipc}")
     check_ipc(ipc, torch.bincount(source.labels, minlength=source.num_classes).tolist())
-    run = RunFolder(out, facts, resume=resume)
     folder = out / "set"
-    # A set's folder appears whole, so one that is there is finished.
-    if not folder.exists():
-        began = time.perf_counter()
-        made = make()
-        seconds = time.perf_counter() - began
-        run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
-        made.save(folder)
-    made = DistilledSet.load(folder)
-    if png and not (out / "png").exists():
-        export_png(made, out / "png")
+    with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+        # A set's folder appears whole, so one that is there is finished.
+        if not folder.exists():
+            began = time.perf_counter()
+            made = make()
+            seconds = time.perf_counter() - began
+            run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
+            made.save(folder)
+        made = DistilledSet.load(folder)
+        if png and not (out / "png").exists():
+            export_png(made, out / "png")
     size = "x".join(str(side) for side in made.images.shape[-2:])
     print(f"{len(made):,} images of {size}, {made.ipc} for each of {made.num_classes} classes")
     print(f"set: {folder}")

@@ -37,6 +37,7 @@ from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.coresets.recorded import check_epochs, training_device
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset
+from pyddfast.data.digest import describe_data
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, check_rded
 from pyddfast.ops.dynamics import Signal
@@ -181,26 +182,27 @@ def score(
         **plain(data),
         **plain(model),
     }
-    run = RunFolder(out, facts, resume=resume)
-    recorded = record_training(
-        source,
-        model.spec(),
-        dynamics,
-        epochs=epochs,
-        ticks=ticks,
-        mode=mode,
-        test_set=data.resident("test", image_size),
-        seed=seed,
-        device=device,
-        out=out / "run",
-    )
-    absent = {"el2n_sl", "grand", "sharp"}  # without a teacher's logits and the last layer's inputs
-    if signal == "el2n":
-        absent |= {"dyn_unc", "dual", "mean_p"}
-    scores = {name: recorded.scores(name) for name in DYNAMICS_SCORES if name not in absent}
-    run.write_tensors("scores.safetensors", {name: s.values for name, s in scores.items()})
-    about = {n: {"high_means": s.high_means, "meta": dict(s.meta)} for n, s in scores.items()}
-    run.write_json("scores.json", about)
+    with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+        recorded = record_training(
+            source,
+            model.spec(),
+            dynamics,
+            epochs=epochs,
+            ticks=ticks,
+            mode=mode,
+            test_set=data.resident("test", image_size),
+            seed=seed,
+            device=device,
+            out=out / "run",
+        )
+        # Without a teacher's logits and the last layer's inputs.
+        absent = {"el2n_sl", "grand", "sharp"}
+        if signal == "el2n":
+            absent |= {"dyn_unc", "dual", "mean_p"}
+        scores = {name: recorded.scores(name) for name in DYNAMICS_SCORES if name not in absent}
+        run.write_tensors("scores.safetensors", {name: s.values for name, s in scores.items()})
+        about = {n: {"high_means": s.high_means, "meta": dict(s.meta)} for n, s in scores.items()}
+        run.write_json("scores.json", about)
     print(
         f"{len(scores)} scores of {len(source):,} images; test accuracy "
         f"{100 * recorded.teacher.record['accuracy']:.1f} %; "

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyddfast._extras import require
 from pyddfast.data.atomic import new_folder, refuse_non_empty
 from pyddfast.data.datasets import Normalization, check_images, check_labels
+from pyddfast.data.stored import read_json
 
 __all__ = ["KINDS", "DistilledSet", "export_png"]
 
@@ -245,10 +246,7 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    record = read_json(path)
     needed = {
         "format", "sha256", "count", "num_classes", "class_names",
         "normalization", "factor", "kind", "meta", "record_sha256",

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from pyddfast._extras import require
+
 __all__ = ["LEVEL", "Difference", "Result", "compare", "differences", "summary"]
 
 # Family-wise probability of naming a difference that is none; the usual 5 %.
@@ -142,8 +144,8 @@ def compare(pairs: Sequence[tuple[Result, Result]], *, level: float = LEVEL) -> 
     Raises:
         ValueError: Results to be compared image by image have test sets of different sizes.
     """
-    from scipy.special import stdtr, stdtrit  # Student's t: distribution and quantile
-
+    special = require("scipy.special", "methods")
+    stdtr, stdtrit = special.stdtr, special.stdtrit  # Student's t: distribution and quantile
     variance, freedom = _pooled(list({id(r): r for pair in pairs for r in pair}.values()))
     ordered = [(a, b) if a.mean >= b.mean else (b, a) for a, b in pairs]
     rows = []

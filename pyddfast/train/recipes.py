@@ -8,7 +8,8 @@ teacher's label for every augmented view.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from pyddfast.ops.dsa import STANDARD_STRATEGY, parse_strategy
@@ -127,18 +128,42 @@ class Recipe:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "image_size"):
             value = getattr(self, name)
+            if name == "image_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name in ("lr", "temperature", "gamma", "cosine_stretch"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("lr", "temperature", "gamma", "cosine_stretch", "cutmix"):
+            value = getattr(self, name)
+            if name == "cutmix" and value is None:
+                continue
+            if _number(name, value) <= 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
         if self.cosine_stretch < 1:
             raise ValueError(f"cosine_stretch must be at least 1, got {self.cosine_stretch}")
         for name in ("momentum", "weight_decay", "warmup_epochs", "milestone"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if _number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= _number("flip", self.flip) <= 1:
+            raise ValueError(f"flip must lie in [0, 1], got {self.flip}")
+        for name in ("rrc_scale", "rrc_ratio", "betas"):
+            # From a command line or JSON it may be a list.
+            object.__setattr__(self, name, _pair(name, getattr(self, name)))
+        if not 0 < self.rrc_scale[0] <= self.rrc_scale[1] <= 1:
+            raise ValueError(
+                f"rrc_scale must be (smallest, largest) share of the area, got {self.rrc_scale}"
+            )
+        if not 0 < self.rrc_ratio[0] <= self.rrc_ratio[1]:
+            raise ValueError(f"rrc_ratio must be (smallest, largest), got {self.rrc_ratio}")
+        if not (0 <= self.betas[0] < 1 and 0 <= self.betas[1] < 1):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if field_.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{field_.name} must be True or False, got {value!r}")
+        if not isinstance(self.dsa_strategy, str):
+            raise ValueError(f"dsa_strategy must be a text, got {self.dsa_strategy!r}")
         if (self.regime == "hl") != (self.loss == "ce"):
             raise ValueError(f"regime {self.regime!r} has another loss than {self.loss!r}")
         if self.cutmix is not None and self.regime != "sl-kd":
@@ -155,6 +180,20 @@ class Recipe:
         """All fields, JSON values."""
         values = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _number(name: str, value: object) -> float:
+    """The value, if it is a finite number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return value  # type: ignore[return-value]
+
+
+def _pair(name: str, value: object) -> tuple[float, float]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ValueError(f"{name} must be two numbers, got {value!r}")
+    return _number(name, value[0]), _number(name, value[1])
 
 
 def recipe(
@@ -190,7 +229,7 @@ def _large(regime: Regime, ipc: int | None, overrides: dict[str, Any]) -> Recipe
     if regime == "hl":
         notes: tuple[str, ...] = ()
         if "batch_size" in overrides:
-            batch_size = int(overrides["batch_size"])
+            batch_size = overrides["batch_size"]
         elif ipc is None:
             raise ValueError("ipc is required: large-scale HL takes its batch size from it")
         else:

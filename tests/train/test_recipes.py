@@ -87,6 +87,7 @@ def test_every_field_can_be_overridden():
     r = recipe("sl-kd", "large", lr=0.1, cutmix=None, rrc_scale=(0.1, 0.9), batch_size=7)
     assert (r.lr, r.cutmix, r.rrc_scale, r.batch_size) == (0.1, None, (0.1, 0.9), 7)
     assert r.epochs == 200
+    assert recipe("sl", rrc_scale=[0.5, 1]) == recipe("sl")  # as JSON has it
     # An explicit batch size needs no IPC.
     assert recipe("hl", "large", batch_size=32).batch_size == 32
     assert SameRecipe is Recipe
@@ -103,6 +104,18 @@ def test_every_field_can_be_overridden():
         (lambda: recipe("sl-kd", "small", cutmix=1.0), ValueError, "cutmix belongs"),
         (lambda: recipe("sl", loss="ce"), ValueError, "loss"),
         (lambda: recipe("sl", lr=float("nan")), ValueError, "lr"),
+        (lambda: recipe("sl", lr="abc"), ValueError, "lr must be a finite number, got 'abc'"),
+        (lambda: recipe("sl", lr=True), ValueError, "lr must be a finite number, got True"),
+        (lambda: recipe("sl", weight_decay=None), ValueError, "weight_decay must be a finite"),
+        (lambda: recipe("sl", rrc_scale=(2, 3)), ValueError, r"rrc_scale must be .* got \(2, 3\)"),
+        (lambda: recipe("sl", rrc_scale=0.5), ValueError, "rrc_scale must be two numbers"),
+        (lambda: recipe("sl", rrc_ratio=(2, 1)), ValueError, "rrc_ratio must be"),
+        (lambda: recipe("sl", betas=(0.9, 1.0)), ValueError, "betas must lie"),
+        (lambda: recipe("sl", flip=1.5), ValueError, "flip must lie"),
+        (lambda: recipe("sl", nesterov=1), ValueError, "nesterov must be True or False"),
+        (lambda: recipe("sl", image_size=0), ValueError, "image_size must be a positive int"),
+        (lambda: recipe("sl-kd", cutmix="on"), ValueError, "cutmix must be a finite number"),
+        (lambda: recipe("hl", batch_size="x"), ValueError, "batch_size must be a positive int"),
         (lambda: recipe("sl", epochs=0), ValueError, "epochs"),
         (lambda: recipe("sl", batch_size=2.5), ValueError, "batch_size"),
         (lambda: recipe("sl", temperature=0.0), ValueError, "temperature"),

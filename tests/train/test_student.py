@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from train_cases import blobs, distilled, linear, tiny
 
+from pyddfast.data.stored import read_tensors, write_tensors
 from pyddfast.train import (
     Epochs,
     Samples,
@@ -340,3 +342,126 @@ def test_a_model_by_name_with_options(data):
     assert result.config["model"] == {"name": "convnet-d2", "options": {"width": 4}}
     torch.manual_seed(0)
     assert 0 <= result.mean <= 1
+
+
+def test_another_test_set_of_the_same_name_and_count_is_refused(tmp_path, data):
+    run_in(tmp_path / "run", data)
+    changed = dataclasses.replace(data[1], images=data[1].images.clone())
+    run_in(tmp_path / "run", (data[0], changed))
+    changed.images[0, 0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match=r"another configuration: test_set\.sha256"):
+        run_in(tmp_path / "run", (data[0], changed))
+
+
+def test_a_seed_without_its_weights_is_done_again(tmp_path, data):
+    folder = tmp_path / "run"
+    first = run_in(folder, data)
+    before, logged = files(folder), rows(folder)
+    (folder / "seed0.safetensors").unlink()
+    again = run_in(folder, data)
+    assert files(folder) == before
+    assert sorted(map(str, rows(folder))) == sorted(map(str, logged))
+    assert [s.history for s in again.seeds] == [s.history for s in first.seeds]
+    assert again.seeds[0].weights.is_file()
+
+
+def test_damaged_files_of_a_run_are_named(tmp_path, data):
+    folder = tmp_path / "run"
+    run_in(folder, data)
+
+    def refused(name, content, message):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"run/{name}.*{message}"):
+            run_in(folder, data)
+        (folder / name).write_bytes(before)
+
+    result = json.loads((folder / "seed1.json").read_text())
+    other = {**result, "last_accuracy": 2.0}
+    for value in ([], {}, 5, {**result, "history": []}, {**result, "seed": 0}, other):
+        refused("seed1.json", json.dumps(value).encode(), "is not the result of seed 1")
+    refused("seed1.json", b"[" * 100_000, "is not valid JSON")
+    weights = (folder / "seed1.safetensors").read_bytes()
+    refused("seed1.safetensors", weights[:-2] + b"\1\1", "is damaged")
+    (folder / "seed1.json").unlink()
+    refused("metrics.jsonl", b"[1]\n", "line 1, is no JSON object")
+    refused("metrics.jsonl", b'{"seed": 1, "epoch": 1}\n', "has a row without a step")
+    refused("metrics.jsonl", b"\xff\n", "line 1, is not valid JSON")
+    # A kill can cut the last line.
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"seed": 1, "st')
+    run_in(folder, data)
+    assert len(rows(folder)) == 4
+
+
+def test_damaged_checkpoints_are_named(tmp_path, data, monkeypatch):
+    folder = tmp_path / "run"
+
+    def stop(self, name):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.RunFolder, "remove", stop)  # of the checkpoint, at the end
+        with pytest.raises(Killed):
+            run_in(folder, data)
+    (folder / "seed0.json").unlink()
+    file = folder / "checkpoint.safetensors"
+    content = file.read_bytes()
+    tensors, state = read_tensors(file)
+    flipped = bytearray(content)
+    flipped[-9] ^= 1
+    file.write_bytes(flipped)
+    with pytest.raises(ValueError, match=r"checkpoint.safetensors is damaged"):
+        run_in(folder, data)
+    fewer = {k: v for k, v in tensors.items() if k != "visits"}
+    no_counters = {k: v for k, v in state.items() if k != "counters"}
+    cases = [(tensors, []), (tensors, {}), (tensors, None), (tensors, no_counters), (fewer, state)]
+    for some, told in cases:
+        write_tensors(file, some, told)
+        with pytest.raises(ValueError, match=r"checkpoint.safetensors is no checkpoint of this"):
+            run_in(folder, data)
+    file.write_bytes(content)
+    whole = run_in(tmp_path / "whole", data)
+    assert [s.history for s in run_in(folder, data).seeds] == [s.history for s in whole.seeds]
+
+
+def test_a_diverged_student_is_warned_of_and_recorded(tmp_path, data):
+    def run():
+        return train_student(
+            distilled(data[0]), "hl", tiny, test_set=data[1], budget=Epochs(4), seeds=(0, 1),
+            recipe=recipe("hl", "small", lr=1e30), out=tmp_path / "run", **QUIET,
+        )  # fmt: skip
+
+    for _ in range(2):  # trained, then read
+        with pytest.warns(UserWarning, match=r"seeds \[0, 1\] was not finite"):
+            result = run()
+        assert result.diverged == (0, 1)
+    stored = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert stored["diverged"] == [0, 1]
+    assert [seed["diverged"] for seed in stored["seeds"]] == [True, True]
+    healthy = run_in(None, data)
+    assert healthy.diverged == ()
+    assert healthy.to_dict()["seeds"][0]["diverged"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0, -1]}, "seed must lie in"),  # the second one, before the first is trained
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ],
+)
+def test_bad_input_leaves_no_folder(tmp_path, data, change, message):
+    given = {**QUIET, "out": tmp_path / "run", **change}
+    with pytest.raises(ValueError, match=message):
+        train_student(distilled(data[0]), "hl", linear, test_set=data[1], **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_fails_in_its_first_step_gives_the_folder_back(tmp_path, data):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        train_student(
+            distilled(data[0]), "hl", lambda seed: nn.Sequential(nn.Flatten(), nn.Linear(9, 3)),
+            test_set=data[1], out=tmp_path / "run", **QUIET,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from train_cases import blobs, linear, tiny
 
+from pyddfast.data import Normalization
 from pyddfast.train import evaluate, recipe, teacher_recipe, train_teacher
 from pyddfast.train import run as run_module
 
@@ -101,3 +104,78 @@ def test_bad_input_is_named(change, message):
     given = {"test_set": blobs(seed=1), **change}
     with pytest.raises(ValueError, match=message):
         train_teacher(blobs(), linear, **given, **QUIET)
+
+
+def copy_of(dataset, **change):
+    return dataclasses.replace(dataset, images=dataset.images.clone(), **change)
+
+
+def test_other_data_of_the_same_name_and_count_is_refused(tmp_path):
+    train, test = blobs(), blobs(seed=1)
+
+    def run(train, test):
+        return train_teacher(train, tiny, test_set=test, epochs=1, out=tmp_path / "run", **QUIET)
+
+    first = run(train, test)
+    assert run(copy_of(train), copy_of(test)).record == first.record
+    flipped = copy_of(train)
+    flipped.images[3, 0, 2, 5] ^= 1
+    labels = train.labels.clone()
+    labels[[0, -1]] = labels[[-1, 0]]
+    other = Normalization((0.5,), (0.2,))
+    for changed in (flipped, copy_of(train, labels=labels), copy_of(train, normalization=other)):
+        with pytest.raises(ValueError, match=r"another configuration: dataset\."):
+            run(changed, test)
+    flipped = copy_of(test)
+    flipped.images[3, 0, 2, 5] ^= 1
+    with pytest.raises(ValueError, match=r"another configuration: test_set\.sha256"):
+        run(train, flipped)
+
+
+def test_damaged_weights_and_records_are_named(tmp_path):
+    out = tmp_path / "run"
+
+    def run(seed=0, folder=out):
+        return train_teacher(
+            blobs(), tiny, test_set=blobs(seed=1), epochs=1, seed=seed, out=folder, **QUIET
+        )
+
+    first = run()
+    weights, record = out / "teacher.safetensors", out / "teacher.json"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"teacher.safetensors is damaged"):
+        run()
+    # Whole, but of another training.
+    run(1, tmp_path / "other")
+    weights.write_bytes((tmp_path / "other" / "teacher.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"teacher.safetensors does not hold the weights"):
+        run()
+    weights.write_bytes(content)
+    text = record.read_bytes()
+    for damaged in (b"[]", b"{}", b"[" * 100_000):
+        record.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"teacher.json is not"):
+            run()
+    record.write_bytes(text)
+    assert run().record == first.record
+
+
+@pytest.mark.filterwarnings("ignore:the training loss of the teacher")
+def test_a_diverged_teacher_is_warned_of_and_recorded():
+    def run(lr):
+        used = teacher_recipe(4, lr=lr)
+        return train_teacher(blobs(), tiny, test_set=blobs(seed=1), recipe=used, **QUIET)
+
+    with pytest.warns(UserWarning, match=r"teacher was not finite.*lower lr \(1e\+30\)"):
+        assert run(1e30).record["diverged"] is True
+    assert run(0.05).record["diverged"] is False
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    for device in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=f"device '{device}' cannot be used here"):
+            train_teacher(
+                blobs(), linear, test_set=blobs(), epochs=1, device=device, out=tmp_path / "run"
+            )
+    assert not (tmp_path / "run").exists()
