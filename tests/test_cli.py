@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import subprocess
@@ -140,6 +141,129 @@ def test_el2n_easy_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert made.meta["method"] == "el2n-easy"
     assert made.meta["scoring"]["models"] == 2
     assert (tmp_path / "run" / "el2n" / "net1" / "teacher.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model-option", "width=0"], "width must be at least 1"),
+        (["--model", "convnet-d9"], "convnet-d9"),
+        (["--seed", "-1"], "seed must lie in"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["--evaluations", "0"], "evaluations must be at least 1"),
+        (["--recipe", "lr=abc"], "lr must be a finite number, got 'abc'"),
+        (["--recipe", "lr=nan"], "lr must be a finite number, got 'nan'"),
+        (["--regime", "sl", "--labels", "stored"], "no soft_labels"),
+        (["--regime", "sl", "--teacher", "nowhere"], "nowhere/teacher.json is missing"),
+        (["--regime", "sl", "--teacher-model", "convnet-d9"], "convnet-d9"),
+        (["--regime", "sl", "--teacher-option", "width=0"], "width must be at least 1"),
+        (["--regime", "sl", "--teacher-epochs", "0"], "epochs must be a positive int"),
+    ],
+)
+def test_a_bad_option_of_train_leaves_the_folder_to_the_corrected_command(
+    argv: list[str],
+    message: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    small_set: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path_factory.mktemp("runs") / "out"
+    train = ["train", "--set", str(small_set), "--regime", "hl", "--steps", "2", "--seeds", "1"]
+    assert main([*train, "--out", str(out), *argv]) == 2
+    assert message in error_line(capsys)
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "run"
+    assert main(["coreset", "random", "--ipc", "2", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_bad_option_after_the_teacher_is_told_before_it(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: object, **keywords: object) -> None:
+        raise AssertionError("a teacher was trained for a student that cannot be")
+
+    monkeypatch.setattr(commands, "train_teacher", never)
+    train = ["train", "--set", str(small_set), "--regime", "sl", "--out", str(tmp_path / "out")]
+    assert main([*train, "--model-option", "width=0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["coreset", "el2n-easy", "--repeats", "0"], "repeats must be at least 1"),
+        (["coreset", "el2n-easy", "--model-option", "width=0"], "width must be at least 1"),
+        (["coreset", "random", "--seed", "-1"], "seed must lie in"),
+        (["distill", "rded", "--device", "cuda:99"], "device 'cuda:99'"),
+        (["distill", "rded", "--teacher", "nowhere"], "nowhere/teacher.json is missing"),
+    ],
+)
+def test_a_bad_option_of_a_set_leaves_no_folder(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--ipc", "2", "--out", str(tmp_path / "out")]) == 2
+    assert message in error_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_use_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / ".lock").open("w") as file:
+        file.write("process 7 on elsewhere")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another process would
+        monkeypatch.setattr(commands, "rded", None)
+        monkeypatch.setattr(commands, "train_teacher", None)
+        assert main(["distill", "rded", "--ipc", "2", "--out", str(out)]) == 2
+    assert "run is in use by process 7 on elsewhere" in error_line(capsys)
+
+
+def test_a_diverged_training_is_told(
+    small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--set", str(small_set), "--regime", "hl", "--steps", "4", "--seeds", "1"]
+    train += ["--recipe", "lr=1e30", "--model-option", "width=4", "--out", str(tmp_path / "out")]
+    assert main(train) == 0
+    shown = capsys.readouterr()
+    assert "diverged, so that these numbers mean nothing: seeds [0]" in shown.out
+    assert "pyddfast: warning: the training loss of the students of seeds [0]" in shown.err
+
+
+def test_a_resumed_set_of_other_data_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["coreset", "random", "--ipc", "2", "--out", str(tmp_path / "run"), "--resume"]
+    assert main(command) == 0
+    other = data.load("fashion-mnist-mini")
+    other.images[0, 0, 0, 0] ^= 1
+    monkeypatch.setattr(commands, "load", lambda name, **rest: other)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "dataset.sha256 was" in error_line(capsys)
+
+
+def test_info_needs_no_extra() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('tyro', 'rich', 'safetensors', 'scipy', 'PIL', 'matplotlib'):\n"
+        "    sys.modules[name] = None\n"
+        "import pyddfast.cli\n"
+        "print(pyddfast.cli.main(['info']), pyddfast.cli.main(['info', '--help']))\n"
+        "sys.exit(pyddfast.cli.main(['info', '--fast']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("pyddfast ")
+    assert "missing extras" in done.stdout
+    assert done.stdout.endswith("0 0\n")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --fast" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Folders and files appear whole or not at all."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -66,6 +67,22 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_full_disk_names_what_was_to_be_written(tmp_path, monkeypatch):
+    def full_disk(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill() -> None:
+        with new_folder(tmp_path / "folder") as new:
+            (new / "part").write_text("")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file'"):
+        write_bytes(tmp_path / "file", b"new")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/folder'"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])  # the usual one, and a private user's

@@ -112,6 +112,14 @@ def test_any_changed_byte_of_the_tensors_is_noticed(tmp_path):
             DistilledSet.load(tmp_path / "set")
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff{}", b"[]", b""])
+def test_a_record_that_is_no_json_object_is_named(tmp_path, content):
+    example().save(tmp_path / "set")
+    (tmp_path / "set" / "set.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.json is not"):
+        DistilledSet.load(tmp_path / "set")
+
+
 def test_files_of_two_sets_do_not_pass_for_one(tmp_path):
     example().save(tmp_path / "a")
     example(labels=torch.tensor([0, 0, 1, 1, 2, 2])).save(tmp_path / "b")

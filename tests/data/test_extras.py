@@ -61,3 +61,12 @@ def test_importing_data_and_the_embedded_set_need_no_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "2000\n"
+
+
+def test_a_report_without_scipy_names_the_extra(monkeypatch):
+    from pyddfast.report import Result, differences
+
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    cells = [Result(name, "HL", (0.1, 0.2), 10) for name in ("a", "b")]
+    with pytest.raises(ModuleNotFoundError, match=r"'scipy'.*pyddfast\[methods\]"):
+        differences(cells)
