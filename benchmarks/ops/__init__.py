@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import kd, scores, stats
+from benchmarks.ops import augment, kd, patches, scores, stats
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -24,6 +24,9 @@ CASES: dict[str, Cases] = {
     "dynamics_update_": scores.dynamics_cases,
     "channel_stats": stats.channel_stats_cases,
     "bn_eval_stats": stats.bn_eval_stats_cases,
+    "augment": augment.augment_cases,
+    "multi_crop": patches.multi_crop_cases,
+    "mosaic": patches.mosaic_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

@@ -47,7 +47,7 @@ def flat(values: object) -> list[torch.Tensor]:
     return [tensor for value in values for tensor in flat(value)]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("op", list(CASES))
+@pytest.mark.parametrize("op", ["kd_loss", "soft_ce", "mse_ce", "sample_scores"])
 def test_providers_agree(op: str) -> None:
     # torch.compile is left out for its compilation time; it compiles these same functions.
     for case in CASES[op](CPU, True):

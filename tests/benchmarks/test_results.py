@@ -216,6 +216,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
     scores = ("sample_scores", "dynamics_update_")
     cases += [(op, "forward", (256, 100)) for op in scores]
     cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
+    cases += [("augment", "forward", (4, 3, 32, 32))] * 2  # float32 and bfloat16
+    cases += [("multi_crop", "forward", (2, 3, 30, 40)), ("mosaic", "forward", (8, 3, 8, 8))]
     assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout

@@ -1,0 +1,46 @@
+"""The cases of the image operators: every provider computes the same pictures."""
+
+import pytest
+import torch
+
+from benchmarks.ops import CASES
+
+CPU = torch.device("cpu")
+IMAGE_OPS = ("augment", "multi_crop", "mosaic")
+
+
+@pytest.mark.parametrize("op", IMAGE_OPS)
+def test_providers_agree(op: str) -> None:
+    # torch.compile is left out for its compilation time; it compiles the eager expression.
+    for case in CASES[op](CPU, True):
+        inputs = case.make_inputs(3)
+        before = {name: tensor.clone() for name, tensor in inputs.items()}
+        ours = case.providers["ours"](inputs)().double()  # type: ignore[attr-defined]
+        others = [name for name in case.providers if name not in ("ours", "torch.compile")]
+        assert "eager" in others
+        for name in others:
+            got = case.providers[name](inputs)().double()  # type: ignore[attr-defined]
+            assert got.shape == ours.shape
+            difference = (got - ours).abs()
+            if name.startswith("PIL"):
+                # One level of 255 is 0.017 here.  PIL rounds to bytes twice; JPEG loses detail, most
+                # of it in pictures this small (unrelated ones differ by more than 1).
+                assert difference.mean() < (0.35 if "JPEG" in name else 0.01)
+            else:
+                # values reach 3; bfloat16 may round two of them to neighbouring numbers
+                assert difference.max() <= (2**-6 if case.dtype == "bfloat16" else 3e-6)
+        assert all(torch.equal(inputs[name], before[name]) for name in inputs)
+
+
+@pytest.mark.parametrize(
+    ("op", "dtype", "bytes_floor"),
+    [
+        ("augment", "float32", 4 * 3 * 32 * 32 * 4 + round(4 * 3 * 32 * 32 * 0.54)),
+        ("augment", "bfloat16", 4 * 3 * 32 * 32 * 2 + round(4 * 3 * 32 * 32 * 0.54)),
+        ("multi_crop", "uint8", 2 * 3 * (30 * 40 + 5 * 16 * 16 * 4)),
+        ("mosaic", "float32", 8 * 3 * 8 * 8 * 5),
+    ],
+)
+def test_bytes_floor(op: str, dtype: str, bytes_floor: int) -> None:
+    floors = [case.bytes_floor for case in CASES[op](CPU, True) if case.dtype == dtype]
+    assert floors == [bytes_floor]
