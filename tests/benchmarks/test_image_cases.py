@@ -23,8 +23,8 @@ def test_providers_agree(op: str) -> None:
             assert got.shape == ours.shape
             difference = (got - ours).abs()
             if name.startswith("PIL"):
-                # One level of 255 is 0.017 here.  PIL rounds to bytes twice; JPEG loses detail, most
-                # of it in pictures this small (unrelated ones differ by more than 1).
+                # One level of 255 is 0.017 here.  PIL rounds to bytes twice; JPEG loses detail,
+                # most in pictures this small (unrelated ones differ by more than 1).
                 assert difference.mean() < (0.35 if "JPEG" in name else 0.01)
             else:
                 # values reach 3; bfloat16 may round two of them to neighbouring numbers
