@@ -16,6 +16,7 @@ from torch import Tensor
 from pyddfast.ops import _native
 from pyddfast.ops._checks import FLOAT_DTYPES
 from pyddfast.ops.reference import patches as reference
+from pyddfast.ops.scores import sample_scores
 
 __all__ = ["PatchSelection", "mosaic", "multi_crop", "select_patches"]
 
@@ -219,7 +220,8 @@ def select_patches(logits: Tensor, labels: Tensor, n: int) -> PatchSelection:
         short = {int(c): int(k) for c, k in zip(present, counts, strict=True) if k < n}
         raise ValueError(f"n = {n} patches asked of classes with fewer images: {short}")
 
-    selection = PatchSelection(*reference.select_patches(logits, labels, n))
+    scores = sample_scores(logits.detach(), labels.expand(logits.shape[:2])).nll
+    selection = PatchSelection(*reference.rank_patches(scores, labels, n))
     if bool(selection.scores.isnan().any()):
         raise ValueError("logits must not hold NaN or +inf: their scores have no order")
     return selection

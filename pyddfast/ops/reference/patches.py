@@ -12,7 +12,14 @@ from torch import Tensor
 
 from pyddfast.ops.reference.scores import negative_log_prob
 
-__all__ = ["filter_weights", "mosaic", "mosaic_slots", "multi_crop", "select_patches"]
+__all__ = [
+    "filter_weights",
+    "mosaic",
+    "mosaic_slots",
+    "multi_crop",
+    "rank_patches",
+    "select_patches",
+]
 
 
 def filter_weights(start: Tensor, length: Tensor, full: int, size: int) -> Tensor:
@@ -96,7 +103,11 @@ def select_patches(logits: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tens
     Returns:
         classes (G,), images (G, n), crops (G, n), scores (G, n).
     """
-    scores = negative_log_prob(logits, labels.expand(logits.shape[:2]))
+    return rank_patches(negative_log_prob(logits, labels.expand(logits.shape[:2])), labels, n)
+
+
+def rank_patches(scores: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The selection from the scores (m, N) of all crops; as ``select_patches``."""
     # torch's argmin and stable sort both put the lowest index first among equals.
     crop = scores.argmin(dim=0)
     best = scores.gather(0, crop[None])[0]
@@ -104,7 +115,7 @@ def select_patches(logits: Tensor, labels: Tensor, n: int) -> tuple[Tensor, Tens
     ranked = best.sort(stable=True).indices
     ranked = ranked[labels[ranked].sort(stable=True).indices]  # class-major, best first
     starts = counts.cumsum(0) - counts
-    images = ranked[starts[:, None] + torch.arange(n, device=logits.device)]
+    images = ranked[starts[:, None] + torch.arange(n, device=scores.device)]
     return classes, images, crop[images], best[images]
 
 
