@@ -125,7 +125,12 @@ def test_rded_then_train_with_its_teacher(
     assert "--recipe has no speed" in error_line(capsys)
     assert main([*train, "--out", str(tmp_path / "x"), "--epochs", "2"]) == 2
     assert "at most one" in error_line(capsys)
-    (rded / "teacher" / "teacher.safetensors").write_bytes(b"torn")
+    weights = rded / "teacher" / "teacher.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main([*train, "--out", str(tmp_path / "y")]) == 2
+    assert "teacher.safetensors is damaged" in error_line(capsys)
+    weights.write_bytes(b"torn")
     assert main([*train, "--out", str(tmp_path / "y")]) == 2
     assert "holds no teacher" in error_line(capsys)
 

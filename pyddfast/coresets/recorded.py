@@ -14,6 +14,7 @@ from pyddfast.coresets.selection import Scores, mean_scores
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.random import Purpose, generator
 from pyddfast.train import Budget, Recording, Teacher, teacher_recipe, train_teacher
+from pyddfast.train.distributed import resolve_device
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
@@ -189,7 +190,7 @@ def dynamics_scores(
 
 def training_device(device: torch.device | str | None) -> torch.device:
     """Where a training runs, so that its recorder does not wait for copies of the logits."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return resolve_device(device)
 
 
 def check_epochs(name: str, epochs: int, window: int) -> None:

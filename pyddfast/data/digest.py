@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -52,7 +53,8 @@ def data_digest(source: ImageSource) -> str:
         digest.update(repr((source.image_size, source.resize)).encode())
         for path in source.paths:
             # Relative to the root, so that a moved data set is still the same.
-            digest.update(f"{path.relative_to(source.root)}\0{path.stat().st_size}\n".encode())
+            name = os.path.relpath(path, source.root)
+            digest.update(f"{name}\0{path.stat().st_size}\n".encode())
     else:
         for index in range(len(source)):
             _add(digest, source[index])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.data.digest import describe_data
 from pyddfast.methods.engine import Chunk, FirstViews, Loop, synthesize
 from pyddfast.methods.synthesis import (
     SynthesisConfig,
@@ -148,6 +149,7 @@ def recover(
             "num_classes": task.num_classes,
             "normalization": asdict(task.normalization),
             "first_images": chosen,
+            "source": None if images is None else describe_data(images),
         },
         **vars(job),
     )

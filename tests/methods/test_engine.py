@@ -164,6 +164,16 @@ def test_files_of_another_job_are_refused(tmp_path: Path) -> None:
         sre2l(dataset(), network, CONFIG, job=Job(out=out))
 
 
+def test_first_images_of_other_data_are_refused(tmp_path: Path) -> None:
+    config, job = replace(CONFIG, init="data"), Job(out=tmp_path / "run")
+    made = sre2l(dataset(), teacher(), config, job=job)
+    assert torch.equal(sre2l(dataset(), teacher(), config, job=job).images, made.images)
+    other = dataset()
+    other.images[0, 0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match=r"source\.sha256 was"):
+        sre2l(other, teacher(), config, job=job)
+
+
 def test_metrics_tell_the_losses_and_what_the_teacher_sees(tmp_path: Path) -> None:
     network = teacher()
     config = replace(CONFIG, ipc=1, iterations=230, batch_size=5, crop=False, bn_weight=0.0)
