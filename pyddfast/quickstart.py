@@ -30,6 +30,7 @@ from pyddfast.report import (
     Result,
     accuracy_figure,
     differences,
+    percent,
     png_uri,
     sets_figure,
     summary,
@@ -47,6 +48,7 @@ from pyddfast.train import (
     predict,
     progress,
     recipe,
+    teacher_recipe,
     train_student,
     train_teacher,
 )
@@ -249,7 +251,7 @@ class _Run:
                     progress=self.bars,
                 )
             )
-            return f"test accuracy {100 * found[0].record['accuracy']:.1f} %"
+            return f"test accuracy {percent(found[0].record['accuracy'])} %"
 
         self.stage("teacher", self.cost["teacher"], work)
         return found[0]
@@ -374,7 +376,7 @@ class _Run:
                         progress=self.bars,
                     )
                     results[name, regime] = result
-                    return f"{100 * result.mean:.1f} ± {100 * result.std:.1f} %"
+                    return f"{percent(result.mean)} ± {percent(result.std)} %"
 
                 self.stage(f"students {name} {regime}", self.cost["students"], work)
         return results
@@ -465,10 +467,13 @@ def _context(
     markup = require("markupsafe", "methods").Markup
     figure = accuracy_figure(results, chance=1 / run.train_set.num_classes)
     cells = {(r.method, r.regime): r for r in results}
-    recipes: dict[Regime, Recipe] = {
-        regime: recipe(regime, scale="small", ipc=config.ipc) for regime in REGIMES
-    }
+    recipes = [
+        *(recipe(regime, scale="small", ipc=config.ipc) for regime in REGIMES),
+        teacher_recipe(config.teacher_epochs),
+    ]
+    epochs = [*(config.epochs for _ in REGIMES), config.teacher_epochs]
     record = teacher.record
+    cad_batch = sets["cad-prune"].meta["scoring"]["recipe"]["batch_size"]
     versions = dict(environment())
     return {
         "title": "pyddfast quickstart",
@@ -488,7 +493,7 @@ def _context(
             f"Per cent of {test_count:,} test images after the last epoch: mean ± standard "
             f"deviation over {config.seeds} seeds, and below it the standard error that "
             f"{test_count:,} test images leave. The teacher, trained on all "
-            f"{len(run.train_set):,} images, has {100 * record['accuracy']:.1f} %."
+            f"{len(run.train_set):,} images, has {percent(record['accuracy'])} %."
         ),
         "accuracy_svg": markup(
             svg(figure, alt="Test accuracy by label regime and set; the table has the numbers")
@@ -499,9 +504,11 @@ def _context(
         ),
         "summary": [sentence.replace("± ", "±\u00a0") for sentence in sentences],
         "summary_note": (
-            "Differences in points with the half-width of their interval. A difference is named "
+            "Differences of the unrounded accuracies in points, with the half-width of their "
+            "interval. A difference is named "
             "only if it is larger than seed spread and test-sampling error together: a t-test at "
-            "5 % for the whole list (Holm; the intervals are Bonferroni's), the seed spread of a "
+            "5 % for the whole list (Holm; the intervals are Bonferroni's, a little wider, so that "
+            "a named difference may lie just inside its own), the seed spread of a "
             "cell taken as its own or as that of all cells, whichever is larger, the test images "
             "compared one by one. An order on one small data set with shortened training says "
             "nothing about another."
@@ -523,12 +530,15 @@ def _context(
             f"training and {test_count:,} test images of 28 × 28 pixels, 10 classes.",
             f"Networks: ConvNet-D3 of width {config.width} with instance norm, for the teacher, "
             "the scoring networks and the students.",
-            f"Teacher: {_count(config.teacher_epochs, 'epoch')} on the full training data; it "
-            "labels the images in SL and every augmented view in SL+KD, and is RDED's observer.",
+            f"Teacher: {_count(config.teacher_epochs, 'epoch')} on the full training data, by a "
+            "recipe of ours (below; no paper names one); it labels the images in SL and every "
+            "augmented view in SL+KD, and is the observer of RDED and CA2D.",
             f"EL2N-Easy: mean over {_count(config.el2n_models, 'network')} after "
-            f"{_count(config.el2n_epochs, 'epoch')}, the lowest {config.ipc} of each class.",
-            f"CAD-Prune: one run on {config.epochs * config.ipc * run.train_set.num_classes:,} "
-            f"images seen, as many as a student sees; {config.cad_ticks} equally spaced snapshots, "
+            f"{_count(config.el2n_epochs, 'epoch')} by the teacher's recipe at a constant learning "
+            f"rate, the lowest {config.ipc} of each class.",
+            f"CAD-Prune: one run by the teacher's recipe in batches of {cad_batch} on "
+            f"{config.epochs * config.ipc * run.train_set.num_classes:,} images seen, as many as a "
+            f"student sees; {config.cad_ticks} equally spaced snapshots, "
             f"windows of {config.cad_ticks - 2}, the two before the last tick averaged; CA2D takes "
             f"each class's first {sets['ca2d'].meta['pool']} of that ranking as its pool.",
             f"RDED: factor {sets['rded'].factor} (images below 128 px), "
@@ -544,13 +554,27 @@ def _context(
             "Small-scale SL+KD is not in the paper: it is small-scale SL with the teacher on "
             "every augmented view.",
             f"The networks have width {config.width} instead of 128, and EL2N averages "
-            f"{_count(config.el2n_models, 'network')} instead of 10.",
+            f"{_count(config.el2n_models, 'network')} instead of 10, after "
+            f"{_count(config.el2n_epochs, 'epoch')} instead of 20.",
+            f"CAD-Prune's run has {config.cad_ticks} snapshots instead of 30, our default; the "
+            "paper leaves their number open.",
             "The paper has no results on Fashion-MNIST; nothing here is to be compared with its "
             "numbers.",
         ],
+        "recipe_names": [*REGIMES.values(), "Teacher"],
         "recipes": [
-            {"name": name, "values": [_setting(recipes[regime], name) for regime in REGIMES]}
-            for name in ("loss", "optimizer", "schedule", "batch size", "augmentation", "labels")
+            {"name": "epochs", "values": epochs},
+            *(
+                {"name": name, "values": [_setting(used, name) for used in recipes]}
+                for name in (
+                    "loss",
+                    "optimizer",
+                    "schedule",
+                    "batch size",
+                    "augmentation",
+                    "labels",
+                )
+            ),
         ],
         "timings": [
             *({"name": name, "seconds": f"{row['seconds']:.1f}"} for name, row in run.done.items()),
@@ -572,8 +596,8 @@ def _count(number: int, thing: str) -> str:
 
 def _cell(result: Result) -> dict[str, str]:
     return {
-        "text": f"{100 * result.mean:.1f} ± {100 * (result.std or 0.0):.1f}",
-        "sampling": f"{100 * result.sampling_error:.1f}",
+        "text": f"{percent(result.mean)} ± {percent(result.std or 0.0)}",
+        "sampling": percent(result.sampling_error),
     }
 
 
@@ -582,7 +606,10 @@ def _setting(used: Recipe, name: str) -> str:
     if name == "loss":
         return "cross-entropy" if used.loss == "ce" else f"KL, T = {used.temperature:g}"
     if name == "optimizer":
-        label = {"sgd": "SGD", "adamw": "AdamW"}[used.optimizer]
+        label = "AdamW"
+        if used.optimizer == "sgd":
+            nesterov = " (Nesterov)" if used.nesterov else ""
+            label = f"SGD, momentum {used.momentum:g}{nesterov}"
         return f"{label}, learning rate {used.lr:g}, weight decay {used.weight_decay:g}"
     if name == "schedule":
         if used.schedule == "step":
@@ -592,7 +619,9 @@ def _setting(used: Recipe, name: str) -> str:
     if name == "batch size":
         return str(used.batch_size)
     if name == "augmentation":
-        return {"dsa": "DSA", "rrc": "random resized crop, flip", "none": "none"}[used.augmentation]
+        low, high = used.rrc_scale
+        crop = f"random resized crop of {100 * low:g} to {100 * high:g} %, flip"
+        return {"dsa": "DSA", "rrc": crop, "none": "none"}[used.augmentation]
     return {
         "hl": "the class",
         "sl": "the teacher's, once an image",

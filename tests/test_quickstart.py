@@ -17,6 +17,7 @@ from pyddfast import quickstart as module
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.data import DistilledSet, ImageDataset
 from pyddfast.quickstart import QuickstartConfig, quickstart
+from pyddfast.report import percent
 from pyddfast.train import predict
 
 CONFIG = QuickstartConfig(
@@ -173,7 +174,7 @@ def test_the_page_shows_the_results_and_stands_alone(finished: Path) -> None:
     text = " ".join(" ".join(page.text).split())
     results = read(finished, "results.json")
     for cell in results["cells"]:
-        assert f"{100 * cell['mean']:.1f} ± {100 * cell['std']:.1f}" in text
+        assert f"{percent(cell['mean'])} ± {percent(cell['std'])}" in text
     for sentence in results["summary"]:
         assert sentence in text
     assert all(r.startswith(("data:image/png;base64,", "#")) for r in page.references)
@@ -181,6 +182,14 @@ def test_the_page_shows_the_results_and_stands_alone(finished: Path) -> None:
     assert not page.tags & {"script", "link", "iframe"}
     assert not re.search(r"url\((?!#)", html)
     assert "2 epochs instead of 300" in text
+    assert "1 network instead of 10, after 1 epoch instead of 20" in text
+    # The recipes: HL's momentum, and all of the teacher's.
+    assert "SGD, momentum 0.9 (Nesterov), learning rate 0.01, weight decay 0.0005" in text
+    assert "SGD, momentum 0.9 (Nesterov), learning rate 0.05, weight decay 0.0005" in text
+    assert "random resized crop of 64 to 100 %, flip" in text
+    cpu = read(finished, "config.json")["environment"]["cpu"]
+    assert cpu in text
+    assert len(cpu) > 2
     assert "Small-scale SL+KD is not in the paper" in text
     assert "--ipc 2 --seeds 2 --epochs 2" in text
     # 15 students' stages, 5 sets, the teacher and the sum have a time.

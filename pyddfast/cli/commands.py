@@ -43,6 +43,7 @@ from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo, resolve
 from pyddfast.models import create, load_pretrained
 from pyddfast.quickstart import METHODS, REGIMES, QuickstartConfig
 from pyddfast.quickstart import quickstart as run_quickstart
+from pyddfast.report import percent
 from pyddfast.train import (
     Budget,
     Epochs,
@@ -229,12 +230,12 @@ def quickstart(
     table = _table("Test accuracy (%), mean ± std over seeds", "set", *REGIMES.values())
     for method in METHODS.values():
         cells = [r for r in result.results if r.method == method]
-        table.add_row(method, *(f"{100 * r.mean:.1f} ± {100 * (r.std or 0.0):.1f}" for r in cells))
+        table.add_row(method, *(f"{percent(r.mean)} ± {percent(r.std or 0.0)}" for r in cells))
     _show(table)
     worst = max(r.sampling_error for r in result.results)
     print(
-        f"Test images leave a standard error of up to {100 * worst:.1f} points on each; "
-        f"the teacher has {100 * result.teacher_accuracy:.1f} %.\n"
+        f"Test images leave a standard error of up to {percent(worst)} points on each; "
+        f"the teacher has {percent(result.teacher_accuracy)} %.\n"
     )
     for sentence in result.sentences:
         print(f"- {sentence}")

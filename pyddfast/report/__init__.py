@@ -2,7 +2,7 @@
 
 from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
 from pyddfast.report.html import render, write_report
-from pyddfast.report.tables import Difference, Result, compare, differences, summary
+from pyddfast.report.tables import Difference, Result, compare, differences, percent, summary
 
 __all__ = [
     "Difference",
@@ -10,6 +10,7 @@ __all__ = [
     "accuracy_figure",
     "compare",
     "differences",
+    "percent",
     "png_uri",
     "render",
     "sets_figure",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
-from pyddfast.report.tables import Result
+from pyddfast.report.tables import Result, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def accuracy_figure(results: Sequence[Result], *, chance: float | None = None) -
                 )
             for left, mean, error, cell in zip(x, means, errors, cells, strict=True):
                 axes.annotate(
-                    f"{mean:.1f}",
+                    percent(mean / 100),
                     (left, max(mean + error, 100 * max(cell.accuracies))),
                     xytext=(0, 4),
                     textcoords="offset points",

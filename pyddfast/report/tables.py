@@ -10,14 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations
 
 from pyddfast._extras import require
 
-__all__ = ["LEVEL", "Difference", "Result", "compare", "differences", "summary"]
+__all__ = ["LEVEL", "Difference", "Result", "compare", "differences", "percent", "summary"]
 
 # Family-wise probability of naming a difference that is none; the usual 5 %.
 LEVEL = 0.05
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in per cent, halves away from zero: the one rounding of tables, text and figures.
+
+    Args:
+        share: Unrounded, 1 for 100 %.
+        digits: After the point.
+
+    Returns:
+        ``"65.1"`` for 0.6505, which binary formatting takes for a little less.
+    """
+    value = Decimal(str(round(100 * share, 9)))  # without the last bits of binary fractions
+    return str(value.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 @dataclass(frozen=True)
@@ -212,10 +227,12 @@ def summary(judged: Sequence[Difference]) -> list[str]:
         a, b = (
             (d.first.method, d.second.method) if same_regime else (d.first.regime, d.second.regime)
         )
-        points, width = 100 * d.value, 100 * d.half_width
+        # A digit more where both would read the same, such as 7.2 ± 7.2.
+        digits = 1 if percent(d.value) != percent(d.half_width) else 2
+        points, width = percent(d.value, digits), percent(d.half_width, digits)
         groups.setdefault(group, []).append(
-            f"{a} above {b} by {points:.1f} points (± {width:.1f})"
+            f"{a} above {b} by {points} points (± {width})"
             if d.distinguishable
-            else f"{a} and {b} not distinguishable ({points:.1f} ± {width:.1f})"
+            else f"{a} and {b} not distinguishable ({points} ± {width})"
         )
     return [f"{group}: {'; '.join(parts)}." for group, parts in groups.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,9 +34,18 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
     }
+
+
+def _cpu() -> str:
+    """Model of the CPU, whose instruction set decides the kernels that torch takes."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)  # x86; not on every machine
+    return model[1] if model else platform.processor() or platform.machine()
 
 
 class RunFolder:

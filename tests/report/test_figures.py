@@ -116,6 +116,7 @@ def test_pages_escape_values_and_refuse_missing_ones() -> None:
             "sets_note": "",
             "facts": [],
             "shortened": [],
+            "recipe_names": ["HL"],
             "recipes": [],
             "timings": [],
             "timing_note": "",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyddfast.report import Result, compare, differences, summary
+from pyddfast.report import Difference, Result, compare, differences, percent, summary
 
 
 def test_mean_spread_and_sampling_error() -> None:
@@ -110,6 +110,24 @@ def test_per_image_must_belong_to_the_accuracies() -> None:
         Result("a", "HL", (0.5,), 4, (1.0, 1.0, 1.0, 0.0))
     with pytest.raises(ValueError, match="share their test set"):
         compare([(Result("a", "HL", (0.5,), 2, (1.0, 0.0)), Result("b", "HL", (0.0,), 1, (0.0,)))])
+
+
+def test_percent_rounds_halves_up_and_does_not_see_binary_fractions() -> None:
+    assert percent(0.6505) == "65.1"  # 65.05 is a little less in binary
+    assert percent(0.6515) == "65.2"
+    assert percent(1301 / 2000) == percent((0.65 + 0.65 + 0.6515) / 3) == "65.1"
+    assert percent(0.650499999) == "65.0"
+    assert percent(0.07185, 2) == "7.19"
+    assert percent(1.0) == "100.0"
+
+
+def test_a_difference_and_its_width_that_read_the_same_get_another_digit() -> None:
+    first, second = Result("a", "HL", (0.8, 0.8), 100), Result("b", "HL", (0.7, 0.7), 100)
+    for value, width, shown in ((0.0718, 0.0722, "7.18 points (± 7.22)"), (0.072, 0.05, "(± 5.0)")):
+        (sentence,) = summary([Difference(first, second, value, width, True)])
+        assert shown in sentence
+    (sentence,) = summary([Difference(first, second, 0.0718, 0.0722, False)])
+    assert sentence == "HL: a and b not distinguishable (7.18 ± 7.22)."
 
 
 def test_summary_says_what_the_differences_say() -> None:
