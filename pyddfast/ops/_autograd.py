@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from pyddfast.ops import _native
 
+_T = TypeVar("_T", bound="Tensor | None")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -32,15 +33,11 @@ def needs_graph(*inputs: Tensor) -> bool:
     return any(dual.tangent is not None for dual in duals)
 
 
-@overload
-def savable(tensor: Tensor) -> Tensor: ...
-@overload
-def savable(tensor: None) -> None: ...
-def savable(tensor: Tensor | None) -> Tensor | None:
+def savable(tensor: _T) -> _T:
     """`tensor`, copied if it was made in inference mode, which autograd cannot save."""
     if tensor is None or torch.compiler.is_compiling() or not tensor.is_inference():
         return tensor
-    return tensor.clone()
+    return tensor.clone()  # type: ignore[return-value]
 
 
 def values_readable(tensor: Tensor) -> bool:
@@ -77,11 +74,6 @@ def take_gradient(ctx: Any, grad_loss: Tensor, dtype: torch.dtype) -> Tensor | N
     return kept if kept.dtype is dtype else kept.to(dtype)
 
 
-def wants_graph() -> bool:
-    """Inside a backward: whether it was called with ``create_graph=True``."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
-
-
 def differentiable_grads(
     loss: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], grad: Tensor
 ) -> list[Tensor | None]:
@@ -93,14 +85,18 @@ def differentiable_grads(
     return [next(grads) if want else None for want in wanted]
 
 
+def wants_graph() -> bool:
+    """Inside a backward: whether it was called with ``create_graph=True``."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def leaves_to_twin(grad: Tensor) -> bool:
     """Inside a backward: whether to leave it to the twin.
 
-    That is with ``create_graph=True`` and with gradients in batches (``is_grads_batched``).
+    That is with ``create_graph=True`` and with gradients in batches (``is_grads_batched``), which
+    a gradient that the forward left behind does not fit.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch.is_grad_enabled() or _batched(grad)
+    return wants_graph() or (not torch.compiler.is_compiling() and _batched(grad))
 
 
 def _batched(tensor: Tensor) -> bool:

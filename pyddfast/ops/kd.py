@@ -121,7 +121,7 @@ def kd_loss(
     s, t, w = _rows(student, teacher, weight)
     options = (temperature, kind, temperature**2 if t_squared else 1.0, code)
     if needs_graph(student, teacher):
-        t, w = savable(t), None if w is None else savable(w)
+        t, w = savable(t), savable(w)
         outputs = _KdLoss.apply(s, t, w, options, return_score)  # type: ignore[no-untyped-call]
     elif return_score:
         outputs = raw.kd_loss_score(s, t, w, *options)
@@ -313,7 +313,7 @@ def soft_ce(
         )
     s, t, w = _rows(student, target, weight)
     if needs_graph(student, target):
-        t, w = savable(t), None if w is None else savable(w)
+        t, w = savable(t), savable(w)
         loss: Tensor = _SoftCe.apply(  # type: ignore[no-untyped-call]
             s, t, w, temperature, code
         )
@@ -409,7 +409,7 @@ def mse_ce(
     s, t, w = _rows(student, teacher, weight)
     y = target.reshape(-1)
     if needs_graph(student, teacher):
-        t, y, w = savable(t), savable(y), None if w is None else savable(w)
+        t, y, w = savable(t), savable(y), savable(w)
         loss: Tensor = _MseCe.apply(  # type: ignore[no-untyped-call]
             s, t, y, w, ce_weight, code
         )

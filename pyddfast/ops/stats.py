@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyddfast.ops import _checks, _native
-from pyddfast.ops._autograd import functorch_active, wants_graph
+from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import stats as reference
 from pyddfast.ops.reference.kd import accumulation_dtype, widen
@@ -56,8 +56,10 @@ def channel_stats(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tenso
     _channel_vector(shift, x, "shift")
     if functorch_active() or not _native.usable(x):
         return reference.channel_stats(x)
-    if torch.is_grad_enabled() and x.requires_grad:
-        outputs: tuple[Tensor, Tensor, Tensor] = _ChannelStats.apply(x, shift)  # type: ignore[no-untyped-call]
+    if needs_graph(x):
+        outputs: tuple[Tensor, Tensor, Tensor] = _ChannelStats.apply(  # type: ignore[no-untyped-call]
+            x, savable(shift)
+        )
         return outputs
     mean, var, _ = raw.channel_stats(x, shift)
     return x.view_as(x), mean, var
@@ -151,9 +153,10 @@ def bn_eval_stats(
         view, mean, var = channel_stats(x, running_mean)
         y = F.batch_norm(view, running_mean, running_var, weight, bias, False, 0.0, eps)
         return _ACTIVATE[code](y), mean, var
-    if torch.is_grad_enabled() and x.requires_grad:
+    if needs_graph(x):
+        norm = tuple(savable(v) for v in (running_mean, running_var, weight, bias))
         outputs: tuple[Tensor, Tensor, Tensor] = _BnEvalStats.apply(  # type: ignore[no-untyped-call]
-            x, (running_mean, running_var, weight, bias), (eps, code)
+            x, norm, (eps, code)
         )
         return outputs
     y, mean, var, _ = raw.bn_eval_stats(x, running_mean, running_var, weight, bias, eps, code)
@@ -263,9 +266,9 @@ def bn_distance(
     tensors = (mean, var, *rows)
     if functorch_active() or not _native.usable(*tensors):
         return _distance_twin(tensors, at, options)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if needs_graph(*tensors):
         outputs: tuple[Tensor, Tensor] = _BnDistance.apply(  # type: ignore[no-untyped-call]
-            *tensors, at, options
+            *(savable(t) for t in tensors), at, options
         )
         return outputs
     loss, per_layer, _ = raw.bn_distance(*(at or (mean, var)), *tensors[2:], *options)

@@ -552,12 +552,32 @@ def test_torch_func():
         assert_close(value, all_ops(one), 1e-12)
 
 
-def test_forward_mode_raises():
-    x = activation((2, 3, 4, 4)).float().requires_grad_()
+CALLS = {
+    "channel_stats": lambda x, mean, var: ops.channel_stats(x, mean)[1],
+    "bn_eval_stats": lambda x, mean, var: ops.bn_eval_stats(x, mean, var)[0],
+    "bn_distance": lambda x, mean, var: ops.bn_distance(x[:, 0], x[:, 1], mean, var, [4])[0],
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_forward_mode_raises(call, requires_grad):
+    x = activation((4, 4)).float().requires_grad_(requires_grad)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises((NotImplementedError, RuntimeError), match=r"(?i)forward|jvp"):
-            ops.channel_stats(dual)
+            call(dual, torch.zeros(4), torch.ones(4))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_targets_made_in_inference_mode(call):
+    x = activation((4, 4)).float().requires_grad_()
+    with torch.inference_mode():
+        inferred = torch.zeros(4), torch.ones(4)
+    grads = []
+    for targets in ((torch.zeros(4), torch.ones(4)), inferred):
+        grads += torch.autograd.grad(call(x, *targets).sum(), x)
+    assert torch.equal(*grads)
 
 
 def test_compile():
