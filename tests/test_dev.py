@@ -69,6 +69,30 @@ def test_an_unknown_command(bare: Path) -> None:
     assert "quickstart" in done.stderr
 
 
+def test_quiet_steps_say_what_they_do_and_that_they_take_minutes(bare: Path) -> None:
+    for tool in ("find", "sort", "xargs", "sha256sum"):
+        (bare / "bin" / tool).symlink_to(shutil.which(tool) or "")
+    executable(bare / "bin" / "g++", "#!/bin/sh\n")
+    (bare / "csrc").mkdir()
+    (bare / "pyddfast").mkdir()
+    for file in ("pyproject.toml", "setup.py", "pyddfast/_version.py", "csrc/x"):
+        (bare / file).touch()
+    (bare / ".venv" / "bin").mkdir(parents=True)  # made before; its Python only tells
+    executable(bare / ".venv" / "bin" / "python", '#!/bin/sh\necho "python $*"\n')
+    for file, text in {"made-in": str(bare), "torch": "torch==9", "calling_bin": "bin"}.items():
+        (bare / ".venv" / file).write_text(text)
+    steps = [line for line in dev(bare, "docs").stdout.splitlines() if line]
+    assert [line.split()[0] for line in steps] == ["==", "python", "==", "python", "python"]
+    for said, done, words in ((steps[0], steps[1], "torch==9"), (steps[2], steps[3], "-e .[")):
+        assert "minutes" in said
+        assert words in done
+        assert "-qq" in done
+    (bare / "csrc" / "x").write_text("changed")
+    steps = [line for line in dev(bare, "docs").stdout.splitlines() if line]
+    assert "building the native sources (a minute or more)" in steps[0]
+    assert "build_ext" in steps[1]
+
+
 def test_help(bare: Path) -> None:
     done = dev(bare)
     assert done.returncode == 0
