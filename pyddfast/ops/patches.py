@@ -164,7 +164,7 @@ def _check_boxes(images: Tensor | Sequence[Tensor], boxes: Tensor) -> None:
     else:
         extent = torch.tensor([list(image.shape[-2:]) for image in images])
     corner, span = boxes.cpu()[..., :2], boxes.cpu()[..., 2:]
-    bad = (corner < 0) | (span < 1) | (corner + span > extent[:, None, :])
+    bad = (corner < 0) | (span < 1) | (corner > extent[:, None, :] - span)  # no overflow
     if bad.any():
         image, crop, _ = bad.nonzero()[0].tolist()
         where = extent[min(image, len(extent) - 1)].tolist()

@@ -316,3 +316,14 @@ def test_mosaic_refuses(change: dict[str, object], error: type[Exception], messa
     arguments.update(change)
     with pytest.raises(error, match=message):
         mosaic(**arguments)  # type: ignore[arg-type]
+
+
+# Outside on each side, empty, and so far out that a sum would wrap around.
+@pytest.mark.parametrize(
+    "box", [[-1, 0, 4, 4], [0, 5, 4, 4], [0, 0, 0, 4], [2**62, 0, 2**62, 4], [0, 0, 4, 2**63 - 1]]
+)
+def test_a_box_outside_its_image_is_named(box):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    boxes = torch.tensor([[[0, 0, 4, 4], box]])
+    with pytest.raises(ValueError, match=r"boxes\[0, 1\].*inside its image of 8 x 8"):
+        multi_crop([image], boxes, size=4, mean=[0.5] * 3, std=[0.5] * 3)
