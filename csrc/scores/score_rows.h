@@ -27,9 +27,15 @@ struct ScoreArgs : RowArgs {
   Sink sink;
 };
 
-struct ExpScaled {
+struct TemperedFloat {
   ExpScale scale;
-  __device__ float operator()(float x) const { return exp_scaled(x, scale); }
+  float inv_temperature;
+
+  __device__ float exp(float x) const { return exp_scaled(x, scale); }
+  __device__ Decay<float> decay(TwoSum<float> x) const {
+    const float value = exp(-x.sum);
+    return {value - value * (x.error * inv_temperature), -expm1f(-(x.sum * inv_temperature))};
+  }
 };
 
 // {largest, -its first index, second largest}, and {largest, -its first index} of a second input.
@@ -64,7 +70,7 @@ class ScoreRow {
                                   Reduced<Sum, r == kRounds - 1 ? 4 : 3>>;
 
   __device__ ScoreRow(const Args& args, int64_t)
-      : classes_(args.classes), tempered_{{args.exp}, args.inv_temperature} {}
+      : classes_(args.classes), tempered_{args.exp, args.inv_temperature} {}
 
   __device__ void visit(Round<0>, float (&z)[kChunk], float (&q)[kChunk], float (&)[kChunk], int i,
                         float (&ranks)[kSoft ? 5 : 3]) const {
@@ -166,7 +172,7 @@ class ScoreRow {
 
  private:
   int classes_, guess_, label_ = -1;
-  Tempered<float, ExpScaled> tempered_;
+  TemperedFloat tempered_;
   TopTwo<float> top_;
   ScoreSums<float> sums_;
   SoftRow<float> soft_;

@@ -20,10 +20,20 @@
 
 namespace pyddfast {
 
-// exp(x/T) in fp64: a row's scalars, whose arguments an fp32 result would not survive.
-struct ExpOver {
-  double temperature;
-  PYDD_HD double operator()(double x) const { return std::exp(x / temperature); }
+// A row's scalars are fp64: an fp32 result would not survive fp32 arguments of exp.
+struct TemperedDouble {
+  double temperature, inv_temperature;
+
+  PYDD_HD Decay<double> decay(TwoSum<double> x) const {
+    // The one of the two that may be small, by its own function; the other one by subtraction.
+    const double argument = -(x.sum + x.error) / temperature;
+    if (argument > -0.5) {
+      const double lost = -std::expm1(argument);
+      return {1.0 - lost, lost};
+    }
+    const double value = std::exp(argument);
+    return {value, 1.0 - value};
+  }
 };
 
 namespace detail {
@@ -200,7 +210,7 @@ class ScoreRows {
         blocks_(blocks_of(inputs.classes)),
         group_(std::clamp<int64_t>(kGroupElements / (blocks_ * kLanes), 1, kLanes)),
         exp_(1.0 / inputs.temperature),
-        tempered_{{inputs.temperature}, 1.0 / inputs.temperature},
+        tempered_{inputs.temperature, 1.0 / inputs.temperature},
         scratch_(new_scratch<T>(group_ * kArrays * blocks_ * kLanes)) {}
 
   PYDD_HD void run(int64_t begin, int64_t end) {
@@ -350,7 +360,7 @@ class ScoreRows {
   const bool soft_;
   const int64_t n_, blocks_, group_;
   const ScaledExp<T> exp_;
-  const Tempered<double, ExpOver> tempered_;
+  const TemperedDouble tempered_;
   const Scratch<T> scratch_;
 
   int64_t first_ = 0, count_ = 0;  // the group: rows [first_, first_ + count_)

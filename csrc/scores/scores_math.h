@@ -68,18 +68,14 @@ struct ScoreSums {
   T w, squares, depth;  // of w_c, w_c^2, w_c d_c
 };
 
-// exp(-x/T) and 1 - exp(-x/T) for x >= 0, given with its rounding error; Exp(x) is exp(x/T).
-template <class T, class Exp>
-struct Tempered {
-  Exp exp;
-  T inv_temperature;
-
-  PYDD_HD T decay(TwoSum<T> x) const {
-    const T value = exp(-x.sum);
-    return value - value * (x.error * inv_temperature);
-  }
-  PYDD_HD T loss(TwoSum<T> x) const { return -std::expm1(-(x.sum * inv_temperature)); }
+// exp(-x/T) and 1 - exp(-x/T), for x >= 0.
+template <class T>
+struct Decay {
+  T value, lost;
 };
+
+// How a kernel computes it (`Tempered`): decay(x) of a difference that comes with its rounding
+// error.
 
 // What a row says without a label.
 template <class T>
@@ -92,19 +88,20 @@ struct Prediction {
   T top2_margin, entropy;
 };
 
-template <class T, class Exp>
-PYDD_HD Prediction<T> predict(TopTwo<T> top, ScoreSums<T> sums, const Tempered<T, Exp>& tempered) {
+template <class T, class Tempered>
+PYDD_HD Prediction<T> predict(TopTwo<T> top, ScoreSums<T> sums, const Tempered& tempered) {
   const TwoSum<T> gap = two_difference(top.first, top.shift());
+  const Decay<T> decay = tempered.decay(gap);
   Prediction<T> out;
   out.top = top;
-  out.r = tempered.decay(gap);
+  out.r = decay.value;
   // No probabilities beside an infinite logit: NaN, as softmax has it.
   out.others = (sums.w - T(1)) + (top.first - top.first);
   out.squares = sums.squares - T(1);
   out.odds = out.r * out.others;
   out.inv_total = T(1) / (T(1) + out.odds);
   out.log_total = std::log1p(out.odds);
-  out.top2_margin = out.inv_total * (top.alone() ? T(1) : tempered.loss(gap));
+  out.top2_margin = out.inv_total * (top.alone() ? T(1) : decay.lost);
   // r first: it is 0 where the gap is too large to be multiplied.
   const T surprise = out.others * (out.r * gap.sum) - out.r * sums.depth;
   out.entropy = out.log_total + out.inv_total * (surprise * tempered.inv_temperature);
@@ -113,13 +110,14 @@ PYDD_HD Prediction<T> predict(TopTwo<T> top, ScoreSums<T> sums, const Tempered<T
 
 // Every score of a row with a hard label whose logit is z_y; kLoss is the label's, kGrand is not
 // set.  A row that holds NaN, or whose `valid` is false, is NaN throughout.
-template <class T, class Exp>
-PYDD_HD void score_row(const Prediction<T>& row, T z_y, bool valid,
-                       const Tempered<T, Exp>& tempered, T (&scores)[kScores]) {
+template <class T, class Tempered>
+PYDD_HD void score_row(const Prediction<T>& row, T z_y, bool valid, const Tempered& tempered,
+                       T (&scores)[kScores]) {
   const bool is_top = z_y == row.top.first;
   const TwoSum<T> below = two_difference(row.top.first, z_y);
-  const T a = tempered.loss(below);
-  const T p_y = row.inv_total * tempered.decay(below);
+  const Decay<T> decay = tempered.decay(below);
+  const T a = decay.lost;
+  const T p_y = row.inv_total * decay.value;
   const T others = row.odds + a;
   // A label on top may have so small an r that its square underflows.
   const T norm_top = row.r * std::sqrt(row.squares + row.others * row.others);
