@@ -187,7 +187,10 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bad_option_after_the_teacher_is_told_before_it(
-    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_set: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*args: object, **keywords: object) -> None:
         raise AssertionError("a teacher was trained for a student that cannot be")
@@ -195,6 +198,7 @@ def test_a_bad_option_after_the_teacher_is_told_before_it(
     monkeypatch.setattr(commands, "train_teacher", never)
     train = ["train", "--set", str(small_set), "--regime", "sl", "--out", str(tmp_path / "out")]
     assert main([*train, "--model-option", "width=0"]) == 2
+    assert "width must be at least 1" in error_line(capsys)
 
 
 @pytest.mark.parametrize(
