@@ -1,0 +1,172 @@
+"""Compares a script with itself after a few changed lines.
+
+``python -m benchmarks.dropin sre2l --repo PATH`` wants a clone (bare is enough) that has the
+revision in ``codebases.py``, and torchvision, whose CUDA build serves too
+(``pip install --no-deps torchvision``).  Results go to ``benchmarks/dropin/NAME.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.dropin.codebases import CODEBASES, Change, Codebase
+from benchmarks.metadata import ROOT, collect
+
+BATCH = 4  # images: a 224 px step of ResNet-18 in float64 then takes about a second on two cores
+COMPARED = 20  # iterations whose losses are compared
+TIMED = 8  # iterations of a timed run, of which the first two warm up
+ROUNDS = 3  # timed runs of each variant, in turn
+
+
+def export(codebase: Codebase, repo: Path, folder: Path) -> None:
+    """The script's folder at the revision."""
+    command = ["git", "-C", str(repo), "archive", codebase.revision]
+    result = subprocess.run(
+        [*command, str(Path(codebase.script).parent)], capture_output=True, check=False
+    )
+    if result.returncode:
+        raise SystemExit(f"--repo {repo}: {result.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def apply(changes: Iterable[Change], folder: Path) -> None:
+    """Change files in `folder`; line numbers are those before any change."""
+    for change in sorted(changes, key=lambda c: c.after, reverse=True):
+        path = folder / change.path
+        lines = path.read_text().splitlines()
+        if change.after > len(lines):
+            raise ValueError(
+                f"{path} has {len(lines)} lines; a change is behind line {change.after}"
+            )
+        first, last = change.removed
+        kept = lines[: first - 1] if first else lines[: change.after]
+        rest = lines[last:] if first else lines[change.after :]
+        path.write_text("\n".join([*kept, *change.added, *rest]) + "\n")
+
+
+def initial_images(folder: Path) -> None:
+    """A folder a class with one image of noise, for the classes of one batch."""
+    rng = np.random.default_rng(0)
+    for index in range(BATCH):
+        (folder / f"{index:04d}").mkdir(parents=True)
+        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:04d}" / "0.png")
+
+
+def run(codebase: Codebase, variant: Path, work: Path, dtype: str, steps: int) -> dict[str, Any]:
+    """One run of a variant in a process of its own."""
+    arguments = [*codebase.arguments, "--batch-size", str(BATCH), "--iteration", str(COMPARED)]
+    arguments += ["--ipc-start", "0", "--ipc-end", "1", "--syn-data-path", str(work / "images")]
+    if codebase.images:
+        arguments += ["--init-path", str(work / "initial")]
+    job = {
+        "script": str(variant / codebase.script),
+        "arguments": arguments,
+        "dtype": dtype,
+        "steps": steps,
+        "threads": torch.get_num_threads(),
+        "out": str(work / "record.json"),
+    }
+    (work / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "benchmarks.dropin.child", str(work / "job.json")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise SystemExit(f"{codebase.name}, {variant.name}:\n{result.stdout}\n{result.stderr}")
+    record: dict[str, Any] = json.loads((work / "record.json").read_text())
+    record["images"] = np.load(work / "record.json.npy")
+    return record
+
+
+def seconds(records: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Median and quartiles of the steps after the warm-up."""
+    steps = [s for record in records for s in record["step_seconds"][1:]]
+    low, median, high = statistics.quantiles(steps, n=4)
+    return {"median": median, "quartile_1": low, "quartile_3": high, "steps": len(steps)}
+
+
+def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
+    """All variants of a codebase against the official script."""
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        initial_images(work / "initial")
+        folders = {}
+        for name, changes in {"official": (), **codebase.variants}.items():
+            folders[name] = work / name
+            export(codebase, repo, folders[name])
+            apply(changes, folders[name])
+        exact = {n: run(codebase, f, work, "float64", COMPARED) for n, f in folders.items()}
+        timed: dict[str, list[dict[str, Any]]] = {name: [] for name in folders}
+        for _ in range(ROUNDS):
+            for name, folder in folders.items():
+                timed[name].append(run(codebase, folder, work, "float32", TIMED))
+    official = np.array(exact["official"]["losses"])
+    variants = {}
+    for name, changes in codebase.variants.items():
+        losses = np.array(exact[name]["losses"])
+        images = np.abs(exact[name]["images"] - exact["official"]["images"])
+        variants[name] = {
+            "lines_changed": sum(change.count for change in changes),
+            "changes": [asdict(change) for change in changes],
+            "losses": losses.tolist(),
+            "max_relative_difference": float(np.max(np.abs(losses - official) / np.abs(official))),
+            "max_image_difference": float(images.max()),
+            "step_seconds": seconds(timed[name]),
+            "peak_rss_mib": max(record["peak_rss_mib"] for record in timed[name]),
+        }
+    return {
+        "codebase": codebase.name,
+        "url": codebase.url,
+        "revision": codebase.revision,
+        "script": codebase.script,
+        "arguments": list(codebase.arguments),
+        "model": "torchvision's ResNet-18, seeded weights, running statistics of noise",
+        "batch_size": BATCH,
+        "image_size": 224,
+        "iterations_compared": COMPARED,
+        "official": {
+            "losses": official.tolist(),
+            "step_seconds": seconds(timed["official"]),
+            "peak_rss_mib": max(record["peak_rss_mib"] for record in timed["official"]),
+        },
+        "variants": variants,
+        "environment": collect(torch.device("cpu")),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dropin", description=__doc__)
+    parser.add_argument("codebase", choices=sorted(CODEBASES))
+    parser.add_argument("--repo", type=Path, required=True, help="a clone with the revision")
+    parser.add_argument("--out", type=Path, default=None, help="default: beside this file")
+    args = parser.parse_args()
+    result = compare(CODEBASES[args.codebase], args.repo)
+    out = args.out or Path(__file__).parent / f"{args.codebase}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    before = result["official"]["step_seconds"]["median"]
+    for name, variant in result["variants"].items():
+        print(
+            f"{args.codebase}, {name}: {variant['lines_changed']} lines, losses within "
+            f"{variant['max_relative_difference']:.1e}, {before:.3f} s a step before, "
+            f"{variant['step_seconds']['median']:.3f} s after"
+        )
+
+
+if __name__ == "__main__":
+    main()
