@@ -7,6 +7,7 @@ Nothing here measures, rounds in our favour or leaves a case out: every row of e
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -204,11 +205,14 @@ def page(runs: dict[str, Row]) -> str:
         if left_out := run["metadata"]["left_out"]:
             lines += ["### Not measured", ""]
             lines += [*(f"- {name}: {reason}" for name, reason in left_out.items()), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *recorder_lines()])
 
 
 def readme_part(runs: dict[str, Row]) -> str:
-    """What stands between the README's markers: forward and backward times, and the accuracy."""
+    """What stands between the README's markers: a line an op and shape, and the accuracy.
+
+    Ops that have a backward are shown with it.
+    """
     if not runs:
         return "No result has been committed yet."
     lines = []
@@ -216,31 +220,80 @@ def readme_part(runs: dict[str, Row]) -> str:
         metadata = run["metadata"]
         cpu, gpu = metadata["cpu"], metadata["gpu"]
         where = gpu["name"] if gpu else f"{cpu['name']}, {cpu['threads']} threads"
-        lines += [f"{where}, torch {metadata['versions']['torch']}, forward and backward:", ""]
-        rows = []
-        for group in grouped(run["results"]):
-            op, part, shape, dtype = case_of(group[0])
-            ours = next((row for row in group if row["provider"] == "ours"), None)
-            if part != "forward+backward" or ours is None:
-                continue
-            factors = [speedup(group, name) for name in ("eager", "torch.compile")]
-            cells = [
-                "" if f is None else f"{f:.1f}×" + (f" {SLOWER}" if f < 1 else "") for f in factors
-            ]
-            shape_cell = shape_text(list(shape))
-            rows.append([f"`{op}`", shape_cell, dtype, f"{number(ours['median_us'])} µs", *cells])
-        header = [
-            "op",
-            "rows×classes",
-            "dtype",
-            "median",
-            "faster than eager",
-            "than torch.compile",
+        lines += [
+            f"{where}, torch {metadata['versions']['torch']}; forward and backward, or forward "
+            "where there is no backward:",
+            "",
         ]
-        lines += [*table(header, rows), ""]
+        groups = [g for g in grouped(run["results"]) if any(r["provider"] == "ours" for r in g)]
+        backward = {g[0]["op"] for g in groups if g[0]["part"] == "forward+backward"}
+        rows = []
+        for group in groups:
+            op, part, shape, dtype = case_of(group[0])
+            if part == "forward" and op in backward:
+                continue
+            ours = next(row for row in group if row["provider"] == "ours")
+            common = [_factor(group, name) for name in COMMON_PEERS]
+            others = [row["provider"] for row in group if is_peer(row)]
+            others = [name for name in others if name not in COMMON_PEERS and "form" not in name]
+            rows.append(
+                [
+                    f"`{op}`",
+                    shape_text(list(shape)),
+                    dtype,
+                    f"{number(ours['median_us'])} µs",
+                    *common,
+                    "; ".join(f"{name} {_factor(group, name)}" for name in others),
+                ]
+            )
+        header = ["op", "shape", "dtype", "median", "faster than eager", "than torch.compile"]
+        lines += [*table([*header, "than others"], rows), ""]
         if run["accuracy"]:
             lines += [accuracy_sentence(run["accuracy"]), ""]
     return "\n".join(lines).rstrip()
+
+
+COMMON_PEERS = ("eager", "torch.compile")
+
+
+def _factor(group: list[Row], provider: str) -> str:
+    factor = speedup(group, provider)
+    if factor is None:
+        return ""
+    return f"{factor:.1f}×" + (f" {SLOWER}" if factor < 1 else "")
+
+
+def recorder_lines(folder: Path = RESULTS / "recorder") -> list[str]:
+    """What recording a training costs, of every run of `python -m benchmarks.recorder`."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        rows = [
+            [
+                f"`{row['model']}`",
+                f"batch {row['batch_size']}, {row['classes']} classes",
+                f"{row['steps']} steps",
+                "32 × 32 px",
+                number(row["step_ms"]),
+                number(row["update_ms"]),
+                f"{row['share']:.3%}",
+                f"{row['largest_share']:.3%}",
+            ]
+            for row in run["results"]
+        ]
+        header = ["network", "batch", "timed", "images", "step, ms", "update, ms", "share"]
+        lines += [
+            f"## Recording a training: {path.stem}",
+            "",
+            "`TrainingDynamics.update` inside a training loop, timed in place by",
+            f"`python -m benchmarks.recorder`: {run['metadata']['cpu']['name']}, "
+            f"{run['metadata']['cpu']['threads']} threads, {run['created']}.",
+            f"Its state for ImageNet-1k takes {run['state_bytes_imagenet_1k'] / 1e6:.1f} MB.",
+            "",
+            *table([*header, "largest"], rows),
+            "",
+        ]
+    return lines
 
 
 def accuracy_sentence(rows: list[Row]) -> str:

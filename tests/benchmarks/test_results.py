@@ -176,13 +176,33 @@ def test_a_closed_form_is_held_against_our_one_pass() -> None:
 
 def test_the_readme_part(example: dict[str, object]) -> None:
     text = report.readme_part({"cpu": example})
-    assert "| `kd_loss` | 256×10 | float32 | 20 µs | 5.0× | 2.5× |" in text
+    assert "| `kd_loss` | 256×10 | float32 | 20 µs | 5.0× | 2.5× |  |" in text
     assert "1e-10, fp32: 3.4e-07; of `F.kl_div`: 5.2e+01 (at KL 1e-10, 50 % of" in text
     assert report.between_markers("a <!-- results:begin -->old<!-- results:end --> b", text) == (
         f"a <!-- results:begin -->\n{text}\n<!-- results:end --> b"
     )
     with pytest.raises(ValueError, match="results:begin"):
         report.between_markers("no markers", text)
+
+
+def test_the_readme_part_of_an_op_without_backward() -> None:
+    run = json.loads((report.RESULTS / "cpu.json").read_text())
+    first = {**run["results"][0], "op": "augment", "part": "forward", "shape": [4, 3, 8, 8]}
+    run["results"] = [
+        {**first, "provider": name, "median_us": us} for name, us in (("ours", 10.0), ("PIL", 70.0))
+    ]
+    assert "| 10 µs |  |  | PIL 7.0× |" in report.readme_part({"cpu": run})
+
+
+def test_the_recorders_cost(tmp_path: Path) -> None:
+    row = {"model": "resnet18", "batch_size": 64, "classes": 100, "steps": 20}
+    row |= {"step_ms": 2000.0, "update_ms": 0.25, "share": 0.0002, "largest_share": 0.0004}
+    run = {"created": "now", "metadata": {"cpu": {"name": "a CPU", "threads": 2}}}
+    run |= {"results": [row], "state_bytes_imagenet_1k": 85_800_000}
+    (tmp_path / "cpu.json").write_text(json.dumps(run))
+    text = "\n".join(report.recorder_lines(tmp_path))
+    assert "| 2,000 | 0.25 | 0.020% | 0.040% |" in text
+    assert "85.8 MB" in text
 
 
 def test_figures_are_the_same_bytes_each_time(example: dict[str, object], tmp_path: Path) -> None:
