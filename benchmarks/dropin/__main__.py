@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.dropin.codebases import CODEBASES, Change, Codebase
 from benchmarks.metadata import ROOT, collect
 
-BATCH = 4  # images: a 224 px step of ResNet-18 in float64 then takes about a second on two cores
+BATCH = 4  # images: a 224 px step of ResNet-18 in float64 then takes about a second
 COMPARED = 20  # iterations whose losses are compared
 TIMED = 8  # iterations of a timed run, of which the first two warm up
 ROUNDS = 3  # timed runs of each variant, in turn
@@ -155,7 +155,11 @@ def main() -> None:
     parser.add_argument("codebase", choices=sorted(CODEBASES))
     parser.add_argument("--repo", type=Path, required=True, help="a clone with the revision")
     parser.add_argument("--out", type=Path, default=None, help="default: beside this file")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="1: the least disturbed by other work"
+    )
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     result = compare(CODEBASES[args.codebase], args.repo)
     out = args.out or Path(__file__).parent / f"{args.codebase}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
