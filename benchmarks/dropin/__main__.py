@@ -149,6 +149,30 @@ def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result as it stands on the page of its codebase, in Markdown."""
+    official = result["official"]
+
+    def milliseconds(times: dict[str, float]) -> str:
+        median, low, high = (1000 * times[key] for key in ("median", "quartile_1", "quartile_3"))
+        return f"{median:.0f} ms ({low:.0f} – {high:.0f})"
+
+    lines = [
+        f"| {Path(result['script']).name} | losses | a step (quartiles) | peak memory |",
+        "|---|---|---|---|",
+        f"| as published | | {milliseconds(official['step_seconds'])} "
+        f"| {official['peak_rss_mib']:.0f} MiB |",
+    ]
+    for variant in result["variants"].values():
+        count = variant["lines_changed"]
+        lines.append(
+            f"| {count} {'line' if count == 1 else 'lines'} changed "
+            f"| within {variant['max_relative_difference']:.0e} "
+            f"| {milliseconds(variant['step_seconds'])} | {variant['peak_rss_mib']:.0f} MiB |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dropin", description=__doc__)
@@ -163,13 +187,7 @@ def main() -> None:
     result = compare(CODEBASES[args.codebase], args.repo)
     out = args.out or Path(__file__).parent / f"{args.codebase}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
-    before = result["official"]["step_seconds"]["median"]
-    for name, variant in result["variants"].items():
-        print(
-            f"{args.codebase}, {name}: {variant['lines_changed']} lines, losses within "
-            f"{variant['max_relative_difference']:.1e}, {before:.3f} s a step before, "
-            f"{variant['step_seconds']['median']:.3f} s after"
-        )
+    print(table(result))
 
 
 if __name__ == "__main__":
