@@ -211,12 +211,13 @@ def page(runs: dict[str, Row]) -> str:
 def readme_part(runs: dict[str, Row]) -> str:
     """What stands between the README's markers: a line an op and shape, and the accuracy.
 
-    Ops that have a backward are shown with it.
+    Ops that have a backward are shown with it.  `cpu-….json`, the suite under other conditions, is
+    left to `docs/results.md`.
     """
     if not runs:
         return "No result has been committed yet."
     lines = []
-    for run in runs.values():
+    for run in (run for stem, run in runs.items() if "-" not in stem):
         metadata = run["metadata"]
         cpu, gpu = metadata["cpu"], metadata["gpu"]
         where = gpu["name"] if gpu else f"{cpu['name']}, {cpu['threads']} threads"
