@@ -86,7 +86,7 @@ class QuickstartConfig:
 
     ipc: int = 10
     seeds: int = 3
-    epochs: int = 50
+    epochs: int = 100
     teacher_epochs: int = 8
     el2n_models: int = 3
     el2n_epochs: int = 2
