@@ -11,13 +11,13 @@ they come from :func:`pyddfast.ops.scores.sample_scores`, which has no cancellat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyddfast.coresets.selection import Scores, Selection, select
 from pyddfast.data import ImageDataset, ImageSource
@@ -51,25 +51,53 @@ def el2n_of_models(
     Raises:
         ValueError: There is no network, or one gives another number of logits than classes.
     """
-    total = torch.zeros(len(dataset), dtype=torch.float64)
-    count = 0
-    for model in models:
-        logits = predict(model, dataset, device=device).cpu()
-        if logits.shape[-1] != dataset.num_classes:
-            raise ValueError(
-                f"model {count} gives {logits.shape[-1]} logits, "
-                f"the data set has {dataset.num_classes} classes"
-            )
-        total += sample_scores(logits.double(), dataset.labels.cpu()).el2n
-        count += 1
-    if count == 0:
-        raise ValueError("models must hold at least one network")
+    labels = dataset.labels.cpu()
+    values, count = mean_over_models(
+        dataset, models, lambda logits: sample_scores(logits, labels).el2n, device
+    )
     return Scores(
-        values=total / count,
+        values=values,
         name="el2n",
         high_means="hard",
         meta={"models": count, "mode": "eval", **(meta or {})},
     )
+
+
+def mean_over_models(
+    dataset: ImageSource,
+    models: Iterable[nn.Module],
+    score: Callable[[Tensor], Tensor],
+    device: torch.device | str | None,
+) -> tuple[Tensor, int]:
+    """The mean of ``score(logits)`` over networks, float64 (N,), and how many they are.
+
+    Raises:
+        ValueError: There is no network, or what :func:`class_logits` refuses.
+    """
+    total, count = torch.zeros(len(dataset), dtype=torch.float64), 0
+    for model in models:
+        total += score(class_logits(model, f"model {count}", dataset, device))
+        count += 1
+    if count == 0:
+        raise ValueError("models must hold at least one network")
+    return total / count, count
+
+
+def class_logits(
+    model: nn.Module, name: str, dataset: ImageSource, device: torch.device | str | None
+) -> Tensor:
+    """Logits (N, C) of un-augmented images, float64 on the CPU.
+
+    Raises:
+        ValueError: They are not as many as classes; ``name`` is the model's in the message.
+    """
+    logits = predict(model, dataset, device=device).double().cpu()
+    if logits.shape[-1] != dataset.num_classes:
+        raise ValueError(
+            f"{name} gives {logits.shape[-1]} logits, "
+            f"the data set has {dataset.num_classes} classes"
+        )
+    return logits
 
 
 def el2n_scores(

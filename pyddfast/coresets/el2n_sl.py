@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyddfast.coresets.el2n import scoring_networks
+from pyddfast.coresets.el2n import class_logits, mean_over_models, scoring_networks
 from pyddfast.coresets.selection import Scores
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.ops.scores import sample_scores
-from pyddfast.train import predict
 from pyddfast.train.models import ModelSpec
 from pyddfast.train.recipes import Recipe
 
@@ -51,18 +50,14 @@ def el2n_sl_of_models(
     Raises:
         ValueError: There is no network, or one gives another number of logits than classes.
     """
-    soft = _logits(teacher, "the teacher", dataset, device)
-    total, count = torch.zeros(len(dataset), dtype=torch.float64), 0
-    for model in models:
-        logits = _logits(model, f"model {count}", dataset, device)
-        total += sample_scores(
-            logits, dataset.labels.cpu(), temperature=temperature, teacher=soft
-        ).el2n_sl
-        count += 1
-    if count == 0:
-        raise ValueError("models must hold at least one network")
+    labels, soft = dataset.labels.cpu(), class_logits(teacher, "the teacher", dataset, device)
+
+    def score(logits: Tensor) -> Tensor:
+        return sample_scores(logits, labels, temperature=temperature, teacher=soft).el2n_sl
+
+    values, count = mean_over_models(dataset, models, score, device)
     return Scores(
-        values=total / count,
+        values=values,
         name="el2n-sl",
         high_means="far from the teacher",
         meta={"models": count, "mode": "eval", "temperature": temperature, **(meta or {})},
@@ -123,16 +118,3 @@ def el2n_sl_scores(
     )
     scores = el2n_sl_of_models(dataset, networks, teacher, temperature=temperature)
     return replace(scores, meta={**scores.meta, **meta})
-
-
-def _logits(
-    model: nn.Module, name: str, dataset: ImageSource, device: torch.device | str | None
-) -> Tensor:
-    """float64 on the CPU."""
-    logits = predict(model, dataset, device=device).double().cpu()
-    if logits.shape[-1] != dataset.num_classes:
-        raise ValueError(
-            f"{name} gives {logits.shape[-1]} logits, "
-            f"the data set has {dataset.num_classes} classes"
-        )
-    return logits
