@@ -86,15 +86,6 @@ def shorter(path: Path, code: str, unused: set[str]) -> str:
 
 
 @pytest.fixture
-def one_thread():
-    """Work this small is slower on several threads, and far slower where other work runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty images of each class in place of the embedded 600 and 200."""
     load = data.load

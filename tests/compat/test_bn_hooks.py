@@ -15,13 +15,7 @@ from tests.compat.restated import Recorder, channels, images, network, norm
 BOUND = 1e-10  # of the value and of the gradient, relative
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Work this small is slower on several threads, and far slower where other work runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layers(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -18,14 +18,13 @@ BOUND = 1e-10  # of the value and of the gradient, relative
 CLASSES = 3
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch):
-    """Three classes for EDC; one thread, since work this small is slower on several."""
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three classes for EDC."""
     monkeypatch.setattr(edc, "CLASSES", CLASSES)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network() -> nn.Sequential:

@@ -15,14 +15,7 @@ from pyddfast.models import ResNet
 from pyddfast.nn import BNStatLoss, StatsAccumulator
 from tests.tolerances import FLOAT32, assert_close
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Work this small is slower on several threads, and far slower where other work runs beside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class OfficialHook:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from pyddfast.ops import _native
+from tests.simt import build
 
 EMULATED = "pyddfast_simt"
 
@@ -39,8 +41,6 @@ class Backend:
 @pytest.fixture(scope="session")
 def emulated_library() -> str:
     """Loads the CUDA kernels, compiled against the emulator, as operators for CPU tensors."""
-    from tests.simt import build
-
     sources = sorted(str(p.relative_to(build.REPO)) for p in operators() + kernels())
     library = build.build_torch_library(
         EMULATED, sources, defines=[f"PYDDFAST_NAMESPACE={EMULATED}", "PYDDFAST_SIMT"]
@@ -50,14 +50,10 @@ def emulated_library() -> str:
 
 
 def operators() -> list:
-    from tests.simt import build
-
     return list((build.REPO / "csrc").rglob("ops.cpp"))
 
 
 def kernels() -> list:
-    from tests.simt import build
-
     return list((build.REPO / "csrc").rglob("*.cu"))
 
 
@@ -74,3 +70,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             yield chosen
     else:
         yield chosen
+
+
+@pytest.fixture
+def host(emulated_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The emulator's controls, with the operators running on it."""
+    monkeypatch.setenv("PYDDFAST_STRICT", "1")
+    module = build.load_host()
+    module.reset()
+    with _native.emulated(emulated_library):
+        yield module
+    module.reset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -10,23 +9,12 @@ import torch
 from torch import Tensor
 
 from pyddfast import ops
-from pyddfast.ops import AugmentParams, _native
+from pyddfast.ops import AugmentParams
 from pyddfast.ops.reference import augment as reference
 from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 SIDES = (45, 39)  # no multiple of a tile or of the strips
-
-
-@pytest.fixture
-def host(emulated_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The emulator's controls, with the operators running on it."""
-    monkeypatch.setenv("PYDDFAST_STRICT", "1")
-    module = build.load_host()
-    module.reset()
-    with _native.emulated(emulated_library):
-        yield module
-    module.reset()
 
 
 def batch(size: tuple[int, int], channels: int = 3) -> tuple[Tensor, Tensor, AugmentParams]:

@@ -13,11 +13,9 @@ from pyddfast.ops import _native, reference
 from pyddfast.ops.dynamics import DynamicsState, dynamics_update_
 from tests.ops.conftest import Backend
 from tests.ops.test_dynamics import EXTRAS, equal, new_state
-from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT, host
+from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT
 from tests.ops.test_scores_contract import layouts
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
-
-__all__ = ["host"]  # the fixture
 
 COUNTERS = ("last_correct", "seen", "forgetting", "correct", "first_learned")
 

@@ -6,7 +6,6 @@ contract suite covers what an operator promises, this file what each kernel is m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pyddfast import ops
-from pyddfast.ops import _native
 from tests.ops.cases import CASES, OpCase
 from tests.simt import build
 from tests.tolerances import FLOAT32, assert_close
@@ -46,17 +44,6 @@ CONFIGURATIONS = [
     *((90, classes) for classes in RESIDENT + CLUSTER + LOOPED),
     *((80, classes) for classes in (8192, 8193, 21841)),
 ]
-
-
-@pytest.fixture
-def host(emulated_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The emulator's controls, with the operators running on it."""
-    monkeypatch.setenv("PYDDFAST_STRICT", "1")
-    module = build.load_host()
-    module.reset()
-    with _native.emulated(emulated_library):
-        yield module
-    module.reset()
 
 
 def kd(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:

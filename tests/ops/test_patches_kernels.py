@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -10,23 +10,10 @@ import torch
 from torch import Tensor
 
 from pyddfast import ops
-from pyddfast.ops import _native
 from pyddfast.ops.reference import patches as reference
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 RESULTS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def host(emulated_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The emulator's controls, with the operators running on it."""
-    monkeypatch.setenv("PYDDFAST_STRICT", "1")
-    module = build.load_host()
-    module.reset()
-    with _native.emulated(emulated_library):
-        yield module
-    module.reset()
 
 
 def factors(channels: int) -> dict[str, list[float]]:

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT, host, written_barriers
+from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT, written_barriers
 from tests.ops.test_scores_contract import Inputs, check, inputs_for, run
 from tests.simt import build
-
-__all__ = ["host"]  # the fixture
 
 # Targets of probabilities take the looped kernel above 24,576 classes.
 CONFIGURATIONS = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -28,17 +27,6 @@ CONFIGURATIONS = {
     ((3, 8), False): "no positions: rows",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture
-def host(emulated_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The emulator's controls, with the operators running on it."""
-    monkeypatch.setenv("PYDDFAST_STRICT", "1")
-    module = build.load_host()
-    module.reset()
-    with _native.emulated(emulated_library):
-        yield module
-    module.reset()
 
 
 def activation(shape: tuple[int, ...], last: bool, dtype: torch.dtype = torch.float32) -> Tensor:
