@@ -77,6 +77,20 @@ Tensor new_gradient(const Tensor& like, ScalarType type) {
   return new_tensor(like, {like.size(0), like.size(1)}, type);
 }
 
+// The parameters that every op here has; the call keeps the tensors alive.
+template <class Params>
+void set_rows(Params& params, const Tensor& student, const std::optional<Tensor>& weight,
+              double scale, int64_t reduction) {
+  params.student = student.const_data_ptr();
+  params.student_dtype = dtype_of(student);
+  params.student_stride = student.stride(0);
+  params.rows = student.size(0);
+  params.classes = student.size(1);
+  params.weight = weight ? weight->const_data_ptr() : nullptr;
+  params.scale = row_scale(scale, reduction, params.rows);
+  params.grad_dtype = params.student_dtype;
+}
+
 // ---- kd_loss ---------------------------------------------------------------------------------
 
 // The parameters that every form shares, and the tensors that keep their memory alive.
@@ -92,109 +106,14 @@ struct KdCall {
         weight(row_vector(weight_, student_)) {
     STD_TORCH_CHECK(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1),
                     "pyddfast: student and teacher differ in shape");
-    params.student = student.const_data_ptr();
+    set_rows(params, student, weight, scale, reduction);
     params.teacher = teacher.const_data_ptr();
-    params.weight = weight ? weight->const_data_ptr() : nullptr;
-    params.student_dtype = dtype_of(student);
     params.teacher_dtype = dtype_of(teacher);
     params.teacher_kind = TeacherKind(teacher_kind);
-    params.rows = student.size(0);
-    params.classes = student.size(1);
-    params.student_stride = student.stride(0);
     params.teacher_stride = teacher.stride(0);
     params.temperature = temperature;
-    params.scale = row_scale(scale, reduction, params.rows);
-    params.grad_dtype = params.student_dtype;
   }
 };
-
-template <bool kCuda>
-void kd_forward(const KdCall& call, const Loss& loss) {
-  if constexpr (kCuda) {
-    launch(kd_loss_forward_cuda, call.params, call.student);
-  } else {
-    run_rows(kd_loss_cpu, call.params);
-    if (loss.total) sum_rows(loss.rows, *loss.total);
-  }
-}
-
-template <bool kCuda>
-std::tuple<Tensor, Tensor> kd_loss(const Tensor& student, const Tensor& teacher,
-                                   std::optional<Tensor> weight, double temperature,
-                                   int64_t teacher_kind, double scale, int64_t reduction) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
-  const Loss loss(student, reduction);
-  const Tensor row_stats = new_row_stats(student, kKdRowSize);
-  loss.set_in(call.params);
-  call.params.row_stats = row_stats.mutable_data_ptr();
-  kd_forward<kCuda>(call, loss);
-  return {loss.result(), row_stats};
-}
-
-template <bool kCuda>
-std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Tensor& teacher,
-                                                 std::optional<Tensor> weight, double temperature,
-                                                 int64_t teacher_kind, double scale,
-                                                 int64_t reduction) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
-  const Loss loss(student, reduction);
-  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
-  const Tensor row_stats = new_row_stats(student, kKdRowSize);
-  loss.set_in(call.params);
-  call.params.score = score.mutable_data_ptr();
-  call.params.row_stats = row_stats.mutable_data_ptr();
-  kd_forward<kCuda>(call, loss);
-  return {loss.result(), score, row_stats};
-}
-
-template <bool kCuda>
-std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(const Tensor& student, const Tensor& teacher,
-                                                     std::optional<Tensor> weight,
-                                                     std::optional<Tensor> grad_scale,
-                                                     double temperature, int64_t teacher_kind,
-                                                     double scale, int64_t reduction,
-                                                     bool wide_grad) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
-  const Loss loss(student, reduction);
-  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
-  const Tensor gradient =
-      new_gradient(student, wide_grad ? accumulation_type(student) : student.scalar_type());
-  std::optional<Upstream> upstream;
-  if (grad_scale) {
-    STD_TORCH_CHECK(grad_scale->numel() == 1, "pyddfast: grad_scale is a scalar");
-    upstream.emplace(*grad_scale, student);
-  }
-  loss.set_in(call.params);
-  call.params.score = score.mutable_data_ptr();
-  call.params.grad_student = gradient.mutable_data_ptr();
-  call.params.grad_dtype = dtype_of(gradient);
-  call.params.upstream = upstream ? upstream->values.const_data_ptr() : nullptr;
-  call.params.upstream_stride = 0;
-  kd_forward<kCuda>(call, loss);
-  return {loss.result(), score, gradient};
-}
-
-// One gradient of kd_loss; kTeacher says which.
-template <bool kCuda, bool kTeacher>
-Tensor kd_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
-                   std::optional<Tensor> weight, std::optional<Tensor> row_stats,
-                   double temperature, int64_t teacher_kind, double scale, int64_t reduction) {
-  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
-  const Upstream upstream(grad_loss, student);
-  const Tensor& like = kTeacher ? teacher : student;
-  const Tensor gradient = new_gradient(like, like.scalar_type());
-  (kTeacher ? call.params.grad_teacher : call.params.grad_student) = gradient.mutable_data_ptr();
-  call.params.upstream = upstream.values.const_data_ptr();
-  call.params.upstream_stride = upstream.stride;
-  if constexpr (kCuda) {
-    STD_TORCH_CHECK(row_stats.has_value(), "pyddfast: the forward's row_stats are needed");
-    call.params.row_stats = const_cast<void*>(row_stats->const_data_ptr());
-    launch(kd_loss_backward_cuda, call.params, student);
-  } else {
-    run_rows(kd_loss_cpu, call.params);  // recomputes the row statistics while it is there
-  }
-  return gradient;
-}
 
 // ---- soft_ce ---------------------------------------------------------------------------------
 
@@ -210,18 +129,11 @@ struct SoftCeCall {
         weight(row_vector(weight_, student_)) {
     STD_TORCH_CHECK(student.size(0) == target.size(0) && student.size(1) == target.size(1),
                     "pyddfast: student and target differ in shape");
-    params.student = student.const_data_ptr();
+    set_rows(params, student, weight, 1.0, reduction);
     params.target = target.const_data_ptr();
-    params.weight = weight ? weight->const_data_ptr() : nullptr;
-    params.student_dtype = dtype_of(student);
     params.target_dtype = dtype_of(target);
-    params.rows = student.size(0);
-    params.classes = student.size(1);
-    params.student_stride = student.stride(0);
     params.target_stride = target.stride(0);
     params.temperature = temperature;
-    params.scale = row_scale(1.0, reduction, params.rows);
-    params.grad_dtype = params.student_dtype;
   }
 };
 
@@ -243,28 +155,30 @@ struct MseCeCall {
     STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == student.size(0) &&
                         target.scalar_type() == ScalarType::Long,
                     "pyddfast: target is one int64 label a row");
-    params.student = student.const_data_ptr();
+    set_rows(params, student, weight, 1.0, reduction);
     params.teacher = teacher.const_data_ptr();
     params.target = target.const_data_ptr<int64_t>();
-    params.weight = weight ? weight->const_data_ptr() : nullptr;
-    params.student_dtype = dtype_of(student);
     params.teacher_dtype = dtype_of(teacher);
-    params.rows = student.size(0);
-    params.classes = student.size(1);
-    params.student_stride = student.stride(0);
     params.teacher_stride = teacher.stride(0);
     params.target_stride = target.stride(0);
     params.ce_weight = ce_weight;
-    params.scale = row_scale(1.0, reduction, params.rows);
-    params.grad_dtype = params.student_dtype;
   }
 };
 
-// ---- what soft_ce and mse_ce share: loss; loss with gradient; one gradient
-// -----------------------
+// ---- what the ops share: loss; loss with gradient; one gradient ---------------------------------
 
 template <class Call>
 struct Kernels;
+
+template <>
+struct Kernels<KdCall> {
+  static constexpr auto cpu = kd_loss_cpu;
+  static constexpr auto forward_cuda = kd_loss_forward_cuda;
+  static constexpr auto backward_cuda = kd_loss_backward_cuda;
+  static constexpr int row_size = kKdRowSize;
+  static const Tensor& other(const KdCall& call) { return call.teacher; }
+  static void*& grad_other(KdCall& call) { return call.params.grad_teacher; }
+};
 
 template <>
 struct Kernels<SoftCeCall> {
@@ -331,9 +245,72 @@ Tensor gradient_of(Call call, const Tensor& grad_loss, const std::optional<Tenso
     call.params.row_stats = const_cast<void*>(row_stats->const_data_ptr());
     launch(Kernels<Call>::backward_cuda, call.params, call.student);
   } else {
-    run_rows(Kernels<Call>::cpu, call.params);
+    run_rows(Kernels<Call>::cpu, call.params);  // recomputes the row statistics while it is there
   }
   return gradient;
+}
+
+// ---- the operators ------------------------------------------------------------------------------
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor> kd_loss(const Tensor& student, const Tensor& teacher,
+                                   std::optional<Tensor> weight, double temperature,
+                                   int64_t teacher_kind, double scale, int64_t reduction) {
+  return loss_of<kCuda>(
+      KdCall(student, teacher, weight, temperature, teacher_kind, scale, reduction), reduction);
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor, Tensor> kd_loss_score(const Tensor& student, const Tensor& teacher,
+                                                 std::optional<Tensor> weight, double temperature,
+                                                 int64_t teacher_kind, double scale,
+                                                 int64_t reduction) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
+  const Loss loss(student, reduction);
+  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
+  const Tensor row_stats = new_row_stats(student, kKdRowSize);
+  loss.set_in(call.params);
+  call.params.score = score.mutable_data_ptr();
+  call.params.row_stats = row_stats.mutable_data_ptr();
+  run_forward<kCuda>(call, loss);
+  return {loss.result(), score, row_stats};
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor, Tensor> kd_value_and_grad(const Tensor& student, const Tensor& teacher,
+                                                     std::optional<Tensor> weight,
+                                                     std::optional<Tensor> grad_scale,
+                                                     double temperature, int64_t teacher_kind,
+                                                     double scale, int64_t reduction,
+                                                     bool wide_grad) {
+  KdCall call(student, teacher, weight, temperature, teacher_kind, scale, reduction);
+  const Loss loss(student, reduction);
+  const Tensor score = new_tensor(student, {student.size(0)}, accumulation_type(student));
+  const Tensor gradient =
+      new_gradient(student, wide_grad ? accumulation_type(student) : student.scalar_type());
+  std::optional<Upstream> upstream;
+  if (grad_scale) {
+    STD_TORCH_CHECK(grad_scale->numel() == 1, "pyddfast: grad_scale is a scalar");
+    upstream.emplace(*grad_scale, student);
+  }
+  loss.set_in(call.params);
+  call.params.score = score.mutable_data_ptr();
+  call.params.grad_student = gradient.mutable_data_ptr();
+  call.params.grad_dtype = dtype_of(gradient);
+  call.params.upstream = upstream ? upstream->values.const_data_ptr() : nullptr;
+  call.params.upstream_stride = 0;
+  run_forward<kCuda>(call, loss);
+  return {loss.result(), score, gradient};
+}
+
+// One gradient of kd_loss; kTeacher says which.
+template <bool kCuda, bool kTeacher>
+Tensor kd_backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                   std::optional<Tensor> weight, std::optional<Tensor> row_stats,
+                   double temperature, int64_t teacher_kind, double scale, int64_t reduction) {
+  return gradient_of<kCuda, kTeacher>(
+      KdCall(student, teacher, weight, temperature, teacher_kind, scale, reduction), grad_loss,
+      row_stats);
 }
 
 template <bool kCuda>
