@@ -16,10 +16,14 @@ _T = TypeVar("_T", bound="Tensor | None")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
+# Private names, so absent from some torch, perhaps; looked up once.
+_functorch_query = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_legacy_query = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
+
+
 def functorch_active() -> bool:
     """Whether a ``torch.func`` transform (grad, vmap, ...) is being traced."""
-    query = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return bool(query()) if query is not None else False
+    return bool(_functorch_query())
 
 
 def needs_graph(*inputs: Tensor) -> bool:
@@ -96,9 +100,6 @@ def leaves_to_twin(grad: Tensor) -> bool:
     That is with ``create_graph=True`` and with gradients in batches (``is_grads_batched``), which
     a gradient that the forward left behind does not fit.
     """
-    return wants_graph() or (not torch.compiler.is_compiling() and _batched(grad))
-
-
-def _batched(tensor: Tensor) -> bool:
-    query = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
-    return functorch_active() or (query is not None and bool(query(tensor)))
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or functorch_active() or bool(_legacy_query(grad))
