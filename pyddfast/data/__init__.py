@@ -16,6 +16,17 @@ from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
 from pyddfast.data.layouts import Layout, read_layout, write_layout
+from pyddfast.data.softlabels import (
+    LabelBatch,
+    SoftLabels,
+    SoftLabelWriter,
+    StoreInfo,
+    export_fkd,
+    import_fkd,
+    read_fkd,
+    recode,
+    write_fkd,
+)
 from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
 
 __all__ = [
@@ -29,17 +40,26 @@ __all__ = [
     "ImageDataset",
     "ImageFolder",
     "ImageSource",
+    "LabelBatch",
     "Layout",
     "Normalization",
+    "SoftLabelWriter",
+    "SoftLabels",
+    "StoreInfo",
+    "export_fkd",
     "export_png",
+    "import_fkd",
     "load",
     "names",
     "new_folder",
     "normalize",
+    "read_fkd",
     "read_idx",
     "read_layout",
+    "recode",
     "refuse_non_empty",
     "write_bytes",
+    "write_fkd",
     "write_idx",
     "write_layout",
 ]
