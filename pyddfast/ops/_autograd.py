@@ -28,8 +28,10 @@ def functorch_active() -> bool:
 
 def needs_graph(*inputs: Tensor) -> bool:
     """Whether an autograd function has to see the call: it records, or refuses forward mode."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return True
+    if torch.is_grad_enabled():
+        for x in inputs:  # half the time of any(...)
+            if x.requires_grad:
+                return True
     level = getattr(forward_ad, "_current_level", -1)  # of dual_level(), -1 outside
     if level < 0:
         return False

@@ -113,16 +113,15 @@ def debug() -> bool:
     return os.environ.get("PYDDFAST_DEBUG", "0") == "1"
 
 
-def usable(*tensors: torch.Tensor | None) -> bool:
+def usable(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether the kernels serve these tensors; else warns once (or raises under strict)."""
-    first = next(t for t in tensors if t is not None)
     if load_error is None and first.is_cpu:  # first: a few tenths of a µs count for small batches
         return True
     if load_error is not None:
         return _fall_back(load_error)
     device = first.device.type
     if device == "cuda" and _has_cuda_kernels and torch.version.cuda is not None:
-        if all(t is None or t.dtype is not torch.float64 for t in tensors):
+        if all(t is None or t.dtype is not torch.float64 for t in (first, *others)):
             return True
         return _fall_back("float64 on CUDA")
     return _fall_back(f"there are no kernels for {device} tensors in this build")
