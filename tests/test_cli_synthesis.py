@@ -1,4 +1,4 @@
-"""``pyddfast distill sre2l | cda | dwa`` on real files, in one process and under torchrun."""
+"""``pyddfast distill`` of the methods that optimise images: in one process and under torchrun."""
 
 from __future__ import annotations
 
@@ -54,10 +54,14 @@ def test_sre2l_trains_a_teacher_synthesises_and_resumes(
     assert "resume it" in capsys.readouterr().err
 
 
-def test_cda_and_dwa_take_a_trained_teacher_and_write_official_layouts(
+def test_cda_fadrm_and_dwa_take_a_trained_teacher_and_write_official_layouts(
     teacher: Path, tmp_path: Path
 ) -> None:
-    for method, extra in (("cda", ["--curriculum", "linear"]), ("dwa", ["--adjust-steps", "2"])):
+    for method, extra in (
+        ("cda", ["--curriculum", "linear"]),
+        ("fadrm", ["--stage-sizes", "28", "28"]),
+        ("dwa", ["--adjust-steps", "2"]),
+    ):
         out = tmp_path / method
         arguments = ["distill", method, *TINY, *extra, "--teacher", str(teacher), "--out", str(out)]
         assert main([*arguments, "--layout", "sre2l"]) == 0

@@ -32,9 +32,11 @@ from pyddfast.data import (
 from pyddfast.data.digest import describe_data
 from pyddfast.methods.cda import PUBLISHED as CDA_PUBLISHED
 from pyddfast.methods.cda import CDAConfig, cda
+from pyddfast.methods.chunks import plan_chunks
 from pyddfast.methods.dwa import PUBLISHED as DWA_PUBLISHED
 from pyddfast.methods.dwa import DWAConfig, dwa
-from pyddfast.methods.engine import plan_chunks
+from pyddfast.methods.fadrm import PUBLISHED as FADRM_PUBLISHED
+from pyddfast.methods.fadrm import FADRMConfig, fadrm
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import PUBLISHED as SRE2L_PUBLISHED
@@ -73,6 +75,7 @@ __all__ = [
     "coreset_random",
     "distill_cda",
     "distill_dwa",
+    "distill_fadrm",
     "distill_rded",
     "distill_sre2l",
     "load_teacher",
@@ -346,6 +349,30 @@ def distill_dwa(
         device: cpu or cuda; default CUDA where there is one.
     """
     _synthesise(dwa, DWA_PUBLISHED, config, data, options, out, resume=resume, device=device)
+
+
+def distill_fadrm(
+    config: Annotated[FADRMConfig, Flat] = FADRMConfig(),  # noqa: B008
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    options: Annotated[SynthesisOptions, Flat] = SynthesisOptions(),
+    *,
+    out: Path,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Synthesise images by FADRM: from real images, mixed in again between stages.
+
+    Under torchrun the processes share the work.
+
+    Args:
+        config: Settings of FADRM.
+        data: Which data: classes, normalisation, first images, and what a new teacher learns.
+        options: Teachers and outputs.
+        out: Run folder; the set goes to OUT/set.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    _synthesise(fadrm, FADRM_PUBLISHED, config, data, options, out, resume=resume, device=device)
 
 
 def coreset_random(
@@ -666,7 +693,9 @@ def _synthesise(
                 teachers = options.get(data, side, out, config.seed, device)
             assert settings.batch_size is not None
             assert settings.iterations is not None
-            chunks = plan_chunks(settings.classes, settings.ipc, settings.batch_size)
+            chunks = plan_chunks(
+                settings.classes, settings.ipc, settings.batch_size, settings.order
+            )
             total = len(chunks[ranks.rank :: ranks.world]) * settings.iterations
             with progress(name, total, enabled=ranks.rank == 0) as advance:
                 shown = 0

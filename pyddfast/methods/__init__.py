@@ -3,6 +3,7 @@
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.cda import CDAConfig, cda
 from pyddfast.methods.dwa import DWAConfig, dwa
+from pyddfast.methods.fadrm import FADRMConfig, fadrm
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
@@ -11,6 +12,7 @@ from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo
 __all__ = [
     "CDAConfig",
     "DWAConfig",
+    "FADRMConfig",
     "Job",
     "RDEDConfig",
     "SRe2LConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "cda",
     "check_rded",
     "dwa",
+    "fadrm",
     "rded",
     "sre2l",
 ]

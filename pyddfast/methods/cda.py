@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.methods.recover import Job, recover, teacher_list
+from pyddfast.methods.recover import Job, batch_norm, recover, teacher_list
 from pyddfast.methods.sre2l import PUBLISHED as SRE2L
 from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
 
@@ -99,6 +99,7 @@ def cda(
         settings,
         job or Job(),
         source=source,
+        objective=batch_norm(settings),
         min_scale=partial(
             smallest_crop,
             iterations=settings.iterations,

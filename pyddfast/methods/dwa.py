@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.methods.engine import Chunk, FirstViews, plan_chunks
-from pyddfast.methods.recover import Job, recover, teacher_list
+from pyddfast.methods.chunks import Chunk, plan_chunks
+from pyddfast.methods.engine import FirstViews
+from pyddfast.methods.recover import Job, batch_norm, recover, teacher_list
+from pyddfast.methods.sre2l import SMALLEST_CROP
 from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
 
 __all__ = ["DWAConfig", "adjust_weights", "dwa"]
@@ -39,9 +41,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "jitter": (0, 4), "crop": False, "var_weight": 11.0, "adjust_steps": 12,
     },
 }  # fmt: skip
-
-# torchvision's default for RandomResizedCrop, which the code relies on.
-_SMALLEST_CROP = 0.08
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def dwa(
             settings,
             job or Job(),
             source=source,
-            min_scale=lambda step: _SMALLEST_CROP,
-            var_weight=settings.var_weight,
+            min_scale=lambda step: SMALLEST_CROP,
+            objective=batch_norm(settings, var_weight=settings.var_weight),
             prepare=adjustment,
         )
     finally:
@@ -170,7 +169,7 @@ class _Adjustment:
         before = [
             other
             for other in plan_chunks(config.classes, config.ipc, config.batch_size)
-            if official and other.slot == chunk.slot and other.index < chunk.index
+            if official and other.slots[0] == chunk.slots[0] and other.index < chunk.index
         ]
         first: Tensor | None = None
         for other in [*before, chunk]:

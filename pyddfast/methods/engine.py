@@ -1,19 +1,17 @@
 """The loop that optimises images against frozen teachers, under SRe2L and its successors.
 
-The images are made in chunks: one image of each of ``batch_size`` classes, which share the
-BatchNorm statistics.  Chunks do not depend on each other, so ranks divide them and a stopped job
-makes only those that are missing.  What a chunk draws is keyed by its number, the step, and the
-class and number of each image: not by rank, nor by what was made before.
+The images are made in chunks of ``batch_size``, which share the statistics.  Chunks do not depend
+on each other, so ranks divide them and a stopped job makes only those that are missing.  What a
+chunk draws is keyed by its number, the step, and the class and number of each image: not by rank,
+nor by what was made before.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,23 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyddfast.data import Normalization, normalize, write_bytes
-from pyddfast.data.atomic import remove_leftovers
+from pyddfast.data import Normalization, normalize
+from pyddfast.methods.chunks import Chunk, ChunkStore, Order, plan_chunks
+from pyddfast.methods.objective import Forward, Objective, Site
 from pyddfast.methods.synthesis import Task
-from pyddfast.nn import BNStatLoss
 from pyddfast.ops.synthesis import (
     clamp_normalized,
     crop_flip_roll,
     draw_crop_flip_roll,
-    image_prior,
     to_uint8,
 )
 from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
-from pyddfast.train.distributed import Ranks, default_device, join_ranks
+from pyddfast.train.distributed import default_device, join_ranks
 from pyddfast.train.models import model_digest
-from pyddfast.train.run import RunFolder
 
-__all__ = ["Chunk", "FirstViews", "Loop", "Synthesized", "plan_chunks", "synthesize"]
+__all__ = ["FirstViews", "Loop", "Stage", "Synthesized", "synthesize"]
 
 # The official codes report every 100 steps; a row reads the losses back, which waits for the GPU.
 _LOG_EVERY = 100
@@ -49,24 +45,35 @@ _WARM_UP = 3
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Steps at one size.
+
+    Attributes:
+        size: Side in pixels.
+        iterations: Steps.
+    """
+
+    size: int
+    iterations: int
+
+
+@dataclass(frozen=True)
 class Loop:
     """What is run, every value decided; the fields are those of the methods' configs.
 
     Attributes:
         classes: Labels in order.
         ipc: Images a class.
-        image_size: Side in pixels.
-        iterations: Steps of a chunk.
+        stages: One after the other; the last one's size is that of the images.  Each has a new
+            Adam; one cosine runs through all.
         batch_size: Images of a chunk.
+        order: How images come into chunks; see :func:`plan_chunks`.
         lr: Adam's rate at the start of the cosine.
-        bn_weight: Weight of the statistics' loss.
-        first_multiplier: Of the first layer's part of it.
-        var_weight: Weight of variances against means in it.
-        tv: Weight of the TV prior.
-        l2: Weight of the L2 prior.
+        residual: Share of the first images, resized, in what a later stage starts from.
         jitter: Smallest and largest roll.
         min_scale: Smallest share of the area that a crop covers, by step; None: no crop, no flip.
-        bn_mode: How :class:`BNStatLoss` reads the statistics.
+        pad: Instead of that: crops of the images' size out of them with so many pixels of the mean
+            colour around, and flips.
         precision: Arithmetic of the teacher.
         channels_last: Memory format of the teacher's input.
         cuda_graph: Capture the step.
@@ -76,38 +83,29 @@ class Loop:
 
     classes: tuple[int, ...]
     ipc: int
-    image_size: int
-    iterations: int
+    stages: tuple[Stage, ...]
     batch_size: int
+    order: Order
     lr: float
-    bn_weight: float
-    first_multiplier: float
-    var_weight: float
-    tv: float
-    l2: float
+    residual: float
     jitter: tuple[int, int]
     min_scale: Callable[[int], float] | None
-    bn_mode: Literal["tap", "fused"]
+    pad: int | None
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     cuda_graph: bool
     quantize: Literal["round", "truncate"]
     seed: int
 
+    @property
+    def iterations(self) -> int:
+        """Steps of a chunk."""
+        return sum(stage.iterations for stage in self.stages)
 
-@dataclass(frozen=True)
-class Chunk:
-    """A batch that is optimised together.
-
-    Attributes:
-        index: Its number; keys its draws.
-        slot: Which image of each class it makes, in [0, ipc).
-        labels: The classes.
-    """
-
-    index: int
-    slot: int
-    labels: tuple[int, ...]
+    @property
+    def chunks(self) -> list[Chunk]:
+        """All batches."""
+        return plan_chunks(self.classes, self.ipc, self.batch_size, self.order)
 
 
 @dataclass(frozen=True)
@@ -128,25 +126,13 @@ class Synthesized:
 FirstViews = Callable[[Chunk], tuple[Tensor, Tensor, Tensor]]
 
 
-def plan_chunks(classes: Sequence[int], ipc: int, batch_size: int) -> list[Chunk]:
-    """The chunks in the official order: all classes' first images, then the second ones, ...
-
-    A chunk's number does not depend on ``ipc``: a larger set begins with the smaller one.
-    """
-    parts = [tuple(classes[i : i + batch_size]) for i in range(0, len(classes), batch_size)]
-    return [
-        Chunk(slot * len(parts) + number, slot, labels)
-        for slot in range(ipc)
-        for number, labels in enumerate(parts)
-    ]
-
-
 def synthesize(
     task: Task,
     teachers: Sequence[nn.Module],
     loop: Loop,
     *,
     initial: Callable[[Chunk], Tensor],
+    objective: Callable[[Site], Objective],
     prepare: Callable[[Chunk, FirstViews], Tensor | None] | None = None,
     facts: Mapping[str, Any],
     device: torch.device | str | None = None,
@@ -158,7 +144,7 @@ def synthesize(
     """Optimise the images of every chunk.
 
     A step: one crop, flip and roll for all images; cross-entropy of the teacher whose turn it is,
-    plus ``bn_weight`` times its BatchNorm statistics' loss, plus priors; Adam; pixels clamped.
+    plus the objective; Adam; pixels clamped.
 
     Args:
         task: Classes and normalisation.
@@ -167,6 +153,7 @@ def synthesize(
         loop: What to run.
         initial: The first images of a chunk, float32 (B, C, S, S), normalised; a function of the
             chunk alone.
+        objective: The rest of the loss, given where the job runs.
         prepare: Called before a chunk's first step, e.g. to change the teachers' weights, with a
             function that gives a chunk's first images (with gradient), their views at step 0 and
             the labels.  What it returns is added to the images' gradient at step 0.  It must
@@ -195,39 +182,27 @@ def synthesize(
     if ranks.world > 1 and out is None:
         raise ValueError(f"out must be given where {ranks.world} processes share the work")
     with _frozen(teachers, target, channels_last=loop.channels_last):
-        _check_teachers(task, teachers, loop.image_size, target)
+        for size in sorted({stage.size for stage in loop.stages}):
+            _check_teachers(task, teachers, size, target)
         config = {**facts, "teachers": [model_digest(teacher) for teacher in teachers]}
-        store = None if out is None else _Store(out, config, ranks, resume=resume)
-        chunks = plan_chunks(loop.classes, loop.ipc, loop.batch_size)
+        store = None if out is None else ChunkStore(out, config, ranks, resume=resume)
+        chunks = loop.chunks
         mine = chunks[ranks.rank :: ranks.world]
         total, before = len(mine) * loop.iterations, 0
         made: dict[int, tuple[Tensor, list[dict[str, Any]]]] = {}
-        with ExitStack() as hooks:
-            losses = [
-                hooks.enter_context(
-                    BNStatLoss(
-                        teacher,
-                        first_multiplier=loop.first_multiplier,
-                        var_weight=loop.var_weight,
-                        mode=loop.bn_mode,
-                    )
-                )
-                for teacher in teachers
-            ]
+        site = Site(teachers, target, store, ranks, checkpoint_seconds)
+        with closing(objective(site)) as beside:
             for chunk in mine:
                 finished = None if store is None else store.finished(chunk)
                 if finished is None:
                     finished = _make_chunk(
                         task,
-                        teachers,
-                        losses,
+                        site,
+                        beside,
                         loop,
                         chunk,
                         initial=initial,
                         prepare=prepare,
-                        device=target,
-                        store=store,
-                        checkpoint_seconds=checkpoint_seconds,
                         on_step=partial(_tell, on_progress, before, total),
                     )
                 if store is None:
@@ -260,7 +235,10 @@ def _collect(
     first = made[chunks[0].index][0]
     images = first.new_empty((len(loop.classes) * loop.ipc, *first.shape[1:]))
     for chunk in chunks:
-        rows = [place[label] * loop.ipc + chunk.slot for label in chunk.labels]
+        rows = [
+            place[label] * loop.ipc + slot
+            for label, slot in zip(chunk.labels, chunk.slots, strict=True)
+        ]
         images[rows] = made[chunk.index][0]
     labels = torch.tensor(loop.classes).repeat_interleave(loop.ipc)
     return Synthesized(images, labels, [made[chunk.index][1][-1] for chunk in chunks])
@@ -297,14 +275,19 @@ def _frozen(
 def _check_teachers(
     task: Task, teachers: Sequence[nn.Module], size: int, device: torch.device
 ) -> None:
-    """Finite weights and statistics, and as many logits as classes."""
+    """Finite weights and statistics, and as many logits as classes for images of that size."""
     channels = task.normalization.channels
     for number, teacher in enumerate(teachers):
         for name, value in teacher.state_dict().items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise ValueError(f"teacher {number} holds values in {name} that are not finite")
-        with torch.no_grad():
-            logits = teacher(torch.zeros((1, channels, size, size), device=device))
+        try:
+            with torch.no_grad():
+                logits = teacher(torch.zeros((1, channels, size, size), device=device))
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"teacher {number} does not take images of {channels} x {size} x {size}: {error}"
+            ) from error
         if logits.shape != (1, task.num_classes):
             raise ValueError(
                 f"teacher {number} gives {logits.shape[-1]} logits, "
@@ -312,117 +295,26 @@ def _check_teachers(
             )
 
 
-class _Store:
-    """Finished chunks, the chunk that is being made, and the metrics of a run folder.
-
-    Each process writes the files of its own chunks; rank 0 alone writes ``metrics.jsonl``, at the
-    end once more for all.
-    """
-
-    def __init__(
-        self, out: str | Path, config: Mapping[str, Any], ranks: Ranks, *, resume: bool
-    ) -> None:
-        self.logs = ranks.rank == 0
-        if self.logs:
-            self.run = RunFolder(out, config, resume=resume)
-            remove_leftovers(self.run.path / "chunks")
-        ranks.wait()
-        if not self.logs:
-            self.run = RunFolder(out, config, shared=True)
-        ranks.wait()
-        text = json.dumps(self.run.config, sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()
-
-    def file(self, chunk: Chunk) -> Path:
-        return self.run.path / self._name(chunk)
-
-    def finished(self, chunk: Chunk) -> tuple[Tensor, list[dict[str, Any]]] | None:
-        """Images and metrics of a chunk, if they are there."""
-        found = self._read(self._name(chunk), chunk)
-        if found is None:
-            return None
-        self.run.remove(self._part(chunk))  # it may have been killed before it could
-        return found[0]["images"], found[1]["rows"]
-
-    def finish(self, chunk: Chunk, images: Tensor, rows: list[dict[str, Any]]) -> None:
-        state = {"key": self.key, "labels": list(chunk.labels), "rows": rows}
-        self._write(self._name(chunk), {"images": images}, state)
-        self.run.remove(self._part(chunk))
-
-    def checkpoint(self, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self._read(self._part(chunk), chunk)
-
-    def save_checkpoint(
-        self, chunk: Chunk, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
-    ) -> None:
-        self._write(
-            self._part(chunk), tensors, {"key": self.key, "labels": list(chunk.labels), **state}
-        )
-
-    def forget_after(self, chunk: Chunk, step: int) -> None:
-        """Drop the chunk's metrics after a step: they will come again."""
-        if self.logs:
-            self.run.keep_metrics(lambda row: row["chunk"] != chunk.index or row["step"] <= step)
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        if self.logs:
-            self.run.log(row)
-
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        if self.logs:
-            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            write_bytes(self.run.path / "metrics.jsonl", text.encode())
-
-    def _name(self, chunk: Chunk) -> str:
-        return f"chunks/{chunk.index:06d}.safetensors"
-
-    def _part(self, chunk: Chunk) -> str:
-        return f"chunks/{chunk.index:06d}.part.safetensors"
-
-    def _read(self, name: str, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        found = self.run.read_tensors(name)
-        if found is None:
-            return None
-        tensors, state = found
-        if not isinstance(state, dict) or state.get("key") != self.key:
-            raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
-        if state["labels"] != list(chunk.labels):
-            raise ValueError(f"{self.run.path / name} holds other classes than its chunk")
-        return tensors, state
-
-    def _write(self, name: str, tensors: Mapping[str, Tensor], state: Any) -> None:
-        try:
-            self.run.write_tensors(name, tensors, state)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror}; finished chunks are kept, the same call continues",
-                str(self.run.path / name),
-            ) from error
-
-
 def _make_chunk(
     task: Task,
-    teachers: Sequence[nn.Module],
-    losses: Sequence[BNStatLoss],
+    site: Site,
+    objective: Objective,
     loop: Loop,
     chunk: Chunk,
     *,
     initial: Callable[[Chunk], Tensor],
     prepare: Callable[[Chunk, FirstViews], Tensor | None] | None,
-    device: torch.device,
-    store: _Store | None,
-    checkpoint_seconds: float,
     on_step: Callable[[int], None],
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Optimise one chunk, from its checkpoint if there is one."""
-    step = _Step(task, teachers, losses, loop, chunk, initial(chunk), device)
+    store = site.store
+    step = _Step(task, site, objective, loop, chunk, initial(chunk))
     if prepare is not None:
 
         def first_views(other: Chunk) -> tuple[Tensor, Tensor, Tensor]:
-            images = initial(other).to(device).requires_grad_()
-            params = _draw(loop, other, 1)[0].to(device)
-            labels = torch.tensor(other.labels, device=device)
+            images = initial(other).to(site.device).requires_grad_()
+            params = _draw(loop, other, 1)[0].to(site.device)
+            labels = torch.tensor(other.labels, device=site.device)
             return images, crop_flip_roll(images, params), labels
 
         step.first_gradient = prepare(chunk, first_views)
@@ -447,7 +339,7 @@ def _make_chunk(
         if (
             store is not None
             and step.done < loop.iterations
-            and time.perf_counter() - saved >= checkpoint_seconds
+            and time.perf_counter() - saved >= site.checkpoint_seconds
         ):
             tensors, scaler = step.state()
             store.save_checkpoint(chunk, tensors, {"scaler": scaler, "rows": rows})
@@ -460,28 +352,33 @@ def _make_chunk(
 
 def _draw(loop: Loop, chunk: Chunk, count: int) -> Tensor:
     """The augmentation of the chunk's first ``count`` steps, int64 (count, 7)."""
-    size = (loop.image_size, loop.image_size)
-    if loop.min_scale is None:
-        return draw_crop_flip_roll(
-            loop.seed,
-            torch.arange(count),
-            chunk.index,
-            size,
-            scale=None,
-            flip=False,
-            shift=loop.jitter,
-        )
-    # Steps of equal scale are drawn together; a curriculum has one scale a step.
-    same: dict[float, list[int]] = {}
-    for step in range(count):
-        same.setdefault(loop.min_scale(step), []).append(step)
+    # Steps of equal size and scale are drawn together; a curriculum has one scale a step.
+    same: dict[tuple[int, float | None], list[int]] = {}
+    sizes = (stage.size for stage in loop.stages for _ in range(stage.iterations))
+    for step, size in zip(range(count), sizes, strict=False):
+        scale = None if loop.min_scale is None else loop.min_scale(step)
+        same.setdefault((size, scale), []).append(step)
     params = torch.empty((count, 7), dtype=torch.int64)
-    for scale, members in same.items():
+    for (size, scale), members in same.items():
         steps = torch.tensor(members)
         params[steps] = draw_crop_flip_roll(
-            loop.seed, steps, chunk.index, size, scale=(scale, 1.0), shift=loop.jitter
+            loop.seed,
+            steps,
+            chunk.index,
+            (size, size),
+            scale=None if scale is None else (scale, 1.0),
+            pad=loop.pad or 0,
+            flip=scale is not None or loop.pad is not None,
+            shift=loop.jitter,
         )
     return params
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """As the official code changes sizes: bilinear without antialiasing."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 class _Step:
@@ -494,16 +391,21 @@ class _Step:
     def __init__(
         self,
         task: Task,
-        teachers: Sequence[nn.Module],
-        losses: Sequence[BNStatLoss],
+        site: Site,
+        objective: Objective,
         loop: Loop,
         chunk: Chunk,
-        images: Tensor,
-        device: torch.device,
+        first: Tensor,
     ) -> None:
-        self.teachers, self.losses, self.loop, self.chunk = teachers, losses, loop, chunk
+        self.teachers, self.objective, self.loop, self.chunk = (
+            site.teachers,
+            objective,
+            loop,
+            chunk,
+        )
         self.normalization: Normalization = task.normalization
-        self.images = images.to(device).requires_grad_()
+        device = site.device
+        self.first = first.to(device)
         self.labels = torch.tensor(chunk.labels, device=device)
         self.params = _draw(loop, chunk, loop.iterations).to(device)
         turn = torch.arange(loop.iterations, dtype=torch.float64) * (math.pi / loop.iterations)
@@ -511,7 +413,21 @@ class _Step:
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.history = torch.zeros((loop.iterations, 2), device=device)
         self.lr = torch.tensor(loop.lr, device=device)
-        cuda = device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16")
+        self.done = 0
+        self.first_gradient: Tensor | None = None
+        objective.begin(chunk)
+        ends = [0]
+        for stage in loop.stages:
+            ends.append(ends[-1] + stage.iterations)
+        self.starts = {start: number for number, start in enumerate(ends[:-1])}
+        self._enter(_resized(self.first, loop.stages[0].size))
+
+    def _enter(self, images: Tensor) -> None:
+        """Begin a stage with these images: a new Adam, new graphs."""
+        # A copy: the first images are needed again, and Adam and the clamp write in place.
+        self.images = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+        cuda = self.images.is_cuda
         # (0.5, 0.9) and 1e-8: every official code of the family.
         self.optimizer = torch.optim.Adam(
             [self.images],
@@ -522,14 +438,18 @@ class _Step:
             fused=cuda or None,
             foreach=False if not cuda else None,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16")
-        self.done = 0
-        self.first_gradient: Tensor | None = None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.warmed: dict[int, int] = {}
 
+    def _next_stage(self, stage: Stage) -> None:
+        images, first = (_resized(x, stage.size) for x in (self.images.detach(), self.first))
+        self._enter((1 - self.loop.residual) * images + self.loop.residual * first)
+
     def run(self) -> None:
         """One step."""
+        stage = self.starts.get(self.done, 0)
+        if stage > 0:
+            self._next_stage(self.loop.stages[stage])
         turn = self.done % len(self.teachers)
         if not self.loop.cuda_graph:
             self._advance(turn)
@@ -552,21 +472,20 @@ class _Step:
         self.done += 1
 
     def _advance(self, turn: int) -> None:
-        loop = self.loop
         self.lr.copy_(self.rates.index_select(0, self.counter)[0])
-        views = crop_flip_roll(self.images, self.params.index_select(0, self.counter)[0])
-        if loop.channels_last:
-            views = views.contiguous(memory_format=torch.channels_last)
-        dtype = torch.bfloat16 if loop.precision == "bf16" else torch.float16
-        with torch.autocast(
-            views.device.type, dtype=dtype, enabled=loop.precision != "fp32", cache_enabled=False
-        ):
-            logits = self.teachers[turn](views)
-        cross_entropy = F.cross_entropy(logits.float(), self.labels)
-        statistics = self.losses[turn]()
-        loss = cross_entropy + loop.bn_weight * statistics
-        if loop.tv or loop.l2:
-            loss = loss + image_prior(views, loop.tv, loop.l2)
+        params = self.params.index_select(0, self.counter)[0]
+        views, logits = self._look(self.images, params, turn)
+        cross_entropy = F.cross_entropy(logits, self.labels)
+        added, statistics = self.objective(
+            Forward(
+                turn=turn,
+                images=self.images,
+                views=views,
+                logits=logits,
+                predict=lambda images: self._look(images, params, turn)[1],
+            )
+        )
+        loss = cross_entropy + added
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self.done == 0 and self.first_gradient is not None:
@@ -580,6 +499,24 @@ class _Step:
             report = torch.stack((cross_entropy, statistics)).detach()[None]
             self.history.index_copy_(0, self.counter, report)
             self.counter += 1
+
+    def _look(self, images: Tensor, params: Tensor, turn: int) -> tuple[Tensor, Tensor]:
+        """Views of images, and a teacher's logits of them."""
+        size = images.shape[-1]
+        if self.loop.pad is not None:
+            images = F.pad(images, (self.loop.pad,) * 4)
+        views = crop_flip_roll(images, params, size)
+        if self.loop.channels_last:
+            views = views.contiguous(memory_format=torch.channels_last)
+        dtype = torch.bfloat16 if self.loop.precision == "bf16" else torch.float16
+        with torch.autocast(
+            views.device.type,
+            dtype=dtype,
+            enabled=self.loop.precision != "fp32",
+            cache_enabled=False,
+        ):
+            logits = self.teachers[turn](views)
+        return views, logits.float()
 
     def row(self) -> dict[str, Any]:
         """The losses of the last step, read back.
@@ -599,7 +536,7 @@ class _Step:
             "chunk": self.chunk.index,
             "step": self.done,
             "cross_entropy": cross_entropy,
-            "bn": statistics,
+            self.objective.name: statistics,
             "lr": float(self.rates[self.done - 1]),
         }
 
@@ -625,13 +562,13 @@ class _Step:
             "adam_step": adam.get("step", torch.tensor(0.0)),
             "counter": self.counter,
             "history": self.history,
+            **{f"objective.{name}": value for name, value in self.objective.state().items()},
         }, self.scaler.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor], scaler: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         device = self.images.device
-        with torch.no_grad():
-            self.images.copy_(tensors["images"])
+        self._enter(tensors["images"].to(device))  # the size may be that of a later stage
         step = tensors["adam_step"]
         self.optimizer.state[self.images] = {
             # Adam keeps its step count on the device only where it is capturable.
@@ -641,5 +578,9 @@ class _Step:
         }
         self.counter.copy_(tensors["counter"])
         self.history.copy_(tensors["history"])
+        prefix = "objective."
+        self.objective.restore(
+            {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        )
         self.scaler.load_state_dict(scaler)
         self.done = int(tensors["counter"])

@@ -1,9 +1,10 @@
-"""From a method's settings to a distilled set: what SRe2L, CDA and DWA share around the engine."""
+"""From a method's settings to a distilled set: what the methods share around the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,21 @@ from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.data.digest import describe_data
-from pyddfast.methods.engine import Chunk, FirstViews, Loop, synthesize
+from pyddfast.methods.chunks import Chunk
+from pyddfast.methods.engine import FirstViews, Loop, Stage, synthesize
+from pyddfast.methods.objective import BatchNormObjective, Objective, Site
 from pyddfast.methods.synthesis import (
     SynthesisConfig,
     Task,
     Teachers,
+    initial_flip,
     initial_noise,
     initial_sources,
     resized,
 )
 from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
 
-__all__ = ["Job", "recover", "teacher_list"]
+__all__ = ["Job", "batch_norm", "recover", "teacher_list"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,22 @@ def teacher_list(teachers: Teachers) -> list[nn.Module]:
     return listed
 
 
+def batch_norm(
+    config: SynthesisConfig, *, var_weight: float = 1.0, tv: float = 0.0, l2: float = 0.0
+) -> Callable[[Site], Objective]:
+    """The objective of SRe2L and its nearest kin, for settings that are resolved."""
+    assert config.bn_weight is not None
+    return partial(
+        BatchNormObjective,
+        weight=config.bn_weight,
+        first_multiplier=config.first_multiplier,
+        var_weight=var_weight,
+        mode=config.bn_mode,
+        tv=tv,
+        l2=l2,
+    )
+
+
 def recover(
     name: str,
     task: Task,
@@ -67,9 +87,12 @@ def recover(
     *,
     source: ImageSource | None = None,
     min_scale: Callable[[int], float] | None,
-    var_weight: float = 1.0,
-    tv: float = 0.0,
-    l2: float = 0.0,
+    objective: Callable[[Site], Objective],
+    pad: int | None = None,
+    stages: Sequence[Stage] = (),
+    residual: float = 0.0,
+    with_replacement: bool = False,
+    facts: Mapping[str, Any] | None = None,
     prepare: Callable[[Chunk, FirstViews], Tensor | None] | None = None,
 ) -> DistilledSet:
     """Run a method whose settings are resolved.
@@ -81,10 +104,13 @@ def recover(
         config: Without None.
         job: Where and how.
         source: Of the first images; None: ``task``, where it has images.
-        min_scale: See :class:`Loop`.
-        var_weight: See :class:`Loop`.
-        tv: See :class:`Loop`.
-        l2: See :class:`Loop`.
+        min_scale: See :class:`Loop`; for ``config.crop``.
+        objective: See :func:`synthesize`.
+        pad: See :class:`Loop`.
+        stages: See :class:`Loop`; default: one, of ``config``'s size and iterations.
+        residual: See :class:`Loop`.
+        with_replacement: Draw the first images with replacement, and mirror every second one.
+        facts: More JSON values that name the job.
         prepare: See :func:`synthesize`.
 
     Raises:
@@ -96,7 +122,6 @@ def recover(
     assert config.iterations is not None
     assert config.batch_size is not None
     assert config.lr is not None
-    assert config.bn_weight is not None
     assert config.jitter is not None
     chosen: dict[int, list[int]] = {}
     images = _source(task, config, source)
@@ -107,41 +132,44 @@ def recover(
             config.ipc,
             seed=config.seed,
             shuffled=config.init == "data" and config.semantics == "paper",
+            with_replacement=with_replacement,
         )
 
     def initial(chunk: Chunk) -> Tensor:
+        places = list(zip(chunk.labels, chunk.slots, strict=True))
         if images is None:
             shape = (channels, size, size)
-            noise = [initial_noise(config.seed, c, chunk.slot, shape) for c in chunk.labels]
-            return torch.stack(noise)
-        rows = [chosen[label][chunk.slot] for label in chunk.labels]
-        return torch.stack([resized(images[row], size, task.normalization) for row in rows])
+            return torch.stack([initial_noise(config.seed, c, slot, shape) for c, slot in places])
+        first = []
+        for label, slot in places:
+            image = resized(images[chosen[label][slot]], size, task.normalization)
+            mirrored = with_replacement and initial_flip(config.seed, label, slot)
+            first.append(image.flip(-1) if mirrored else image)
+        return torch.stack(first)
 
+    loop = Loop(
+        classes=config.classes,
+        ipc=config.ipc,
+        stages=tuple(stages) or (Stage(size, config.iterations),),
+        batch_size=config.batch_size,
+        order=config.order,
+        lr=config.lr,
+        residual=residual,
+        jitter=config.jitter,
+        min_scale=min_scale if config.crop else None,
+        pad=pad,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        cuda_graph=config.cuda_graph,
+        quantize="round" if config.semantics == "paper" else "truncate",
+        seed=config.seed,
+    )
     made = synthesize(
         task,
         teachers,
-        Loop(
-            classes=config.classes,
-            ipc=config.ipc,
-            image_size=size,
-            iterations=config.iterations,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            bn_weight=config.bn_weight,
-            first_multiplier=config.first_multiplier,
-            var_weight=var_weight,
-            tv=tv,
-            l2=l2,
-            jitter=config.jitter,
-            min_scale=min_scale if config.crop else None,
-            bn_mode=config.bn_mode,
-            precision=config.precision,
-            channels_last=config.channels_last,
-            cuda_graph=config.cuda_graph,
-            quantize="round" if config.semantics == "paper" else "truncate",
-            seed=config.seed,
-        ),
+        loop,
         initial=initial,
+        objective=objective,
         prepare=prepare,
         facts={
             "task": f"distill {name}",
@@ -150,20 +178,15 @@ def recover(
             "normalization": asdict(task.normalization),
             "first_images": chosen,
             "source": None if images is None else describe_data(images),
+            **(facts or {}),
         },
         **vars(job),
     )
-    correct = [row["teacher_accuracy"] for row in made.rows]
-    meta: dict[str, Any] = {
-        "method": name,
-        **asdict(config),
-        # Chunks differ in size by the last one at most; each image counts once.
-        "teacher_accuracy": sum(
-            share * count
-            for share, count in zip(correct, _chunk_sizes(config, len(correct)), strict=True)
-        )
-        / len(made.labels),
-    }
+    # Chunks differ in size; each image counts once.
+    correct = sum(
+        row["teacher_accuracy"] * len(chunk.labels)
+        for row, chunk in zip(made.rows, loop.chunks, strict=True)
+    )
     return DistilledSet(
         images=made.images,
         labels=made.labels,
@@ -171,7 +194,11 @@ def recover(
         normalization=task.normalization,
         class_names=tuple(task.class_names),
         kind="synthetic",
-        meta=meta,
+        meta={
+            "method": name,
+            **asdict(config),
+            "teacher_accuracy": correct / len(made.labels),
+        },
     )
 
 
@@ -193,12 +220,3 @@ def _source(task: Task, config: SynthesisConfig, source: ImageSource | None) -> 
             f"the task {task.normalization.channels}"
         )
     return source
-
-
-def _chunk_sizes(config: SynthesisConfig, chunks: int) -> list[int]:
-    assert config.batch_size is not None
-    a_slot = [
-        len(config.classes[start : start + config.batch_size])
-        for start in range(0, len(config.classes), config.batch_size)
-    ]
-    return (a_slot * config.ipc)[:chunks]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.methods.recover import Job, recover, teacher_list
+from pyddfast.methods.recover import Job, batch_norm, recover, teacher_list
 from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
 
 __all__ = ["SRe2LConfig", "sre2l"]
@@ -35,7 +35,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # torchvision's default for RandomResizedCrop, which the code relies on.
-_SMALLEST_CROP = 0.08
+SMALLEST_CROP = 0.08
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ def sre2l(
         settings,
         job or Job(),
         source=source,
-        min_scale=lambda step: _SMALLEST_CROP,
-        tv=settings.tv,
-        l2=settings.l2,
+        min_scale=lambda step: SMALLEST_CROP,
+        objective=batch_norm(settings, tv=settings.tv, l2=settings.l2),
     )

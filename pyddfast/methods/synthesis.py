@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageSource, Normalization
+from pyddfast.methods.chunks import Order
 from pyddfast.ops.patches import multi_crop
-from pyddfast.random import Purpose, generator, permutation
+from pyddfast.random import Purpose, generator, permutation, randint, uniform
 
 __all__ = [
     "Preset",
@@ -23,6 +24,7 @@ __all__ = [
     "TaskInfo",
     "Teachers",
     "common_size",
+    "initial_flip",
     "initial_noise",
     "initial_sources",
     "resized",
@@ -74,7 +76,7 @@ class SynthesisConfig:
             cifar-100 up to 32 px, tiny-imagenet up to 64 px, imagenet-1k above.
         image_size: Side of the images in pixels.  None: that of the data, or 224.
         iterations: Steps of each batch.
-        batch_size: Images optimised together, each of another class.
+        batch_size: Images optimised together.
         lr: Learning rate of Adam at the start; a cosine leads to 0.
         bn_weight: Weight of the BatchNorm statistics in the loss.
         first_multiplier: Additional weight of the first BatchNorm layer.
@@ -91,6 +93,9 @@ class SynthesisConfig:
             does beside them, listed at each method.
         seed: Seed of first images and augmentation.
     """
+
+    # How images come into batches: see plan_chunks.  A method's, not a user's, choice.
+    order: ClassVar[Order] = "slot"
 
     ipc: int = 10
     preset: Preset = "auto"
@@ -178,8 +183,19 @@ def initial_noise(seed: int, label: int, slot: int, shape: tuple[int, int, int])
     return torch.randn(shape, generator=generator(seed, Purpose.INITIAL, label, slot))
 
 
+def initial_flip(seed: int, label: int, slot: int) -> bool:
+    """Whether a first image that is drawn with replacement is mirrored."""
+    return bool(uniform(seed, Purpose.INITIAL, label, slot, 1) < 0.5)
+
+
 def initial_sources(
-    source: ImageSource, classes: Sequence[int], ipc: int, *, seed: int, shuffled: bool
+    source: ImageSource,
+    classes: Sequence[int],
+    ipc: int,
+    *,
+    seed: int,
+    shuffled: bool,
+    with_replacement: bool = False,
 ) -> dict[int, list[int]]:
     """Positions in ``source`` of the first images of each class.
 
@@ -189,14 +205,20 @@ def initial_sources(
         ipc: Images a class.
         seed: Of the order.
         shuffled: In keyed random order; False: as they come.
+        with_replacement: Each drawn from the whole class instead.
 
     Raises:
-        ValueError: A class has fewer than ``ipc`` images.
+        ValueError: A class has fewer than ``ipc`` images, or with replacement none.
     """
     chosen = {}
     labels = source.labels.cpu()
     for label in classes:
         members = (labels == label).nonzero().squeeze(1)
+        if with_replacement and len(members):
+            slots = torch.arange(ipc)
+            drawn = randint(seed, Purpose.INITIAL, 0, len(members), label, slots)
+            chosen[label] = members[drawn].tolist()
+            continue
         if len(members) < ipc:
             raise ValueError(
                 f"ipc = {ipc} first images are needed of class {label}, "

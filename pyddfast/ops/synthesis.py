@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # Lanes of one step's draws; the box takes 0 to 39.
-_FLIP_LANE, _DOWN_LANE, _RIGHT_LANE = 40, 41, 42
+_FLIP_LANE, _DOWN_LANE, _RIGHT_LANE, _TOP_LANE, _LEFT_LANE = 40, 41, 42, 43, 44
 
 
 def crop_flip_roll(
@@ -97,6 +97,7 @@ def draw_crop_flip_roll(
     *,
     scale: tuple[float, float] | None = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    pad: int = 0,
     flip: bool = True,
     shift: tuple[int, int] = (0, 32),
 ) -> Tensor:
@@ -109,6 +110,8 @@ def draw_crop_flip_roll(
         image_size: height and width.
         scale: smallest and largest share of the area that a crop covers; None: no crop.
         ratio: smallest and largest width / height of a crop.
+        pad: crops of ``image_size`` anywhere in images that have so many more pixels on each side
+            (pad them before :func:`crop_flip_roll`); for ``scale=None``.
         flip: mirror every second step on average.
         shift: smallest and largest offset of the roll, both included.
 
@@ -116,8 +119,10 @@ def draw_crop_flip_roll(
         int64 (T, 7) on the CPU, one row a step.
 
     Raises:
-        ValueError: a range is empty.
+        ValueError: a range is empty, ``pad`` is negative or goes with a scale.
     """
+    if pad < 0 or (pad and scale is not None):
+        raise ValueError(f"pad must be 0 or more, and 0 with a scale, got {pad} and {scale}")
     low, high = shift
     if low > high:
         raise ValueError(f"shift must be (smallest, largest), got {shift}")
@@ -134,6 +139,9 @@ def draw_crop_flip_roll(
             ratio=ratio,
             purpose=Purpose.SYNTHESIS,
         )
+    if pad:
+        for column, lane in ((0, _TOP_LANE), (1, _LEFT_LANE)):
+            params[:, column] = randint(seed, Purpose.SYNTHESIS, 0, 2 * pad + 1, steps, batch, lane)
     if flip:
         params[:, 4] = uniform(seed, Purpose.SYNTHESIS, steps, batch, _FLIP_LANE) < 0.5
     for column, lane in ((5, _DOWN_LANE), (6, _RIGHT_LANE)):

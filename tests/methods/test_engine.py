@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyddfast import models
 from pyddfast.data import atomic
 from pyddfast.methods import Job, SRe2LConfig, sre2l
-from pyddfast.methods.engine import Chunk, plan_chunks
+from pyddfast.methods.chunks import Chunk, plan_chunks
 from tests.methods.synthesis_cases import CLASSES, SIZE, dataset, teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,10 +72,14 @@ def test_ranks_make_the_bytes_of_one_process(tmp_path: Path) -> None:
 
 def test_chunks_take_all_classes_before_the_next_image_of_each() -> None:
     assert plan_chunks((7, 3, 5), 2, 2) == [
-        Chunk(0, 0, (7, 3)),
-        Chunk(1, 0, (5,)),
-        Chunk(2, 1, (7, 3)),
-        Chunk(3, 1, (5,)),
+        Chunk(0, (7, 3), (0, 0)),
+        Chunk(1, (5,), (0,)),
+        Chunk(2, (7, 3), (1, 1)),
+        Chunk(3, (5,), (1,)),
+    ]
+    assert plan_chunks((7, 3, 5), 2, 4, "class") == [
+        Chunk(0, (7, 7, 3, 3), (0, 1, 0, 1)),
+        Chunk(1, (5, 5), (0, 1)),
     ]
 
 

@@ -36,6 +36,9 @@ from tests.methods.synthesis_cases import (
     CLASSES,
     NORMALIZATION,
     SIZE,
+    Hook,
+    assert_pixels,
+    augmented,
     dataset,
     pixels,
     teacher,
@@ -45,33 +48,6 @@ STEPS, BATCH = 6, 3
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Hook:
-    """The official hook's statistics, in float64."""
-
-    def __init__(self, module: nn.BatchNorm2d) -> None:
-        self.value = torch.zeros(())
-        module.register_forward_hook(self.read)
-        self.var_weight = 1.0
-
-    def read(self, module: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        x = inputs[0]
-        mean = x.mean([0, 2, 3])
-        var = x.transpose(0, 1).flatten(1).var(1, unbiased=False)
-        assert module.running_var is not None
-        assert module.running_mean is not None
-        self.value = (
-            self.var_weight * (module.running_var - var).norm()
-            + (module.running_mean - mean).norm()
-        )
-
-
-def augmented(images: Tensor, params: Tensor) -> Tensor:
-    top, left, height, width, flip, down, right = params.tolist()
-    cut = images[:, :, top : top + height, left : left + width]
-    views = F.interpolate(cut, size=images.shape[-2:], mode="bilinear", antialias=True)
-    return (views.flip(-1) if flip else views).roll((down, right), (2, 3))
 
 
 def restated(
@@ -144,15 +120,6 @@ def restated(
             made[labels, slot] = images.detach()
             chunk += 1
     return pixels(made.flatten(0, 1))
-
-
-def assert_pixels(made: DistilledSet, want: Tensor, *, truncated: bool = False) -> None:
-    """Within float32's drift over the steps: some thousandths of a level, then the rounding."""
-    got = made.images.double()
-    error = (got - (want - 0.5 if truncated else want)).abs()
-    assert error.max() < 0.52
-    assert got.std() > 10  # the images are not constant
-    assert made.labels.tolist() == [c for c in range(CLASSES) for _ in range(made.ipc)]
 
 
 def noise(label: int, slot: int) -> Tensor:
