@@ -16,6 +16,14 @@ from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
 from pyddfast.data.layouts import Layout, read_layout, write_layout
+from pyddfast.data.pipelines import (
+    Batch,
+    ImagePipeline,
+    Request,
+    draw_request,
+    open_pipeline,
+)
+from pyddfast.data.sizes import image_sizes
 from pyddfast.data.softlabels import (
     LabelBatch,
     SoftLabels,
@@ -36,23 +44,29 @@ __all__ = [
     "FASHION_MNIST_NORMALIZATION",
     "IMAGENET_NORMALIZATION",
     "TINY_IMAGENET_NORMALIZATION",
+    "Batch",
     "DistilledSet",
     "ImageDataset",
     "ImageFolder",
+    "ImagePipeline",
     "ImageSource",
     "LabelBatch",
     "Layout",
     "Normalization",
+    "Request",
     "SoftLabelWriter",
     "SoftLabels",
     "StoreInfo",
+    "draw_request",
     "export_fkd",
     "export_png",
+    "image_sizes",
     "import_fkd",
     "load",
     "names",
     "new_folder",
     "normalize",
+    "open_pipeline",
     "read_fkd",
     "read_idx",
     "read_layout",

@@ -21,11 +21,21 @@ from pyddfast.data.datasets import (
     Normalization,
 )
 
-__all__ = ["EXTENSIONS", "ImageFolder", "Listing", "scan"]
+__all__ = [
+    "BILINEAR",
+    "EXTENSIONS",
+    "ImageFolder",
+    "Listing",
+    "cut_geometry",
+    "read_image",
+    "resize_and_cut",
+    "scan",
+]
 
 # The formats that torchvision's ImageFolder accepts, so that sample numbers agree with it.
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow's filters antialias when shrinking
 _MODES = {1: "L", 3: "RGB"}
 _SHOWN = 10  # bad files listed by verify; more would bury the message
 
@@ -51,7 +61,7 @@ class ImageFolder(Labelled):
     Classes are the sub-folders in sorted order, files are sorted within a class (the order of
     torchvision's ``ImageFolder``).  Images are decoded by Pillow to RGB, or to grey when the
     normalisation has one channel; an alpha channel is dropped and EXIF rotation is not applied, as
-    in torchvision.
+    in torchvision.  Of 16-bit pixels the high byte is kept.
 
     Args:
         root: Folder whose sub-folders are the classes.
@@ -115,19 +125,9 @@ class ImageFolder(Labelled):
         Raises:
             ValueError: The file is truncated or not an image; the message names it.
         """
-        path = self.paths[index]
-        try:
-            # Not an attribute: a module would keep the data set from being pickled for workers.
-            with require("PIL.Image", "methods").open(path) as opened:
-                image = opened.convert(_MODES[self.normalization.channels])
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            # Decoders fail in many types (OSError, SyntaxError, struct.error, ValueError ...);
-            # what the user needs is always the file's name.
-            raise ValueError(f"{path} cannot be read as an image: {error}") from error
+        image = read_image(self.paths[index], self.normalization.channels)
         if self.image_size is not None and self.resize is not None:
-            image = _resize_and_cut(image, self.resize, self.image_size)
+            image = resize_and_cut(image, self.resize, self.image_size)
         pixels = np.array(image)
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
 
@@ -221,14 +221,57 @@ def scan(root: Path) -> Listing:
     return Listing(class_names, tuple(paths), torch.tensor(labels, dtype=torch.int64))
 
 
-def _resize_and_cut(image: Any, resize: int, size: int) -> Any:
-    """Resize the shorter side, cut the centre; sizes rounded as torchvision rounds them."""
-    width, height = image.size
+def read_image(path: Path, channels: int) -> Any:
+    """Decode one file by the rules of :class:`ImageFolder`.
+
+    Args:
+        path: Image file.
+        channels: 1 for grey, 3 for RGB.
+
+    Returns:
+        A loaded ``PIL.Image.Image`` of mode L or RGB.
+
+    Raises:
+        ValueError: The file is truncated, not an image, too large for Pillow's limit, or has
+            floating-point pixels; the message names it.
+    """
+    try:
+        # Not an attribute: a module would keep the data set from being pickled for workers.
+        with require("PIL.Image", "methods").open(path) as opened:
+            return _as_bytes(opened).convert(_MODES[channels])
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # Decoders fail in many types (OSError, SyntaxError, struct.error, ValueError ...);
+        # what the user needs is always the file's name.
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _as_bytes(image: Any) -> Any:
+    """An image of bytes: Pillow's own conversion would clip 16-bit grey at 255, nearly all white.
+
+    (16-bit colour is cut to its high bytes by Pillow when it is opened.)
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    if not image.mode.startswith("I"):  # I;16 and its kin, and I in older versions
+        return image
+    high = np.asarray(image).clip(0, 65535) >> 8
+    return require("PIL.Image", "methods").fromarray(high.astype(np.uint8))
+
+
+def resize_and_cut(image: Any, resize: int, size: int) -> Any:
+    """Resize the shorter side of a PIL image, cut its centre."""
+    (height, width), (top, left) = cut_geometry(image.height, image.width, resize, size)
+    return image.resize((width, height), BILINEAR).crop((left, top, left + size, top + size))
+
+
+def cut_geometry(
+    height: int, width: int, resize: int, size: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size after the resize, and top and left of the cut; rounded as torchvision rounds them."""
     if width <= height:
         width, height = resize, int(resize * height / width)
     else:
         width, height = int(resize * width / height), resize
-    bilinear = 2  # PIL.Image.Resampling.BILINEAR; Pillow's filters antialias when shrinking
-    resized = image.resize((width, height), bilinear)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return resized.crop((left, top, left + size, top + size))
+    return (height, width), (round((height - size) / 2), round((width - size) / 2))

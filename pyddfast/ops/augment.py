@@ -136,7 +136,7 @@ def draw_crop_boxes(
     seed: int,
     ids: Tensor,
     visits: Tensor,
-    image_size: tuple[int, int],
+    image_size: tuple[int, int] | Tensor,
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -153,7 +153,7 @@ def draw_crop_boxes(
         seed: the run's seed.
         ids: int64 (B,), sample ids in [0, 2**32).
         visits: int64 (B,), how often each sample was drawn before.
-        image_size: height and width.
+        image_size: height and width of all images, or int64 (B, 2) with those of each.
         scale: smallest and largest share of the area.
         ratio: smallest and largest width / height.
         purpose: of the draws; each sample and visit takes 40 lanes from ``first_lane``.
@@ -163,11 +163,17 @@ def draw_crop_boxes(
         int64 (B, 4): top, left, height, width.
 
     Raises:
-        ValueError: a range is empty or not positive, or the image size is not positive.
+        ValueError: a range is empty or not positive, or an image size is not positive.
     """
-    height, width = image_size
-    if height < 1 or width < 1:
-        raise ValueError(f"image_size must be positive, got {image_size}")
+    extent = torch.as_tensor(image_size, dtype=torch.int64).cpu()
+    if extent.shape not in ((2,), (len(ids), 2)):
+        raise ValueError(
+            f"image_size must be a pair or have shape ({len(ids)}, 2), got {tuple(extent.shape)}"
+        )
+    if (extent < 1).any():
+        wrong = extent.view(-1, 2)[(extent < 1).view(-1, 2).any(dim=1)][0]
+        raise ValueError(f"image_size must be positive, got {tuple(wrong.tolist())}")
+    height, width = extent[..., :1], extent[..., 1:]
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):
         if not 0 < low <= high < math.inf:
             raise ValueError(f"{name} must satisfy 0 < low <= high, got {(low, high)}")
@@ -288,17 +294,14 @@ def draw_augmentation(
     return AugmentParams(box, flips, row_order, col_order, partner, mix_box)
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
+def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
     low, high = ratio
-    if width / height < low:
-        h, w = round(width / low), width
-    elif width / height > high:
-        h, w = height, round(height * high)
-    else:
-        h, w = height, width
+    aspect = width.double() / height  # an integer by an integer would be float32
+    h = torch.where(aspect < low, (width.double() / low).round().long(), height)
+    w = torch.where(aspect > high, (height.double() * high).round().long(), width)
     # A ratio range far from the image's can round a side to 0.
-    h, w = max(h, 1), max(w, 1)
-    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
+    h, w = h.clamp(min=1), w.clamp(min=1)
+    return torch.cat([(height - h) // 2, (width - w) // 2, h, w], dim=-1)
 
 
 def _check(

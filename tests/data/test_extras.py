@@ -54,7 +54,7 @@ def test_a_core_only_install_says_what_is_missing_before_writing(tmp_path, monke
 def test_importing_data_and_the_embedded_set_need_no_extra():
     code = (
         "import sys\n"
-        "for name in ('PIL', 'safetensors', 'scipy', 'torchvision', 'rich'):\n"
+        "for name in ('PIL', 'safetensors', 'scipy', 'torchvision', 'rich', 'nvidia.dali'):\n"
         "    sys.modules[name] = None\n"
         "from pyddfast import data, models\n"
         "print(len(data.load('fashion-mnist-mini', split='test')))\n"

@@ -174,6 +174,20 @@ def test_crop_boxes_follow_the_recipe(size, scale, ratio):
     assert (left + w <= size[1]).all()
 
 
+def test_crop_boxes_of_images_of_different_sizes():
+    sizes = torch.tensor([[375, 500], [1, 9], [800, 200], [333, 500], [6, 6]])
+    ids = torch.arange(5) * 11
+    visits = torch.tensor([0, 3, 0, 1, 2])
+    boxes = draw_crop_boxes(4, ids, visits, sizes)
+    for i, size in enumerate(sizes.tolist()):
+        alone = draw_crop_boxes(4, ids[i : i + 1], visits[i : i + 1], tuple(size))
+        assert torch.equal(boxes[i], alone[0])
+    with pytest.raises(ValueError, match=r"image_size must be positive, got \(0, 7\)"):
+        draw_crop_boxes(4, ids[:2], visits[:2], torch.tensor([[3, 3], [0, 7]]))
+    with pytest.raises(ValueError, match=r"have shape \(5, 2\), got \(3, 2\)"):
+        draw_crop_boxes(4, ids, visits, sizes[:3])
+
+
 def test_strip_orders_are_uniform():
     ids = torch.arange(2000)
     params = draw_augmentation(0, ids, torch.zeros_like(ids), 0, (8, 8), factor=2, scale=None)
