@@ -1,6 +1,7 @@
 """Label regimes as recipes, the training loop, evaluation, and runs that survive a kill."""
 
 from pyddfast.train.evaluate import evaluate, predict, predict_batches, sampling_error
+from pyddfast.train.execution import Execution
 from pyddfast.train.labels import soft_labels
 from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress
@@ -13,6 +14,7 @@ from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
 __all__ = [
     "Budget",
     "Epochs",
+    "Execution",
     "Plan",
     "Recipe",
     "Recorder",

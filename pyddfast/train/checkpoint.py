@@ -71,7 +71,8 @@ def fit(
         trainer: at its start; continued from the folder's checkpoint if that has the same ``key``.
         evaluate: test accuracy of the model as it is, in [0, 1].
         evaluations: how many, evenly spread over the epochs; the last step is always one.
-        folder: where checkpoints and metrics go; None keeps nothing on disk.
+        folder: where checkpoints and metrics go, written by the first of several processes; None
+            keeps nothing on disk.
         key: names this training in the folder (e.g. ``{"seed": 0}``); part of every metrics row.
         checkpoint_seconds: at most this long between two checkpoints.
         advance: told the number of steps taken.
@@ -81,7 +82,7 @@ def fit(
     Raises:
         ValueError: ``evaluations`` is below 1, or the checkpoint is damaged.
     """
-    name = dict(key or {})
+    name, ranks = dict(key or {}), trainer.ranks
     at = set(trainer.plan.evaluation_steps(evaluations))
     tick_ends = frozenset[int]() if ticks is None else ticks.ends
     if ticks is not None and ticks.in_training:
@@ -104,10 +105,10 @@ def fit(
             if trainer.step in at:
                 row = _row(trainer, evaluate())
                 result.history.append(row)
-                if folder is not None:
+                if folder is not None and ranks.first:
                     folder.log({**name, **row})
             began = time.perf_counter()
-        if folder is not None and time.perf_counter() - saved >= checkpoint_seconds:
+        if folder is not None and ranks.agree(time.perf_counter() - saved >= checkpoint_seconds):
             _wait(trainer.device)
             result.train_seconds += time.perf_counter() - began
             tensors, counters = trainer.state()
@@ -120,7 +121,8 @@ def fit(
             if ticks is not None:
                 recorded, state["recorder"] = ticks.state()
                 tensors |= {f"{_RECORDED}{k}": v for k, v in recorded.items()}
-            folder.write_tensors(CHECKPOINT, tensors, state)
+            if ranks.first:
+                folder.write_tensors(CHECKPOINT, tensors, state)
             saved = began = time.perf_counter()
     result.samples = trainer.plan.samples(trainer.step)
     return result
@@ -153,7 +155,8 @@ def _restore(
         return bool(row["step"] <= step)
 
     # What this training logged after its checkpoint will be logged again.
-    folder.keep_metrics(before)
+    if trainer.ranks.first:
+        folder.keep_metrics(before)
     return result
 
 

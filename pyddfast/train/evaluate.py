@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyddfast.data import ImageSource, Normalization, normalize
+from pyddfast.train.distributed import Ranks
 
 __all__ = ["evaluate", "images_of", "predict", "predict_batches", "sampling_error"]
 
@@ -76,8 +77,11 @@ def predict_batches(
     size: int | None = None,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 frozen
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of :func:`predict`, for data sets whose logits are too many to hold.
+
+    Of several processes (``ranks``) each does its share of the batches.
 
     Yields:
         Positions in the data set, int64 (B,) on the CPU, and their logits (B, num_classes).
@@ -88,7 +92,7 @@ def predict_batches(
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(dataset), batch_size):
+        for start in range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size):
             images = images_of(dataset, start, start + batch_size).to(device)
             x = normalize(images, normalization)
             if size is not None and x.shape[-2:] != (size, size):
@@ -106,24 +110,32 @@ def evaluate(
     size: int | None = None,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 frozen
 ) -> float:
     """Top-1 accuracy on the whole data set, in [0, 1]; arguments as for :func:`predict`.
+
+    Several processes (``ranks``) divide the data set among them; each returns the accuracy on all.
 
     Raises:
         ValueError: the data set is empty, or its images have different sizes.
     """
     if len(dataset) == 0:
         raise ValueError("dataset has no images to evaluate on")
-    logits = predict(
+    batches = predict_batches(
         model,
         dataset,
         normalization=normalization,
         size=size,
         batch_size=batch_size,
         device=device,
+        ranks=ranks,
     )
-    correct = logits.argmax(dim=1) == dataset.labels.to(logits.device)
-    return int(correct.sum()) / len(dataset)
+    correct = torch.zeros((), dtype=torch.int64)
+    for positions, logits in batches:
+        labels = dataset.labels[positions.to(dataset.labels.device)].to(logits.device)
+        # Added where the logits are: a batch does not wait for the one before.
+        correct = correct.to(logits.device) + (logits.argmax(dim=1) == labels).sum()
+    return int(ranks.gather(correct).sum()) / len(dataset)
 
 
 def sampling_error(accuracy: float, count: int) -> float:

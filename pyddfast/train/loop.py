@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyddfast.random import Purpose, generator, permutation
+from pyddfast.train.batch_norm import has_batch_norm, synchronise
+from pyddfast.train.distributed import Ranks, divide
+from pyddfast.train.execution import Execution
 from pyddfast.train.labels import LabelSource
 from pyddfast.train.plan import Plan
 from pyddfast.train.recipes import Recipe
@@ -69,13 +74,25 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def check_batches(model: nn.Module, plan: Plan) -> None:
+def check_batches(model: nn.Module, plan: Plan, world: int = 1) -> None:
     """Refuse a plan with a batch of one image for a model with batch norm.
+
+    Args:
+        model: that is to be trained.
+        plan: what each step sees.
+        world: processes that divide each batch; every one needs an image, two for batch norm.
 
     Raises:
         ValueError: so it is.
     """
-    if plan.smallest_batch > 1:
+    smallest = plan.smallest_batch
+    needed = 2 if has_batch_norm(model) else 1
+    if world > 1 and smallest // world < needed:
+        raise ValueError(
+            f"{plan} has a batch of {smallest} images, and {world} processes need "
+            f"{needed} each: change batch_size, the budget or the number of processes"
+        )
+    if smallest > 1:
         return
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -98,6 +115,12 @@ class Trainer:
         views: makes a batch.
         labels: gives its loss.
         seed: of the order of each epoch, and of stochastic layers.
+        execution: how the passes are computed.
+        ranks: processes that divide every batch among them, each with a model of equal weights.
+
+    Attributes:
+        model: with the weights that are trained; under ``ranks`` its batch norms may be replaced.
+        averaged: with their moving average, where the recipe has one.
     """
 
     def __init__(
@@ -109,12 +132,34 @@ class Trainer:
         labels: LabelSource,
         *,
         seed: int,
+        execution: Execution = Execution(),  # noqa: B008 frozen
+        ranks: Ranks = Ranks(),  # noqa: B008 frozen
     ) -> None:
-        check_batches(model, plan)
-        self.model, self.recipe, self.plan = model, recipe, plan
+        check_batches(model, plan, ranks.world)
+        self.recipe, self.plan = recipe, plan
         self.views, self.labels, self.seed = views, labels, seed
-        self.optimizer = make_optimizer(model, recipe)
+        self.execution, self.ranks = execution, ranks
         self.device = next(model.parameters()).device
+        execution.check(self.device)
+        if execution.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # A pass needs two images for batch norm's statistics.
+        self._images_a_pass = 2 if has_batch_norm(model) else 1
+        if ranks.world > 1 and execution.batch_norm == "sync":
+            model = synchronise(model, ranks.gradients or ranks.group)
+        self.model = model
+        self.optimizer = make_optimizer(model, recipe)
+        self.averaged: AveragedModel | None = None
+        if recipe.ema is not None:
+            average = get_ema_multi_avg_fn(recipe.ema)  # type: ignore[no-untyped-call]
+            self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self._parallel: DistributedDataParallel | None = None
+        if ranks.world > 1:
+            # Every pass starts from the first process's running statistics.
+            self._parallel = DistributedDataParallel(
+                model, process_group=ranks.gradients or ranks.group
+            )
+        self._network = _compiled(self._parallel or model, execution)
         self.step = 0
         self.visits = torch.zeros(plan.count, dtype=torch.int64)
         self.total_steps = plan.total_steps
@@ -148,24 +193,64 @@ class Trainer:
             self.recipe, self.total_steps
         ):
             self.optimizer.state.clear()
-        views = self.views(ids, self.visits[ids], self.step)
         self.model.train()
-        with self._layers_generator():
-            logits = self.model(views)
-        loss = self.labels.loss(logits, ids.to(self.device), views)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        passes = self._passes(len(ids))
+        for part in passes:
+            # Gradients go to the other processes with the last pass.
+            waits = self._parallel is not None and part is not passes[-1]
+            with self._parallel.no_sync() if waits and self._parallel else nullcontext():
+                self._pass(ids, part)
         self.optimizer.step()
-        if self.on_logits is not None:
-            self.on_logits(logits.detach(), ids)
-        self.loss_sum += loss.detach()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
         self.loss_steps += 1
         self.visits[ids] += 1
         self.step += 1
 
+    def _passes(self, count: int) -> list[slice]:
+        """This process's parts of a batch of ``count`` images, one for each pass."""
+        mine = divide(count, self.ranks.world)[self.ranks.rank]
+        images = mine.stop - mine.start
+        # A last, smaller batch may not give every pass its images.
+        parts = max(1, min(self.execution.accumulate, images // self._images_a_pass))
+        return [
+            slice(mine.start + part.start, mine.start + part.stop) for part in divide(images, parts)
+        ]
+
+    def _pass(self, ids: Tensor, part: slice) -> None:
+        """Add the gradient of a part of the batch ``ids``."""
+        mine = ids[part]
+        views = self.views(ids, self.visits[ids], self.step, part)
+        if self.execution.channels_last:
+            views = views.to(memory_format=torch.channels_last)
+        if self.execution.cuda_graph:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        with self.execution.autocast(self.device):
+            with self._layers_generator(part.start):
+                logits = self._network(views)
+            loss = self.labels.loss(logits, mine.to(self.device), views)
+        share = len(mine) / len(ids)
+        # The mean over processes that DistributedDataParallel takes is undone.
+        (loss * (share * self.ranks.world)).backward()  # type: ignore[no-untyped-call]
+        if self.on_logits is not None:
+            self.on_logits(logits.detach(), mine)
+        self.loss_sum += loss.detach() * share
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to evaluate and save: the moving average where the recipe has one.
+
+        Where batch norms differ between processes, all get the first one's.
+        """
+        model = self.model if self.averaged is None else self.averaged.module
+        if self.execution.batch_norm == "rank":
+            self.ranks.share(model.buffers())
+        return model
+
     def read_loss(self) -> float | None:
         """Mean training loss since the last call; None if it is not finite (JSON has no NaN)."""
-        mean = float(self.loss_sum) / max(1, self.loss_steps)
+        mean = float(self.ranks.gather(self.loss_sum).sum()) / max(1, self.loss_steps)
         self.loss_sum.zero_()
         self.loss_steps = 0
         return mean if math.isfinite(mean) else None
@@ -173,6 +258,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and counters that :meth:`restore` needs."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged/{k}": v for k, v in self.averaged.state_dict().items()}
         optimizer: dict[str, Any] = {}
         for index, entries in self.optimizer.state_dict()["state"].items():
             for name, value in entries.items():
@@ -181,14 +268,15 @@ class Trainer:
                 else:
                     optimizer[f"{index}/{name}"] = value
         tensors["visits"] = self.visits
-        tensors["loss_sum"] = self.loss_sum
+        tensors["loss_sum"] = self.ranks.gather(self.loss_sum)
         counters = {"step": self.step, "loss_steps": self.loss_steps, "optimizer": optimizer}
         return tensors, counters
 
     def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
-        model = {k[len("model/") :]: v for k, v in tensors.items() if k.startswith("model/")}
-        self.model.load_state_dict(model)
+        self.model.load_state_dict(_below("model/", tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(_below("averaged/", tensors))
         entries: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
@@ -200,22 +288,43 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
         self.visits.copy_(tensors["visits"])
-        self.loss_sum.copy_(tensors["loss_sum"])
+        sums = tensors["loss_sum"]
+        if len(sums) == self.ranks.world:
+            self.loss_sum.copy_(sums[self.ranks.rank])
+        elif self.ranks.first:  # of another number of processes
+            self.loss_sum.copy_(sums.sum())
         self.step, self.loss_steps = int(counters["step"]), int(counters["loss_steps"])
 
     @contextmanager
-    def _layers_generator(self) -> Iterator[None]:
-        """Key dropout's draws by (seed, step), and put the global generators back afterwards."""
+    def _layers_generator(self, start: int) -> Iterator[None]:
+        """Key dropout's draws by (seed, step, first image), then put the global generators back."""
         if not self._stochastic:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            seed = (self._step_seed + self.step) % 2**63
+            # The CPU's generator takes 32 bits of a seed; an odd factor (2**32 over the golden
+            # ratio) keeps parts of near steps apart.
+            seed = (self._step_seed + self.step + start * 0x9E3779B1) % 2**63
             torch.default_generator.manual_seed(seed)
             if devices:
                 torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
             yield
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _compiled(network: nn.Module, execution: Execution) -> Callable[[Tensor], Tensor]:
+    if execution.compile:
+        mode = "reduce-overhead" if execution.cuda_graph else "default"
+        # A code for each size of batch: which one a step runs does not depend on the steps before
+        # it, so a resumed run computes the same bytes.
+        return torch.compile(network, dynamic=False, mode=mode)
+    if execution.cuda_graph:
+        return torch.compile(network, dynamic=False, backend="cudagraphs")
+    return network
 
 
 @contextmanager

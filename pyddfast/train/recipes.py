@@ -71,6 +71,10 @@ class Recipe:
         patch_shuffle_first: PatchShuffle before RRC, the order of RDED and EDC.
         cutmix: Beta parameter, 1.0 (EDC; every batch is mixed), or None.  Only SL+KD can have it:
             fixed labels do not describe mixed images.
+        ema: decay of the moving average of the weights, one step's weight being 1 - ema; the
+            averaged model is then what is evaluated and saved.  None: the table names none; EDC
+            has 0.99.  Starts at the weights after the first step; batch norm's statistics are
+            averaged too.
         dsa_strategy: entries of DSA; the standard strategy of the small-scale codebases.
         dsa_mode: ``"single"``: one entry a step, as all of them run it; ``"all"``.
         dsa_align_corners: of DSA's scale and rotate: False, as DC-BENCH (the paper's evaluation
@@ -108,6 +112,7 @@ class Recipe:
     patch_shuffle: Literal["auto", "off"] = "auto"
     patch_shuffle_first: bool = True
     cutmix: float | None = None
+    ema: float | None = None
     dsa_strategy: str = STANDARD_STRATEGY
     dsa_mode: Literal["single", "all"] = "single"
     dsa_align_corners: bool = False
@@ -145,6 +150,8 @@ class Recipe:
         for name in ("momentum", "weight_decay", "warmup_epochs", "milestone"):
             if _number(name, getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.ema is not None and not 0 < _number("ema", self.ema) < 1:
+            raise ValueError(f"ema must lie between 0 and 1, got {self.ema}")
         if not 0 <= _number("flip", self.flip) <= 1:
             raise ValueError(f"flip must lie in [0, 1], got {self.flip}")
         for name in ("rrc_scale", "rrc_ratio", "betas"):

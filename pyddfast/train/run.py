@@ -65,6 +65,8 @@ class RunFolder:
         resume: False refuses any non-empty folder.
         shared: this process is one of a job whose first process has the folder open: it takes no
             lock and cleans nothing up.
+        execution: facts that change bytes but not meaning (processes, precision ...), stored with
+            the environment: resuming under others is warned of.  JSON values.
 
     Attributes:
         path: the folder.
@@ -86,10 +88,12 @@ class RunFolder:
         *,
         resume: bool = True,
         shared: bool = False,
+        execution: Mapping[str, Any] | None = None,
     ) -> None:
         require("safetensors.torch", "methods")
         self.path = Path(path)
         self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
+        self._environment = {**environment(), **(execution or {})}
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} exists and is not a folder")
         self._refuse_other()
@@ -103,7 +107,7 @@ class RunFolder:
                 remove_leftovers(self.path)
             if not self._entries():
                 self._new = [self.path / _CONFIG, *above]
-                self.write_json(_CONFIG, {"config": self.config, "environment": environment()})
+                self.write_json(_CONFIG, {"config": self.config, "environment": self._environment})
             elif not resume:
                 raise FileExistsError(
                     f"the folder {self.path} holds a run; resume it or give another"
@@ -239,7 +243,7 @@ class RunFolder:
                 + "; ".join(differences[:5])
                 + "; give another folder"
             )
-        changed = _differences(stored.get("environment", {}), environment())
+        changed = _differences(stored.get("environment", {}), self._environment)
         if changed:
             warnings.warn(
                 f"resuming {self.path} under another environment, equal bytes are not promised: "

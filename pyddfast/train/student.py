@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.data.digest import describe_data
 from pyddfast.random import Purpose, generator
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, diverged, fit
-from pyddfast.train.distributed import resolve_device
+from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.evaluate import evaluate, sampling_error
+from pyddfast.train.execution import Execution
 from pyddfast.train.labels import FixedLabels, HardLabels, LabelSource, ViewLabels, soft_labels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
 from pyddfast.train.models import ModelSpec, build_model, describe_model, model_digest
@@ -159,12 +161,16 @@ def train_student(
     evaluations: int = 10,
     device: torch.device | str | None = None,
     deterministic: bool = False,
+    execution: Execution | None = None,
     out: str | Path | None = None,
     resume: bool = True,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: bool = True,
 ) -> StudentResult:
     """Train a student from scratch for every seed and measure it on the whole test set.
+
+    Under ``torchrun`` its processes divide every batch and the test set among them; the first one
+    writes and shows progress, all return the result.
 
     Args:
         distilled_set: what to train on; it carries labels, factor and normalisation.
@@ -186,6 +192,7 @@ def train_student(
         evaluations: test evaluations a student, evenly spread; the last is after the last step.
         device: None: CUDA where there is one, else the CPU.
         deterministic: torch's deterministic algorithms (CUDA needs them for equal bytes).
+        execution: precision, compilation, accumulation ...; None: float32, one pass a batch.
         out: run folder: config.json, metrics.jsonl, checkpoints, seed<k>.safetensors,
             result.json.
         resume: continue what ``out`` holds; False refuses a non-empty folder.
@@ -216,8 +223,10 @@ def train_student(
         seeds=seeds,
         evaluations=evaluations,
         device=device,
+        execution=execution,
     )
-    size = used.image_size
+    size, how = used.image_size, execution or Execution()
+    ranks = join_ranks(target)
     with deterministic_mode(deterministic), ExitStack() as stack:
         used_teacher = None if regime == "hl" or labels == "stored" else teacher
         record = _teacher_record(used_teacher, teacher_info, test_set, distilled_set, size, target)
@@ -234,16 +243,24 @@ def train_student(
             "labels": source.describe(),
             "teacher": record,
             "test_set": describe_data(test_set),
-            "device": str(target),
+            "device": target.type,
             "deterministic": deterministic,
+            # The one thing about the execution that is not rounding.
+            "batch_norm_parts": how.accumulate * (1 if how.batch_norm == "sync" else ranks.world),
         }
+        facts = {"execution": how.to_dict(), "processes": ranks.world}
         folder = None
-        if out is not None:
-            folder = stack.enter_context(RunFolder(out, config, resume=resume))
+        if out is not None and ranks.first:
+            folder = stack.enter_context(RunFolder(out, config, resume=resume, execution=facts))
+        ranks.wait()
+        if out is not None and not ranks.first:
+            folder = RunFolder(out, config, shared=True, execution=facts)
         images = distilled_set.images.to(target)
         done = []
         with show_progress(
-            f"train {regime} students", plan.total_steps * len(seeds), enabled=progress
+            f"train {regime} students",
+            plan.total_steps * len(seeds),
+            enabled=progress and ranks.first,
         ) as advance:
             for seed in seeds:
                 finished = None if folder is None else _read_seed(folder, seed)
@@ -259,16 +276,21 @@ def train_student(
                     seed=seed,
                     kind=distilled_set.kind,
                     factor=distilled_set.factor,
+                    dtype=how.dtype,
+                    channels_last=how.channels_last,
                 )
-                trainer = Trainer(student, used, plan, views, source, seed=seed)
+                trainer = Trainer(
+                    student, used, plan, views, source, seed=seed, execution=how, ranks=ranks
+                )
 
-                def accuracy(student: nn.Module = student) -> float:
+                def accuracy(trainer: Trainer = trainer) -> float:
                     return evaluate(
-                        student,
+                        trainer.result,
                         test_set,
                         normalization=distilled_set.normalization,
                         size=size,
                         device=target,
+                        ranks=ranks,
                     )
 
                 trained = fit(
@@ -293,16 +315,18 @@ def train_student(
                     train_seconds=trained.train_seconds,
                     weights=None if folder is None else folder.path / f"seed{seed}.safetensors",
                 )
-                if folder is not None:
-                    folder.write_tensors(f"seed{seed}.safetensors", student.state_dict())
+                weights = trainer.result.state_dict()
+                if folder is not None and ranks.first:
+                    folder.write_tensors(f"seed{seed}.safetensors", weights)
                     # Last: this file says that the seed is done.
                     folder.write_json(f"seed{seed}.json", result.to_dict())
                     folder.remove(CHECKPOINT)
+                ranks.wait()  # the next seed looks for a checkpoint
                 done.append(result)
-        students = StudentResult(tuple(done), len(test_set), config)
-        if folder is not None:
+        students = StudentResult(tuple(done), len(test_set), {**config, **facts})
+        if folder is not None and ranks.first:
             folder.write_json("result.json", students.to_dict())
-    if students.diverged:
+    if students.diverged and ranks.first:
         warnings.warn(
             f"the training loss of the students of seeds {list(students.diverged)} was not finite: "
             f"their accuracies mean nothing; lower lr ({used.lr:g})",
@@ -325,6 +349,7 @@ def check_student(
     seeds: Sequence[int] = (0, 1, 2),
     evaluations: int = 10,
     device: torch.device | str | None = None,
+    execution: Execution | None = None,
 ) -> tuple[Recipe, Plan, torch.device]:
     """Whether :func:`train_student` can do it: for callers that train a teacher first.
 
@@ -341,6 +366,7 @@ def check_student(
         seeds: as there.
         evaluations: as there.
         device: as there.
+        execution: as there.
 
     Returns:
         The recipe as used, what each step sees, and the device.
@@ -354,8 +380,11 @@ def check_student(
     _check(distilled_set, regime, test_set, has_teacher, labels, used, seeds)
     plan.evaluation_steps(evaluations)
     # A model that does not fit, or batch norm on single images.
-    check_batches(_new_model(distilled_set, model, used, seeds[0]), plan)
-    return used, plan, resolve_device(device)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_batches(_new_model(distilled_set, model, used, seeds[0]), plan, world)
+    target = resolve_device(device)
+    (execution or Execution()).check(target)
+    return used, plan, target
 
 
 def _new_model(distilled_set: DistilledSet, model: ModelSpec, used: Recipe, seed: int) -> nn.Module:

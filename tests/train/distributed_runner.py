@@ -1,0 +1,142 @@
+"""Jobs for test_distributed.py, run as a script in a process of their own.
+
+``python distributed_runner.py FOLDER`` trains students in one process and in two, kills some, and
+prints what it saw as JSON.  Each process is a forked child of a parent that has imported everything
+and started no thread, so that it costs milliseconds and not an import of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch._dynamo  # imported by the first optimiser otherwise, in every child
+import torch.nn.parallel
+from torch import nn
+from train_cases import blobs, distilled, tiny
+
+from pyddfast.train import Epochs, Execution, recipe, train_student
+
+
+def plain(seed: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 3),
+    )  # fmt: skip
+
+
+def normed(seed: int) -> nn.Module:
+    """As :func:`train_cases.tiny` without its dropout, whose masks are of a part of the batch."""
+    return nn.Sequential(*(m for m in tiny(seed) if not isinstance(m, nn.Dropout)))
+
+
+def teacher() -> nn.Module:
+    torch.manual_seed(7)
+    return plain(7).eval()
+
+
+# Batches of 7 in two processes: 3 and 4 images; the last of an epoch, 18 - 14, 2 and 2.
+def plain_kd(out: Path | None) -> None:
+    """CutMix crosses the processes; AdamW; a moving average."""
+    r = recipe("sl-kd", "large", batch_size=7, lr=1e-2, ema=0.9)
+    train(plain, r, out, Execution())
+
+
+def synchronised(out: Path | None) -> None:
+    """Batch norm over both processes, whatever their shares; SGD with momentum."""
+    r = recipe("hl", "small", batch_size=7, lr=0.05)
+    train(normed, r, out, Execution(batch_norm="sync"))
+
+
+def accumulated(out: Path | None) -> None:
+    r = recipe("hl", "large", 10, batch_size=7, lr=0.05)
+    train(plain, r, out, Execution(accumulate=2))
+
+
+def by_rank(out: Path | None) -> None:
+    """Dropout, and batch norm of each process on its own."""
+    r = recipe("hl", "small", batch_size=7, lr=0.05, ema=0.9)
+    train(tiny, r, out, Execution(batch_norm="rank"))
+
+
+def train(model: Callable[[int], nn.Module], r, out: Path | None, execution: Execution) -> None:
+    train_student(
+        distilled(blobs()), r.regime, model, test_set=blobs(per_class=20, seed=1), recipe=r,
+        teacher=teacher() if r.regime == "sl-kd" else None, budget=Epochs(3), seeds=(0, 1),
+        evaluations=2, checkpoint_seconds=0.0, out=out, device="cpu", progress=False,
+        execution=execution,
+    )  # fmt: skip
+
+
+def start(job: Callable[[Path], None], out: Path, world: int) -> list[int]:
+    """Process ids of the job, one a rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {
+                "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            try:
+                job(out)
+                os._exit(0)
+            except BaseException as error:
+                print(rank, repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+        pids.append(pid)
+    return pids
+
+
+def wait(pids: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def killed(job: Callable[[Path], None], out: Path) -> dict[str, object]:
+    """Kill the processes of a job at seeded moments until one run of it ends."""
+    rng, kills, at = random.Random(3), 0, []
+    while kills < 4:
+        pids = start(job, out, 2)
+        # After the checkpoint has changed, so that the job advances from kill to kill.
+        checkpoint = out / "checkpoint.safetensors"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (out / "result.json").exists():
+            if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        if (out / "result.json").exists():
+            wait(pids)
+            break
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        at.append(wait(pids))
+        kills += 1
+    return {"killed": at, "last": wait(start(job, out, 2))}
+
+
+def main(root: Path) -> None:
+    seen: dict[str, object] = {}
+    for job in (plain_kd, synchronised, accumulated, by_rank):
+        for world in (1, 2):
+            name = f"{job.__name__}-{world}"
+            seen[name] = wait(start(job, root / name, world))
+    seen["kills"] = killed(by_rank, root / "kills")
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

@@ -1,0 +1,108 @@
+"""Two processes over gloo train what one trains; a killed job of two ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from train_cases import blobs
+
+from pyddfast.train import Epochs, Plan, recipe
+from pyddfast.train.distributed import Ranks, divide
+from pyddfast.train.labels import HardLabels
+from pyddfast.train.loop import Trainer, check_batches
+
+RUNNER = Path(__file__).with_name("distributed_runner.py")
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jobs")
+    done = subprocess.run(
+        [sys.executable, str(RUNNER), str(root)], capture_output=True, text=True, timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return root, json.loads(done.stdout), done.stderr
+
+
+def weights(folder):
+    return {seed: load_file(folder / f"seed{seed}.safetensors") for seed in (0, 1)}
+
+
+@pytest.mark.parametrize("job", ["plain_kd", "synchronised", "accumulated"])
+def test_two_processes_train_what_one_trains(jobs, job):
+    root, seen, errors = jobs
+    assert (seen[f"{job}-1"], seen[f"{job}-2"]) == ([0], [0, 0]), errors
+    one, two = (weights(root / f"{job}-{world}") for world in (1, 2))
+    for seed in (0, 1):
+        for name, value in one[seed].items():
+            torch.testing.assert_close(two[seed][name], value, rtol=1e-3, atol=2e-5, msg=name)
+    results = [json.loads((root / f"{job}-{w}" / "result.json").read_text()) for w in (1, 2)]
+    for a, b in zip(results[0]["seeds"], results[1]["seeds"], strict=True):
+        for x, y in zip(a["history"], b["history"], strict=True):
+            assert y["train_loss"] == pytest.approx(x["train_loss"], rel=1e-4)
+            assert (y["step"], y["samples"], y["lr"]) == (x["step"], x["samples"], x["lr"])
+            # Of 60 test images; rounding may turn one that lies between two classes.
+            assert abs(y["test_accuracy"] - x["test_accuracy"]) <= 1 / 60 + 1e-9
+    assert [r["config"]["processes"] for r in results] == [1, 2]
+    rows = (root / f"{job}-2" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2 * 2  # one process writes
+
+
+def test_a_killed_job_of_two_processes_ends_with_the_same_bytes(jobs):
+    root, seen, errors = jobs
+    assert seen["by_rank-2"] == [0, 0], errors
+    assert seen["kills"]["last"] == [0, 0], errors
+    assert seen["kills"]["killed"] == [[-9, -9]] * 4
+    for seed in (0, 1):
+        name = f"seed{seed}.safetensors"
+        assert (root / "kills" / name).read_bytes() == (root / "by_rank-2" / name).read_bytes()
+    rows = [(root / run / "metrics.jsonl").read_text() for run in ("kills", "by_rank-2")]
+    assert rows[0] == rows[1]
+    # Statistics of each process on its own are another training than those of the batch.
+    own, whole = (weights(root / f"by_rank-{world}")[0]["0.weight"] for world in (2, 1))
+    assert (own - whole).abs().max() > 1e-4
+
+
+# 7 images: 3 and 4; 3 processes of 2 images have none too few.
+def test_parts_are_consecutive_and_nearly_equal():
+    assert divide(7, 2) == [slice(0, 3), slice(3, 7)]
+    assert divide(2, 3) == [slice(0, 0), slice(0, 1), slice(1, 2)]
+    for count in range(12):
+        for parts in range(1, 6):
+            sizes = [part.stop - part.start for part in divide(count, parts)]
+            assert sum(sizes) == count
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_batch_with_too_few_images_for_all_processes_is_refused():
+    plain, normed = nn.Linear(1, 1), nn.BatchNorm1d(1)
+    plan = Plan(18, 5, False, Epochs(1))  # the last batch has 3
+    check_batches(plain, plan, 3)
+    check_batches(normed, plan, 1)
+    with pytest.raises(ValueError, match="3 images, and 4 processes need 1 each"):
+        check_batches(plain, plan, 4)
+    with pytest.raises(ValueError, match="3 images, and 2 processes need 2 each"):
+        check_batches(normed, plan, 2)
+
+
+def test_the_loss_of_another_number_of_processes_is_kept():
+    data, r = blobs(), recipe("hl", "small", batch_size=9)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    trainer = Trainer(
+        model, r, Plan(18, 9, False, Epochs(1)), lambda *given: torch.zeros(9, 1, 8, 8),
+        HardLabels(data.labels), seed=0,
+    )  # fmt: skip
+    trainer.run_step()
+    tensors, counters = trainer.state()
+    trainer.restore({**tensors, "loss_sum": torch.tensor([0.25, 0.5])}, counters)
+    assert trainer.read_loss() == 0.75
+    assert Ranks().gather(torch.tensor(3)).tolist() == [3]
