@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -61,7 +61,7 @@ from pyddfast.train import (
     train_teacher,
 )
 from pyddfast.train import recipe as published_recipe
-from pyddfast.train.distributed import join_ranks, resolve_device
+from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
 from pyddfast.train.models import ModelSpec
 from pyddfast.train.student import check_student
 from pyddfast.train.teacher import RECORD, WEIGHTS, load_weights, read_record
@@ -71,6 +71,7 @@ __all__ = [
     "ModelOptions",
     "SynthesisOptions",
     "TeacherOptions",
+    "class_progress",
     "coreset_el2n_easy",
     "coreset_random",
     "distill_cda",
@@ -145,6 +146,13 @@ class TeacherOptions:
     teacher_model: str = "convnet-d3"
     teacher_option: tuple[str, ...] = ()
     teacher_epochs: int = 20
+
+    def ranks(self) -> Ranks:
+        """This process's place under torchrun, where a teacher cannot be trained on the way."""
+        ranks = join_ranks()
+        if ranks.world > 1 and self.teacher is None:
+            raise ValueError("under torchrun give a trained teacher: --teacher")
+        return ranks
 
     def get(
         self, data: DataOptions, side: int | None, out: Path, seed: int, device: str | None
@@ -253,30 +261,38 @@ def distill_rded(
     out: Path,
     resume: bool = False,
     png: bool = False,
+    workers: int | None = None,
     device: str | None = None,
 ) -> None:
     """Distill a data set by RDED: the crops that a teacher is surest of, tiled to images.
+
+    Under torchrun the processes share the classes.
 
     Args:
         config: Settings of RDED.
         data: Which data.
         teacher: The observer.
-        out: Run folder; the set goes to OUT/set.
+        out: Run folder; the set goes to OUT/set, each finished class to OUT/crops/classes.
         resume: Go on with the stopped run in OUT.
         png: Write every image to OUT/png as well.
+        workers: Threads that decode images; default all cores.
         device: cpu or cuda; default CUDA where there is one.
     """
     source = data.load("train")
     check_rded(source, config)
+    ranks = teacher.ranks()
 
     def make() -> DistilledSet:
         side = config.image_size or (None if isinstance(source, ImageDataset) else 224)
         known = teacher.get(data, side, out, config.seed, device)
-        with progress("RDED", source.num_classes) as advance:
-            return rded(source, known.model, config, on_progress=lambda done, total: advance(1))
+        with class_progress("RDED", source.num_classes, ranks) as show:
+            return rded(
+                source, known.model, config, out=out / "crops", workers=workers, on_progress=show
+            )
 
     facts = {"task": "distill rded", **plain(config), **plain(data), **plain(teacher)}
-    make_set(out, facts, source, config.ipc, make, resume=resume, png=png)
+    del facts["on_error"]  # a stopped run may go on without the file that stopped it
+    make_set(out, facts, source, config.ipc, make, resume=resume, png=png, ranks=ranks)
 
 
 def distill_sre2l(
@@ -732,26 +748,51 @@ def make_set(
     *,
     resume: bool,
     png: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
 ) -> None:
-    """Make a set in a run folder, unless the resumed run has it already."""
+    """Make a set in a run folder, unless the resumed run has it already.
+
+    ``make`` runs in every process, the rest in the first one.
+    """
     if ipc < 1:
         raise ValueError(f"--ipc must be at least 1, got {ipc}")
     check_ipc(ipc, torch.bincount(source.labels, minlength=source.num_classes).tolist())
     folder = out / "set"
-    with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+    config = {**facts, "dataset": describe_data(source)}
+    with RunFolder(out, config, resume=resume) if ranks.rank == 0 else nullcontext() as run:
+        ranks.wait()
         # A set's folder appears whole, so one that is there is finished.
         if not folder.exists():
             began = time.perf_counter()
             made = make()
-            seconds = time.perf_counter() - began
-            run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
-            made.save(folder)
+            if run is not None:
+                seconds = time.perf_counter() - began
+                run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
+                made.save(folder)
+        ranks.wait()
+        if run is None:
+            return
         made = DistilledSet.load(folder)
         if png and not (out / "png").exists():
             export_png(made, out / "png")
     size = "x".join(str(side) for side in made.images.shape[-2:])
     print(f"{len(made):,} images of {size}, {made.ipc} for each of {made.num_classes} classes")
     print(f"set: {folder}")
+
+
+@contextmanager
+def class_progress(name: str, classes: int, ranks: Ranks) -> Iterator[Callable[[int, int], None]]:
+    """Progress over the classes of this process, shown by the first one."""
+    share = classes * (ranks.rank + 1) // ranks.world - classes * ranks.rank // ranks.world
+    with progress(name, share, enabled=ranks.rank == 0) as advance:
+        shown = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        yield show
 
 
 def _load_set(folder: Path) -> DistilledSet:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from pyddfast.cli.commands import (
     DataOptions,
     Flat,
     ModelOptions,
     TeacherOptions,
+    class_progress,
     make_set,
     plain,
 )
@@ -36,12 +38,13 @@ from pyddfast.coresets import (
 from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.coresets.recorded import check_epochs, training_device
 from pyddfast.coresets.selection import check_ipc
-from pyddfast.data import DistilledSet, ImageDataset
+from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
 from pyddfast.data.digest import describe_data
+from pyddfast.data.stored import read_tensors
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, check_rded
 from pyddfast.ops.dynamics import Signal
-from pyddfast.train import Epochs, RunFolder, progress
+from pyddfast.train import Epochs, RunFolder
 
 __all__ = [
     "CADOptions",
@@ -468,11 +471,19 @@ def distill_ca2d(
     model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
     teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
     *,
+    scores: Path | None = None,
     pool: int = 300,
     factor: int | None = None,
     num_crops: int = 5,
+    batch_size: int = 500,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    channels_last: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    workers: int | None = None,
 ) -> None:
     """Distill a data set by CA2D: RDED among the images with the highest CAD of each class.
+
+    Under torchrun the processes share the classes; it needs --scores and --teacher.
 
     Args:
         to: The set.
@@ -480,11 +491,35 @@ def distill_ca2d(
         data: Which data.
         model: The network of that run.
         teacher: The observer of the crops.
+        scores: Folder of a finished "pyddfast score" on the same data, whose CAD ranks the images
+            instead of a run of its own; images are then decoded when needed, at their own sizes.
         pool: Images of each class that compete, by falling CAD.
         factor: Each image is factor x factor patches; default 1 below 128 pixels, 2 from there on.
         num_crops: Random crops of each image.
+        batch_size: Crops in one forward pass of the teacher; no effect on the result but rounding.
+        precision: Arithmetic of the teacher: fp32, or bf16 or fp16 by autocast.
+        channels_last: Memory format in which the teacher runs.
+        on_error: An image that cannot be decoded: raise stops with its name; skip leaves it out.
+        workers: Threads that decode images; default all cores.
     """
-    source = data.resident("train", to.image_size)
+    ranks = teacher.ranks()
+    if ranks.world > 1 and scores is None:
+        raise ValueError("under torchrun give the scores of a finished run: --scores")
+    source: ImageDataset | ImageFolder
+    if scores is None:
+        source = resident = data.resident("train", to.image_size)
+        _check_cad(resident, to, cad)
+
+        def rank() -> Tensor:
+            return _cad(resident, to, cad, model).values
+
+    else:
+        source = data.load("train")  # crops are cut at the images' own sizes
+        known_cad = _read_cad(scores, len(source))
+
+        def rank() -> Tensor:
+            return known_cad
+
     config = RDEDConfig(
         ipc=to.ipc,
         factor=factor,
@@ -492,34 +527,53 @@ def distill_ca2d(
         num_crops=num_crops,
         pool=pool,
         seed=to.seed,
+        batch_size=batch_size,
+        precision=precision,
+        channels_last=channels_last,
+        on_error=on_error,
     )
     check_rded(source, config)
-    _check_cad(source, to, cad)
 
     def make() -> DistilledSet:
-        scores = _cad(source, to, cad, model)
-        known = teacher.get(data, to.image_size, to.out, to.seed, to.device)
-        with progress("CA2D", source.num_classes) as advance:
+        values = rank()  # before the teacher, whose training is shorter
+        side = to.image_size or (None if isinstance(source, ImageDataset) else 224)
+        known = teacher.get(data, side, to.out, to.seed, to.device)
+        with class_progress("CA2D", source.num_classes, ranks) as show:
             return ca2d(
                 source,
                 known.model,
-                scores.values,
+                values,
                 config,
-                on_progress=lambda done, total: advance(1),
+                out=to.out / "crops",
+                workers=workers,
+                on_progress=show,
             )
 
     facts = {
         "task": "distill ca2d",
-        "pool": pool,
-        "factor": factor,
-        "num_crops": num_crops,
+        "scores": None if scores is None else str(scores),
+        **plain(config),
         **to.facts(),
         **plain(cad),
         **plain(data),
         **plain(model),
         **plain(teacher),
     }
-    make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png)
+    del facts["on_error"]  # as for RDED
+    make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png, ranks=ranks)
+
+
+def _read_cad(folder: Path, count: int) -> Tensor:
+    """The CAD of so many images from a run of ``pyddfast score``."""
+    file = folder / "scores.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; --scores takes a run of pyddfast score")
+    tensors, _ = read_tensors(file)
+    if "cad" not in tensors:
+        raise ValueError(f"{file} holds no cad, only {', '.join(sorted(tensors))}")
+    if tensors["cad"].shape != (count,):
+        raise ValueError(f"{file} is of {len(tensors['cad'])} images, the data set has {count}")
+    return tensors["cad"]
 
 
 def _check_cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ def ca2d(
     config: RDEDConfig | None = None,
     *,
     device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
     """Distill a data set by CA2D.
@@ -37,8 +41,11 @@ def ca2d(
         cad: Floating point (N,), the CAD of every image: ``cad_scores(...).values``.
         config: As for :func:`pyddfast.methods.rded`; ``pool`` is how many of each class, by falling
             CAD, compete.  300 as in RDED; the paper's number is not known.
-        device: Where the teacher runs; default where its parameters are.
-        on_progress: Called with (classes done, classes in all) after each class.
+        device: As for :func:`pyddfast.methods.rded`, like the following.
+        out: Run folder.
+        resume: Continue what ``out`` holds.
+        workers: Threads that decode.
+        on_progress: Called with (classes done, classes of this process in all) after each class.
 
     Returns:
         As :func:`pyddfast.methods.rded`.
@@ -53,6 +60,9 @@ def ca2d(
         config,
         candidates=ranking_pools(cad, dataset, config.pool),
         device=device,
+        out=out,
+        resume=resume,
+        workers=workers,
         on_progress=on_progress,
     )
     return replace(made, meta={**made.meta, "method": "ca2d", "candidates": "highest CAD"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from pyddfast.data import write_bytes
-from pyddfast.data.atomic import remove_leftovers
+from pyddfast.methods.job_folder import JobFolder
 from pyddfast.train.distributed import Ranks
-from pyddfast.train.run import RunFolder
 
 __all__ = ["Chunk", "ChunkStore", "Order", "plan_chunks"]
 
@@ -61,7 +59,7 @@ def plan_chunks(
     ]
 
 
-class ChunkStore:
+class ChunkStore(JobFolder):
     """Finished chunks, the chunk that is being made, and the metrics of a run folder.
 
     Each process writes the files of its own chunks; rank 0 alone writes ``metrics.jsonl``, at the
@@ -71,49 +69,11 @@ class ChunkStore:
     def __init__(
         self, out: str | Path, config: Mapping[str, Any], ranks: Ranks, *, resume: bool
     ) -> None:
-        self.logs = ranks.rank == 0
-        if self.logs:
-            self.run = RunFolder(out, config, resume=resume)
-            remove_leftovers(self.run.path / "chunks")
-        ranks.wait()
-        if not self.logs:
-            self.run = RunFolder(out, config, shared=True)
-        ranks.wait()
-        text = json.dumps(self.run.config, sort_keys=True)
-        self.key = hashlib.sha256(text.encode()).hexdigest()
+        super().__init__(out, config, ranks, resume=resume, parts="chunks")
 
     def file(self, chunk: Chunk) -> Path:
         """Where a finished chunk lies."""
         return self.run.path / self._name(chunk)
-
-    def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and state of a file, None where there is none.
-
-        Raises:
-            ValueError: It is damaged or of another job; the message names it.
-        """
-        found = self.run.read_tensors(name)
-        if found is None:
-            return None
-        tensors, state = found
-        if not isinstance(state, dict) or state.get("key") != self.key:
-            raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
-        return tensors, state
-
-    def write(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Write a file, whole or not at all.
-
-        Raises:
-            OSError: It could not be written, e.g. because the disk is full.
-        """
-        try:
-            self.run.write_tensors(name, tensors, {"key": self.key, **state})
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror}; finished chunks are kept, the same call continues",
-                str(self.run.path / name),
-            ) from error
 
     def finished(self, chunk: Chunk) -> tuple[Tensor, list[dict[str, Any]]] | None:
         """Images and metrics of a chunk, if they are there."""
@@ -141,17 +101,17 @@ class ChunkStore:
 
     def forget_after(self, chunk: Chunk, step: int) -> None:
         """Drop the chunk's metrics after a step: they will come again."""
-        if self.logs:
+        if self.first:
             self.run.keep_metrics(lambda row: row["chunk"] != chunk.index or row["step"] <= step)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics, in the first process."""
-        if self.logs:
+        if self.first:
             self.run.log(row)
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         """Write all metrics anew, in the first process."""
-        if self.logs:
+        if self.first:
             text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
             write_bytes(self.run.path / "metrics.jsonl", text.encode())
 

@@ -35,7 +35,7 @@ from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
 from pyddfast.train.distributed import default_device, join_ranks
 from pyddfast.train.models import model_digest
 
-__all__ = ["FirstViews", "Loop", "Stage", "Synthesized", "synthesize"]
+__all__ = ["FirstViews", "Loop", "Stage", "Synthesized", "frozen", "synthesize"]
 
 # The official codes report every 100 steps; a row reads the losses back, which waits for the GPU.
 _LOG_EVERY = 100
@@ -181,7 +181,7 @@ def synthesize(
     ranks = join_ranks()
     if ranks.world > 1 and out is None:
         raise ValueError(f"out must be given where {ranks.world} processes share the work")
-    with _frozen(teachers, target, channels_last=loop.channels_last):
+    with frozen(teachers, target, channels_last=loop.channels_last):
         for size in sorted({stage.size for stage in loop.stages}):
             _check_teachers(task, teachers, size, target)
         config = {**facts, "teachers": [model_digest(teacher) for teacher in teachers]}
@@ -245,7 +245,7 @@ def _collect(
 
 
 @contextmanager
-def _frozen(
+def frozen(
     teachers: Sequence[nn.Module], device: torch.device, *, channels_last: bool
 ) -> Iterator[None]:
     """Teachers in evaluation mode, on the device, without gradients; modes are put back."""

@@ -7,28 +7,33 @@ image, the most confident images, and factor × factor of those patches to an im
 
 Where the official code leaves the result to chance (directory order, an unseeded shuffle, an
 unstable sort) this one is defined: classes in label order, keyed draws, ties to the lowest rank.
-The picks do not depend on batch size or device beyond the rounding of the teacher.
+The picks do not depend on the number of workers or ranks nor on where a stopped job went on, and
+on batch size and device only by the rounding of the teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, ImageDataset, ImageSource
+from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.data.ahead import default_workers
+from pyddfast.data.digest import describe_data
+from pyddfast.methods.candidates import Candidates, candidate_pools, check_enough
+from pyddfast.methods.engine import frozen
+from pyddfast.methods.job_folder import JobFolder
+from pyddfast.methods.patch_scoring import ClassPatches, Scoring, score_classes
 from pyddfast.methods.synthesis import common_size
-from pyddfast.ops.augment import draw_crop_boxes
-from pyddfast.ops.patches import mosaic, multi_crop, select_patches
-from pyddfast.random import Purpose, permutation
+from pyddfast.ops.patches import mosaic
+from pyddfast.train.distributed import join_ranks, resolve_device
+from pyddfast.train.models import model_digest
 
-__all__ = ["Candidates", "RDEDConfig", "check_rded", "default_factor", "rded"]
-
-Candidates: TypeAlias = Sequence[Sequence[int]] | Mapping[int, Sequence[int]]
-Images: TypeAlias = Tensor | list[Tensor]
+__all__ = ["RDEDConfig", "check_rded", "default_factor", "rded"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,11 @@ class RDEDConfig:
             average) and refuses such classes, where that code fails.
         seed: Seed of the pool and of the crops.
         batch_size: Crops in one forward pass of the teacher; no effect on the result but rounding.
+        precision: Arithmetic of the teacher: fp32, or bf16 or fp16 by autocast.
+        channels_last: Memory format in which the teacher runs.
+        on_error: An image that cannot be decoded: "raise" stops with its name (what is finished in
+            a run folder stays, also for a later "skip"); "skip" leaves it out with a warning and
+            records it.
     """
 
     ipc: int = 10
@@ -63,6 +73,9 @@ class RDEDConfig:
     semantics: Literal["paper", "official"] = "paper"
     seed: int = 0
     batch_size: int = 500
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
         for name in ("ipc", "num_crops", "pool", "batch_size"):
@@ -72,8 +85,15 @@ class RDEDConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.semantics not in ("paper", "official"):
-            raise ValueError(f"semantics must be 'paper' or 'official', got {self.semantics!r}")
+        for name, allowed in (
+            ("semantics", ("paper", "official")),
+            ("precision", ("fp32", "bf16", "fp16")),
+            ("on_error", ("raise", "skip")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
 
 
 def default_factor(image_size: int) -> int:
@@ -88,106 +108,136 @@ def rded(
     *,
     candidates: Candidates | None = None,
     device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
     """Distill a data set by RDED.
 
+    Under ``torchrun`` each process takes a range of the classes and gets the whole set.
+
     Args:
-        dataset: Real images; equal sizes are scored in one piece, others one by one.
+        dataset: Real images, of any sizes; each is decoded once.
         teacher: The observer: normalised float32 images (B, C, S, S) to logits (B, num_classes).
             Run in evaluation mode; its mode is restored.
         config: Settings; default :class:`RDEDConfig`.
         candidates: The pool of each class in order, as positions in ``dataset``: a list in label
             order or a mapping by label.  All of them compete, whatever ``config.pool`` is; ties go
             to the earlier one.  CA2D passes the head of its ranking here.
-        device: Where the teacher runs; default where its parameters are.
-        on_progress: Called with (classes done, classes in all) after each class.
+        device: Where the teacher runs, and is moved to; default where its parameters are.
+        out: Run folder, where each class goes when it is finished: its images, and boxes and scores
+            of all its crops.  The same call after a kill goes on with the others and gives the same
+            bytes.  None keeps nothing; several processes need one.
+        resume: Continue what ``out`` holds; False refuses a folder that is not empty.
+        workers: Threads that decode; default the cores of this process, 0: none.
+        on_progress: Called with (classes done, classes of this process in all) after each class.
 
     Returns:
         A set of kind ``"patches"``, ``ipc`` images of every class in label order, the most
         confident patches in its first images' first tiles.  For every image and tile (row by row)
         ``meta`` holds ``source_indices``, ``boxes`` (top, left, height, width in source pixels),
-        ``crops`` (number of the crop) and ``scores`` (−log p_y), (N, factor²) each.
+        ``crops`` (number of the crop) and ``scores`` (−log p_y), (N, factor²) each; ``skipped``
+        are positions of images that could not be decoded.
 
     Raises:
         ValueError: ``ipc · factor²`` is more than a class or its pool has, a candidate is out of
-            range, repeated or of another class, the factor does not fit the image, or the teacher
-            gives another number of logits.  All but the last before any work.
+            range, repeated or of another class, or the factor does not fit the image: all before
+            any work.  The teacher gives another number of logits, or NaN.  An image cannot be
+            decoded.  A file in ``out`` is damaged or of another job.
+        FileExistsError: ``out`` holds something else.
+        OSError: A file could not be written; what is finished stays.
     """
     config = RDEDConfig() if config is None else config
     size, factor, pools = check_rded(dataset, config, candidates=candidates)
-    count = config.ipc * factor**2
+    if workers is None:
+        workers = default_workers()
+    elif workers < 0:
+        raise ValueError(f"workers must not be negative, got {workers}")
+    parameter = next(teacher.parameters(), None)
     if device is None:
-        parameter = next(teacher.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
+        target = torch.device("cpu") if parameter is None else parameter.device
+    else:
+        target = resolve_device(device)
+    ranks = join_ranks()
+    if ranks.world > 1 and out is None:
+        raise ValueError(f"out must be given where {ranks.world} processes share the work")
+    scoring = Scoring(
+        count=config.ipc * factor**2,
+        patch_size=size // factor,
+        image_size=size,
+        num_crops=config.num_crops,
+        scale=config.scale,
+        ratio=config.ratio,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        channels_last=config.channels_last,
+        on_error=config.on_error,
+    )
+    settings = {**asdict(config), "factor": factor, "image_size": size}
+    store = None
+    if out is not None:
+        facts = {
+            "task": "rded",
+            # A class that could be finished is the same for both values of on_error.
+            **{key: value for key, value in settings.items() if key != "on_error"},
+            "pools": pools if candidates is not None else None,
+            "source": describe_data(dataset),
+            "teacher": model_digest(teacher),
+        }
+        store = JobFolder(out, facts, ranks, resume=resume, parts="classes")
 
-    patch_size = size // factor
-    mean, std = dataset.normalization.mean, dataset.normalization.std
-    images: list[Tensor] = []
-    picks: list[Tensor] = []  # per class (count, 7): source index, crop, box, score
-    was_training = teacher.training
-    teacher.eval()
-    try:
-        for label, pool in enumerate(pools):
-            boxes = _draw_boxes(dataset, pool, config)
-            logits = _score(dataset, teacher, pool, boxes, patch_size, size, config, device)
-            if logits.shape[-1] != dataset.num_classes:
-                raise ValueError(
-                    f"teacher gives {logits.shape[-1]} logits, "
-                    f"the data set has {dataset.num_classes} classes"
-                )
-            selection = select_patches(logits, torch.full((len(pool),), label), count)
-            image, crop, score = (part[0] for part in selection[1:])
-            chosen = boxes[image, crop]
-            patches = multi_crop(
-                _gather(dataset, [pool[i] for i in image.tolist()]),
-                chosen[:, None],
-                size=patch_size,
-                mean=mean,
-                std=std,
-            )[0]
-            images.append(
-                mosaic(
-                    patches,
-                    size=size,
-                    factor=factor,
-                    mean=mean,
-                    std=std,
-                    quantize="round" if config.semantics == "paper" else "truncate",
-                )
-            )
-            source = torch.tensor(pool)[image]
-            where = torch.cat((source[:, None], crop[:, None], chosen), dim=1)
-            picks.append(torch.cat((where.double(), score[:, None].double()), dim=1))
+    # Neighbours share a batch at the border of their ranges, so ranges have few borders.
+    share = [len(pools) * rank // ranks.world for rank in (ranks.rank, ranks.rank + 1)]
+    mine = range(*share)
+    missing = [c for c in mine if store is None or not (store.run.path / _name(c)).is_file()]
+    done = len(mine) - len(missing)
+    made: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+    with frozen([teacher], target, channels_last=config.channels_last):
+        for found in score_classes(
+            dataset, teacher, pools, missing, scoring, device=target, workers=workers
+        ):
+            part = _part(found, dataset, size, factor, config)
+            if store is None:
+                made[found.label] = part
+            else:
+                store.write(_name(found.label), *part)
+            done += 1
             if on_progress is not None:
-                on_progress(label + 1, len(pools))
-    finally:
-        teacher.train(was_training)
-
-    # Image t of a class holds the ranks t, ipc + t, 2 ipc + t, ...
-    record = torch.stack(picks).view(len(pools), factor**2, config.ipc, 7)
-    record = record.transpose(1, 2).flatten(0, 1)
-    meta = {
-        "method": "rded",
-        **asdict(config),
-        "factor": factor,
-        "image_size": size,
-        "candidates": "given" if candidates is not None else "random",
-        "pool_sizes": [len(pool) for pool in pools],
-        "source_indices": record[..., 0].long().tolist(),
-        "crops": record[..., 1].long().tolist(),
-        "boxes": record[..., 2:6].long().tolist(),
-        "scores": record[..., 6].tolist(),
+                on_progress(done, len(mine))
+    if store is not None:
+        ranks.wait()
+        for label in range(len(pools)):
+            stored = store.read(_name(label))
+            if stored is None:
+                raise ValueError(f"{store.run.path / _name(label)} has disappeared")
+            if stored[1]["label"] != label:
+                raise ValueError(f"{store.run.path / _name(label)} holds another class")
+            made[label] = stored
+        ranks.wait()
+    record = {
+        key: _tiles([tensors[key] for _, (tensors, _) in sorted(made.items())], config.ipc)
+        for key in ("source_indices", "crops", "boxes", "scores")
     }
     return DistilledSet(
-        images=torch.cat(images),
+        images=torch.cat([made[label][0]["images"] for label in range(len(pools))]),
         labels=torch.arange(len(pools)).repeat_interleave(config.ipc),
         num_classes=dataset.num_classes,
         normalization=dataset.normalization,
         class_names=tuple(dataset.class_names),
         factor=factor,
         kind="patches",
-        meta=meta,
+        meta={
+            "method": "rded",
+            **settings,
+            "candidates": "given" if candidates is not None else "random",
+            "pool_sizes": [len(pool) for pool in pools],
+            **record,
+            "skipped": [
+                index for _, (_, state) in sorted(made.items()) for index, _ in state["skipped"]
+            ],
+        },
     )
 
 
@@ -211,127 +261,52 @@ def check_rded(
     factor = default_factor(size) if config.factor is None else config.factor
     if factor > size:
         raise ValueError(f"factor must be at most the image size {size}, got {factor}")
-    pools = _pools(dataset, config, candidates)
-    _check_pools(
-        pools, config.ipc * factor**2, factor, config, dataset, given=candidates is not None
-    )
+    pools = candidate_pools(dataset, candidates, pool=config.pool, seed=config.seed)
+    needed = config.ipc * factor**2
+    why = f"ipc = {config.ipc} with factor = {factor} needs {needed} images a class"
+    if config.semantics == "official" and candidates is None and config.pool > needed:
+        needed = config.pool
+        why = f"semantics='official' needs pool = {needed} images a class"
+    source = "candidates"
+    if candidates is None:
+        source = f"images within the pool of {config.pool}"
+    check_enough(pools, needed, dataset, why=why, source=source)
     return size, factor, pools
 
 
-def _pools(
-    dataset: ImageSource, config: RDEDConfig, candidates: Candidates | None
-) -> list[list[int]]:
-    """The ordered pool of each class."""
-    labels = dataset.labels.cpu()
-    classes = dataset.num_classes
-    if candidates is None:
-        pools = []
-        for label in range(classes):
-            members = (labels == label).nonzero().squeeze(1)
-            order = permutation(config.seed, Purpose.CANDIDATES, len(members), label)
-            pools.append(members[order[: config.pool]].tolist())
-        return pools
-    if len(candidates) != classes:
-        raise ValueError(
-            f"candidates must hold one list for each of {classes} classes, got {len(candidates)}"
-        )
-    if isinstance(candidates, Mapping) and set(candidates) != set(range(classes)):
-        raise ValueError(f"candidates must have the keys 0 to {classes - 1}")
-    pools = [[int(index) for index in candidates[label]] for label in range(classes)]
-    for label, pool in enumerate(pools):
-        if len(set(pool)) != len(pool):
-            raise ValueError(f"candidates of class {label} hold an index more than once")
-        for index in pool:
-            if not 0 <= index < len(dataset):
-                raise ValueError(
-                    f"candidates must lie in [0, {len(dataset)}), got {index} for class {label}"
-                )
-            if int(labels[index]) != label:
-                raise ValueError(
-                    f"candidate {index} of class {label} has the label {int(labels[index])}"
-                )
-    return pools
+def _name(label: int) -> str:
+    return f"classes/{label:06d}.safetensors"
 
 
-def _check_pools(
-    pools: list[list[int]],
-    count: int,
-    factor: int,
-    config: RDEDConfig,
-    dataset: ImageSource,
-    *,
-    given: bool,
-) -> None:
-    needed, why = count, f"ipc = {config.ipc} with factor = {factor} needs {count} images a class"
-    if config.semantics == "official" and not given and config.pool > count:
-        needed, why = config.pool, f"semantics='official' needs pool = {config.pool} images a class"
-    short = {label: len(pool) for label, pool in enumerate(pools) if len(pool) < needed}
-    if short:
-        label, size = next(iter(short.items()))
-        name = dataset.class_names[label] if dataset.class_names else ""
-        source = "candidates" if given else f"images within the pool of {config.pool}"
-        more = f" ({len(short)} such classes)" if len(short) > 1 else ""
-        raise ValueError(f"{why}; class {label} {name!r} has {size} {source}{more}")
+def _part(
+    found: ClassPatches, dataset: ImageSource, size: int, factor: int, config: RDEDConfig
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a finished class: its images, its picks, and all its crops."""
+    images = mosaic(
+        found.patches,
+        size=size,
+        factor=factor,
+        mean=dataset.normalization.mean,
+        std=dataset.normalization.std,
+        quantize="round" if config.semantics == "paper" else "truncate",
+    )
+    picked = found.picked
+    crops = found.scores[picked].argmin(dim=1)
+    return {
+        "images": images.cpu(),
+        "source_indices": found.pool[picked],
+        "crops": crops,
+        "boxes": found.boxes[picked, crops],
+        "scores": found.scores[picked, crops],
+        "pool": found.pool,
+        "pool_boxes": found.boxes,
+        "pool_scores": found.scores,
+    }, {"label": found.label, "skipped": [list(entry) for entry in found.skipped]}
 
 
-def _gather(dataset: ImageSource, indices: Sequence[int]) -> Images:
-    """Images as one tensor where they are one, else decoded one by one."""
-    if isinstance(dataset, ImageDataset):
-        return dataset.images[torch.tensor(indices, dtype=torch.int64)]
-    images = [dataset[index] for index in indices]
-    if len({image.shape for image in images}) == 1:
-        return torch.stack(images)
-    return images
-
-
-def _draw_boxes(dataset: ImageSource, pool: Sequence[int], config: RDEDConfig) -> Tensor:
-    """int64 (pool, num_crops, 4), keyed by the image's position in the data set and the crop."""
-    crops = config.num_crops
-
-    def draw(indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        return draw_crop_boxes(
-            config.seed,
-            torch.tensor(indices).repeat_interleave(crops),
-            torch.arange(crops).repeat(len(indices)),
-            size,
-            scale=config.scale,
-            ratio=config.ratio,
-            purpose=Purpose.MULTI_CROP,
-        ).view(len(indices), crops, 4)
-
-    if isinstance(dataset, ImageDataset):
-        height, width = dataset.images.shape[-2:]
-        return draw(pool, (height, width))
-    return torch.cat([draw([index], _extent(dataset[index])) for index in pool])
-
-
-def _extent(image: Tensor) -> tuple[int, int]:
-    return int(image.shape[-2]), int(image.shape[-1])
-
-
-@torch.no_grad()
-def _score(
-    dataset: ImageSource,
-    teacher: nn.Module,
-    pool: Sequence[int],
-    boxes: Tensor,
-    patch_size: int,
-    size: int,
-    config: RDEDConfig,
-    device: torch.device | str,
-) -> Tensor:
-    """The teacher's logits of every crop, (num_crops, pool, classes)."""
-    step = max(1, config.batch_size // config.num_crops)
-    logits = []
-    for start in range(0, len(pool), step):
-        crops = multi_crop(
-            _gather(dataset, pool[start : start + step]),
-            boxes[start : start + step],
-            size=patch_size,
-            pad_to=size,
-            mean=dataset.normalization.mean,
-            std=dataset.normalization.std,
-        )
-        outputs: Tensor = teacher(crops.flatten(0, 1).to(device))
-        logits.append(outputs.float().cpu().view(*crops.shape[:2], -1))
-    return torch.cat(logits, dim=1)
+def _tiles(ranked: list[Tensor], ipc: int) -> list[Any]:
+    """Values by rank of every class as they lie in its images: t, ipc + t, 2 ipc + t, ..."""
+    rows = torch.stack(ranked)
+    of_image = rows.view(len(ranked), -1, ipc, *rows.shape[2:]).transpose(1, 2).flatten(0, 1)
+    listed: list[Any] = of_image.tolist()
+    return listed

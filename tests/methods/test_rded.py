@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, Normalization
-from pyddfast.methods.rded import RDEDConfig, _draw_boxes, default_factor, rded
+from pyddfast.methods.rded import RDEDConfig, default_factor, rded
+from pyddfast.ops.augment import draw_crop_boxes
+from pyddfast.random import Purpose
 
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 
@@ -60,7 +62,14 @@ def restated(
     patch = size // factor
     mean = torch.tensor(NORMALIZATION.mean)[:, None, None]
     std = torch.tensor(NORMALIZATION.std)[:, None, None]
-    boxes = _draw_boxes(data, pool, RDEDConfig(num_crops=crops, seed=meta["seed"]))
+    boxes = draw_crop_boxes(
+        meta["seed"],
+        torch.tensor(pool).repeat_interleave(crops),
+        torch.arange(crops).repeat(len(pool)),
+        (size, size),
+        ratio=(1.0, 1.0),
+        purpose=Purpose.MULTI_CROP,
+    ).view(-1, crops, 4)
     entries = []
     for rank, index in enumerate(pool):
         best: tuple[float, int, Tensor] | None = None

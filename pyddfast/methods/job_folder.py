@@ -1,0 +1,83 @@
+"""The run folder of a job that several processes share, and the parts that they finish in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyddfast.data.atomic import remove_leftovers
+from pyddfast.train.distributed import Ranks
+from pyddfast.train.run import RunFolder
+
+__all__ = ["JobFolder"]
+
+
+class JobFolder:
+    """A run folder that every rank has open; the first one holds its lock.
+
+    Args:
+        out: The folder, as for :class:`RunFolder`.
+        config: As for :class:`RunFolder`; parts of a job with another one are refused.
+        ranks: The processes; all of them open the folder.
+        resume: As for :class:`RunFolder`.
+        parts: Name of the folder in it where the parts go.
+
+    Attributes:
+        run: The run folder.
+        first: Whether this is the first process.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        config: Mapping[str, Any],
+        ranks: Ranks,
+        *,
+        resume: bool,
+        parts: str,
+    ) -> None:
+        self.first = ranks.rank == 0
+        if self.first:
+            self.run = RunFolder(out, config, resume=resume)
+            remove_leftovers(self.run.path / parts)
+        ranks.wait()
+        if not self.first:
+            self.run = RunFolder(out, config, shared=True)
+        ranks.wait()
+        text = json.dumps(self.run.config, sort_keys=True)
+        self._parts = parts
+        self._key = hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and state of a file, None where there is none.
+
+        Raises:
+            ValueError: It is damaged or of another job; the message names it.
+        """
+        found = self.run.read_tensors(name)
+        if found is None:
+            return None
+        tensors, state = found
+        if not isinstance(state, dict) or state.get("key") != self._key:
+            raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
+        return tensors, state
+
+    def write(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Write a file, whole or not at all.
+
+        Raises:
+            OSError: It could not be written, e.g. because the disk is full.
+        """
+        try:
+            self.run.write_tensors(name, tensors, {"key": self._key, **state})
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; finished {self._parts} are kept, the same call continues",
+                str(self.run.path / name),
+            ) from error
