@@ -15,7 +15,7 @@ from pyddfast.data.distilled import DistilledSet, export_png
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
-from pyddfast.data.layouts import Layout, read_layout, write_layout
+from pyddfast.data.layouts import Layout, open_layout, read_layout, write_layout
 from pyddfast.data.pipelines import (
     Batch,
     ImagePipeline,
@@ -23,6 +23,7 @@ from pyddfast.data.pipelines import (
     draw_request,
     open_pipeline,
 )
+from pyddfast.data.resident import ResidentDataset
 from pyddfast.data.sizes import image_sizes
 from pyddfast.data.softlabels import (
     LabelBatch,
@@ -54,6 +55,7 @@ __all__ = [
     "Layout",
     "Normalization",
     "Request",
+    "ResidentDataset",
     "SoftLabelWriter",
     "SoftLabels",
     "StoreInfo",
@@ -66,6 +68,7 @@ __all__ = [
     "names",
     "new_folder",
     "normalize",
+    "open_layout",
     "open_pipeline",
     "read_fkd",
     "read_idx",

@@ -153,8 +153,11 @@ class ImageFolder(Labelled):
             more = f"\n... and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
             raise ValueError(f"{len(bad)} of {len(self)} images are unusable:\n{shown}{more}")
 
-    def resident(self) -> ImageDataset:
-        """Decode everything into memory.
+    def resident(self, device: torch.device | str | None = None) -> ImageDataset:
+        """Decode everything into memory, by as many threads as there are processors.
+
+        Args:
+            device: Where the images go; None: the CPU.
 
         Returns:
             A data set with the same order, labels and names.
@@ -166,7 +169,8 @@ class ImageFolder(Labelled):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for position, image in enumerate(pool.map(self.__getitem__, range(len(self)))):
                 if images is None:  # one block: a list to stack would need twice the memory
-                    images = image.new_empty((len(self), *image.shape))
+                    shape = (len(self), *image.shape)
+                    images = torch.empty(shape, dtype=torch.uint8, device=device)
                 elif image.shape != images.shape[1:]:
                     raise ValueError(
                         f"{self.paths[position]} has the size {tuple(image.shape[1:])}, "

@@ -20,17 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast.data.atomic import new_folder, refuse_non_empty
 from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
 from pyddfast.data.distilled import DistilledSet
-from pyddfast.data.folder import EXTENSIONS
+from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing
 
-__all__ = ["Layout", "read_layout", "write_layout"]
+__all__ = ["Layout", "open_layout", "read_layout", "write_layout"]
 
 Layout: TypeAlias = Literal["sre2l", "rded", "d4m", "synset"]
 
@@ -143,10 +141,53 @@ def read_layout(
         ModuleNotFoundError: Pillow, of the ``methods`` extra, is not installed.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is not a folder")
     if (path / "set.json").is_file():
         return DistilledSet.load(path)
+    images, count = open_layout(
+        path, layout, num_classes=num_classes, class_names=class_names, normalization=normalization
+    )
+    held = images.resident()
+    return DistilledSet(
+        images=held.images,
+        labels=held.labels,
+        num_classes=count,
+        normalization=held.normalization,
+        class_names=tuple(class_names),
+        factor=factor,
+        kind=kind,
+        meta={"layout": images.name, "folder": str(path)},
+    )
+
+
+def open_layout(
+    folder: str | Path,
+    layout: Layout | Literal["auto"] = "auto",
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] = (),
+    normalization: Normalization | None = None,
+) -> tuple[ImageFolder, int]:
+    """The files of a set that an official code wrote, without decoding them.
+
+    Args:
+        folder: As in :func:`read_layout`, and so on; not one with ``set.json``.
+        layout: As there.
+        num_classes: As there.
+        class_names: As there.
+        normalization: As there.
+
+    Returns:
+        The images, named by their layout, in label order and within a class by the numbers in
+        their names; and the classes of the task.  Where names are unknown, the classes are named
+        by their folders.
+
+    Raises:
+        FileNotFoundError: As there.
+        ValueError: As there.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not a folder")
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise FileNotFoundError(f"{path} has no class folders")
@@ -161,37 +202,23 @@ def read_layout(
         raise ValueError(
             f"{by_label[max(by_label)]} has the label {max(by_label)}, there are {count} classes"
         )
-    images: list[Tensor] = []
+    paths: list[Path] = []
     labels: list[int] = []
-    channels = None if normalization is None else normalization.channels
     for label in sorted(by_label):
         files = [f for f in by_label[label].iterdir() if f.suffix.lower() in EXTENSIONS]
         if not files:
             raise FileNotFoundError(f"{by_label[label]} holds no images")
-        for file in sorted(files, key=_numbers):
-            image = _decode(file, channels)
-            if images and image.shape != images[0].shape:
-                raise ValueError(
-                    f"{file} has shape {tuple(image.shape)}, the first image of {path} "
-                    f"{tuple(images[0].shape)}"
-                )
-            images.append(image)
-            labels.append(label)
-            channels = int(image.shape[0])
+        paths += sorted(files, key=_numbers)
+        labels += [label] * len(files)
     if normalization is None:
-        if channels != 3:
+        if _is_grey(paths[0]):
             raise ValueError(f"{path} holds grey images; give their normalization")
         normalization = IMAGENET_NORMALIZATION
-    return DistilledSet(
-        images=torch.stack(images),
-        labels=torch.tensor(labels),
-        num_classes=count,
-        normalization=normalization,
-        class_names=tuple(class_names),
-        factor=factor,
-        kind=kind,
-        meta={"layout": found, "folder": str(path)},
+    names = tuple(class_names) or tuple(
+        by_label[k].name if k in by_label else f"no folder {k}" for k in range(count)
     )
+    listing = Listing(names, tuple(paths), torch.tensor(labels))
+    return ImageFolder(path, normalization=normalization, name=found, listing=listing), count
 
 
 def _check_layout(layout: str) -> None:
@@ -232,13 +259,11 @@ def _numbers(file: Path) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
 
 
-def _decode(file: Path, channels: int | None) -> Tensor:
+def _is_grey(file: Path) -> bool:
     image_module: Any = require("PIL.Image", "methods")
     try:
         with image_module.open(file) as opened:
-            grey = opened.mode == "L" if channels is None else channels == 1
-            pixels = np.array(opened.convert("L" if grey else "RGB"))
+            return bool(opened.mode == "L")
     except Exception as error:
         # Decoders fail in many types; what the user needs is the file's name.
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()

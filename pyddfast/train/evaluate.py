@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import ImageSource, Normalization, normalize
+from pyddfast.data import ImageSource, Normalization, ResidentDataset, normalize
 from pyddfast.train.distributed import Ranks
 
 __all__ = ["evaluate", "images_of", "predict", "predict_batches", "sampling_error"]
@@ -24,6 +24,8 @@ def images_of(dataset: ImageSource, start: int, stop: int) -> Tensor:
     images = getattr(dataset, "images", None)
     if isinstance(images, Tensor):
         return images[start:stop]
+    if isinstance(dataset, ResidentDataset):
+        return dataset.batch(torch.arange(start, min(stop, len(dataset))))
     parts = [dataset[i] for i in range(start, min(stop, len(dataset)))]
     shapes = {tuple(part.shape) for part in parts}
     if len(shapes) > 1:
@@ -94,6 +96,10 @@ def predict_batches(
     try:
         for start in range(ranks.rank * batch_size, len(dataset), ranks.world * batch_size):
             images = images_of(dataset, start, start + batch_size).to(device)
+            following = start + ranks.world * batch_size
+            if isinstance(dataset, ResidentDataset) and following < len(dataset):
+                stop = min(following + batch_size, len(dataset))
+                dataset.prefetch(torch.arange(following, stop))
             x = normalize(images, normalization)
             if size is not None and x.shape[-2:] != (size, size):
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)

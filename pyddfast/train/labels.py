@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import DistilledSet
+from pyddfast.data import DistilledSet, ResidentDataset
 from pyddfast.ops.kd import kd_loss
 from pyddfast.train.evaluate import predict
 
@@ -91,7 +91,7 @@ class ViewLabels:
 
 
 def soft_labels(
-    distilled: DistilledSet,
+    distilled: DistilledSet | ResidentDataset,
     teacher: nn.Module,
     *,
     size: int | None = None,

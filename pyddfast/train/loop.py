@@ -163,8 +163,7 @@ class Trainer:
         self.step = 0
         self.visits = torch.zeros(plan.count, dtype=torch.int64)
         self.total_steps = plan.total_steps
-        self._order_epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._orders: dict[int, Tensor] = {}
         # Training loss since it was last read, kept on the device: no wait in a step.
         self.loss_sum = torch.zeros((), device=self.device)
         self.loss_steps = 0
@@ -181,11 +180,7 @@ class Trainer:
 
     def run_step(self) -> None:
         """Take one optimiser step."""
-        epoch, start, stop = self.plan.locate(self.step)
-        if epoch != self._order_epoch:
-            self._order = permutation(self.seed, Purpose.EPOCH_ORDER, self.plan.count, epoch)
-            self._order_epoch = epoch
-        ids = self._order[start:stop]
+        ids = self._ids(self.step)
         lr = learning_rate(self.recipe, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -208,6 +203,15 @@ class Trainer:
         self.visits[ids] += 1
         self.step += 1
 
+    def _ids(self, step: int) -> Tensor:
+        """The images of a step's batch."""
+        epoch, start, stop = self.plan.locate(step)
+        if epoch not in self._orders:
+            order = permutation(self.seed, Purpose.EPOCH_ORDER, self.plan.count, epoch)
+            kept = {k: v for k, v in self._orders.items() if k == epoch - 1}
+            self._orders = {**kept, epoch: order}
+        return self._orders[epoch][start:stop]
+
     def _passes(self, count: int) -> list[slice]:
         """This process's parts of a batch of ``count`` images, one for each pass."""
         mine = divide(count, self.ranks.world)[self.ranks.rank]
@@ -222,6 +226,7 @@ class Trainer:
         """Add the gradient of a part of the batch ``ids``."""
         mine = ids[part]
         views = self.views(ids, self.visits[ids], self.step, part)
+        self._prefetch(ids, part)
         if self.execution.channels_last:
             views = views.to(memory_format=torch.channels_last)
         if self.execution.cuda_graph:
@@ -236,6 +241,21 @@ class Trainer:
         if self.on_logits is not None:
             self.on_logits(logits.detach(), mine)
         self.loss_sum += loss.detach() * share
+
+    def _prefetch(self, ids: Tensor, part: slice) -> None:
+        """Let views that read files begin with the next pass."""
+        prefetch = getattr(self.views, "prefetch", None)
+        if prefetch is None:
+            return
+        passes, step = self._passes(len(ids)), self.step
+        rest = passes[passes.index(part) + 1 :]
+        if not rest:
+            step += 1
+            if step >= self.total_steps:
+                return
+            ids = self._ids(step)
+            rest = self._passes(len(ids))
+        prefetch(ids, step, rest[0])
 
     @property
     def result(self) -> nn.Module:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.data.digest import describe_data
+from pyddfast.data import DistilledSet, ImageFolder, ImageSource, ResidentDataset
+from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.random import Purpose, generator
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, diverged, fit
 from pyddfast.train.distributed import join_ranks, resolve_device
@@ -146,7 +146,7 @@ class StudentResult:
 
 
 def train_student(
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     regime: Regime,
     model: ModelSpec,
     *,
@@ -173,7 +173,8 @@ def train_student(
     writes and shows progress, all return the result.
 
     Args:
-        distilled_set: what to train on; it carries labels, factor and normalisation.
+        distilled_set: what to train on, resident on ``device`` if it is a
+            :class:`pyddfast.data.ResidentDataset`; it carries labels, factor and normalisation.
         regime: ``"hl"``, ``"sl"`` or ``"sl-kd"``.
         model: a name of ``pyddfast.models``, (name, options), or a function ``seed -> nn.Module``.
         test_set: images of the set's size (or of ``recipe.image_size`` after resizing).
@@ -226,11 +227,12 @@ def train_student(
         execution=execution,
     )
     size, how = used.image_size, execution or Execution()
+    resident = _on(target, distilled_set)
     ranks = join_ranks(target)
     with deterministic_mode(deterministic), ExitStack() as stack:
         used_teacher = None if regime == "hl" or labels == "stored" else teacher
         record = _teacher_record(used_teacher, teacher_info, test_set, distilled_set, size, target)
-        source = _label_source(distilled_set, regime, teacher, labels, used, target)
+        source = _label_source(resident, regime, teacher, labels, used, target)
         config = {
             "task": "train_student",
             "regime": regime,
@@ -255,7 +257,6 @@ def train_student(
         ranks.wait()
         if out is not None and not ranks.first:
             folder = RunFolder(out, config, shared=True, execution=facts)
-        images = distilled_set.images.to(target)
         done = []
         with show_progress(
             f"train {regime} students",
@@ -270,7 +271,7 @@ def train_student(
                     continue
                 student = _new_model(distilled_set, model, used, seed).to(target)
                 views = make_views(
-                    images,
+                    resident,
                     distilled_set.normalization,
                     used,
                     seed=seed,
@@ -336,7 +337,7 @@ def train_student(
 
 
 def check_student(
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     regime: Regime,
     model: ModelSpec,
     *,
@@ -387,21 +388,26 @@ def check_student(
     return used, plan, target
 
 
-def _new_model(distilled_set: DistilledSet, model: ModelSpec, used: Recipe, seed: int) -> nn.Module:
-    height, width = distilled_set.images.shape[-2:]
+def _new_model(
+    distilled_set: DistilledSet | ResidentDataset, model: ModelSpec, used: Recipe, seed: int
+) -> nn.Module:
+    channels, height, width = distilled_set[0].shape
     if used.image_size is not None:
         height = width = used.image_size
     return build_model(
         model,
         seed,
         num_classes=distilled_set.num_classes,
-        in_channels=distilled_set.images.shape[1],
+        in_channels=channels,
         image_size=(height, width),
     )
 
 
 def _recipe(
-    distilled_set: DistilledSet, regime: Regime, given: Recipe | None, scale: Scale | None
+    distilled_set: DistilledSet | ResidentDataset,
+    regime: Regime,
+    given: Recipe | None,
+    scale: Scale | None,
 ) -> Recipe:
     if given is not None:
         if given.regime != regime:
@@ -410,12 +416,12 @@ def _recipe(
             raise ValueError(f"recipe is for scale {given.scale!r}, scale is {scale!r}")
         return given
     if scale is None:
-        scale = "small" if max(distilled_set.images.shape[-2:]) <= _SMALL_SIDE else "large"
+        scale = "small" if max(distilled_set[0].shape[-2:]) <= _SMALL_SIDE else "large"
     return published_recipe(regime, scale, distilled_set.ipc)
 
 
 def _check(
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     regime: Regime,
     test_set: ImageSource,
     has_teacher: bool,
@@ -442,7 +448,7 @@ def _check(
         )
     if len(test_set) == 0:
         raise ValueError("test_set has no images")
-    want = tuple(distilled_set.images.shape[1:])
+    want = tuple(distilled_set[0].shape)
     have = tuple(test_set[0].shape)
     if have[0] != want[0] or (used.image_size is None and have != want):
         raise ValueError(f"test images are {have}, the set's are {want}")
@@ -455,7 +461,7 @@ def _teacher_record(
     teacher: nn.Module | None,
     info: Mapping[str, Any] | None,
     test_set: ImageSource,
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     size: int | None,
     device: torch.device,
 ) -> dict[str, Any] | None:
@@ -471,7 +477,7 @@ def _teacher_record(
 
 
 def _label_source(
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     regime: Regime,
     teacher: nn.Module | None,
     labels: str,
@@ -513,12 +519,25 @@ def _describe_budget(plan: Plan, used: Recipe) -> dict[str, Any]:
     }
 
 
-def _describe_set(distilled_set: DistilledSet) -> dict[str, Any]:
+def _on(device: torch.device, distilled_set: DistilledSet | ResidentDataset) -> ResidentDataset:
+    if isinstance(distilled_set, DistilledSet):
+        return ResidentDataset(distilled_set, device=device)
+    if distilled_set.device != device:
+        raise ValueError(f"the set is on device {distilled_set.device}, the training on {device}")
+    return distilled_set
+
+
+def _describe_set(distilled_set: DistilledSet | ResidentDataset) -> dict[str, Any]:
+    source = distilled_set.source if isinstance(distilled_set, ResidentDataset) else distilled_set
     digest = hashlib.sha256()
-    for tensor in (distilled_set.images, distilled_set.labels, distilled_set.soft_labels):
-        if tensor is not None:
-            flat = tensor.detach().cpu().contiguous().flatten()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+    if isinstance(source, ImageFolder):  # of its files, wherever their pixels are
+        digest.update(data_digest(source).encode())
+    else:
+        soft = source.soft_labels if isinstance(source, DistilledSet) else None
+        for tensor in (source.images, source.labels, soft):
+            if tensor is not None:
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
     return {
         "sha256": digest.hexdigest(),
         "count": len(distilled_set),
@@ -530,7 +549,7 @@ def _describe_set(distilled_set: DistilledSet) -> dict[str, Any]:
             "mean": list(distilled_set.normalization.mean),
             "std": list(distilled_set.normalization.std),
         },
-        "method": distilled_set.meta.get("method"),
+        "method": source.meta.get("method") if isinstance(source, DistilledSet) else None,
     }
 
 

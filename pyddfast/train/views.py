@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pyddfast.data import Normalization, normalize
+from pyddfast.data import Normalization, ResidentDataset, normalize
 from pyddfast.ops.augment import augment, draw_augmentation, draw_cutmix
 from pyddfast.ops.dsa import draw_dsa, dsa
 from pyddfast.train.recipes import Recipe
@@ -32,8 +33,24 @@ class Views(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class _Streamed:
+    """Views whose images can be read before they are asked for."""
+
+    make: Views
+    rows: Callable[[Tensor, int, slice], Tensor]
+    data: ResidentDataset
+
+    def __call__(self, ids: Tensor, visits: Tensor, step: int, part: slice = _WHOLE, /) -> Tensor:
+        return self.make(ids, visits, step, part)
+
+    def prefetch(self, ids: Tensor, step: int, part: slice) -> None:
+        """Begin to read the images of the views that are asked for next."""
+        self.data.prefetch(ids[self.rows(ids, step, part)])
+
+
 def make_views(
-    images: Tensor,
+    images: Tensor | ResidentDataset,
     normalization: Normalization,
     recipe: Recipe,
     *,
@@ -46,7 +63,7 @@ def make_views(
     """The view function of one training.
 
     Args:
-        images: uint8 (N, C, H, W), on the training device.
+        images: uint8 (N, C, H, W), on the training device, or a set that streams them there.
         normalization: of the pixels.
         recipe: its augmentation fields.
         seed: of the random choices.
@@ -55,21 +72,45 @@ def make_views(
         dtype: of the views of augmentation ``"rrc"``; others are float32.
         channels_last: memory format of the views of augmentation ``"rrc"``.
     """
-    height, width = images.shape[-2:]
+    if isinstance(images, ResidentDataset):
+        streamed = images if images.images is None else None
+        (height, width), stored = images.image_shape[1:], images.images
+    else:
+        streamed, (height, width), stored = None, images.shape[-2:], images
     device = images.device
+
+    def pixels(ids: Tensor) -> tuple[Tensor, Tensor]:
+        """A tensor of images, and where in it those of ``ids`` are."""
+        if streamed is None:
+            assert stored is not None
+            return stored, ids.to(device)
+        return streamed.batch(ids), torch.arange(len(ids), device=device)
+
+    def finish(make: Views, rows: Callable[[Tensor, int, slice], Tensor]) -> Views:
+        return make if streamed is None else _Streamed(make, rows, streamed)
+
+    def own_rows(ids: Tensor, step: int, part: slice) -> Tensor:
+        return torch.arange(len(ids))[part]
+
     if recipe.augmentation == "rrc":
         shuffled = recipe.patch_shuffle == "auto" and kind == "patches" and factor > 1
 
+        out = recipe.image_size or height, recipe.image_size or width
+
+        def mixed_rows(ids: Tensor, step: int, part: slice) -> Tensor:
+            """CutMix belongs to the whole batch: a part also makes its partners' views."""
+            rows = own_rows(ids, step, part)
+            if recipe.cutmix is None or len(rows) == len(ids):
+                return rows
+            order, _ = draw_cutmix(seed, step, len(ids), out, alpha=recipe.cutmix)
+            return torch.cat([rows, order[rows]])
+
         def rrc(ids: Tensor, visits: Tensor, step: int, part: slice = _WHOLE) -> Tensor:
-            rows = torch.arange(len(ids))[part]
-            wanted, partner, mix_box = len(rows), None, None
+            rows, wanted = mixed_rows(ids, step, part), len(own_rows(ids, step, part))
+            partner = mix_box = None
             if recipe.cutmix is not None:
-                # CutMix belongs to the whole batch; a part also makes its partners' views.
-                out = recipe.image_size or height, recipe.image_size or width
-                order, mix_box = draw_cutmix(seed, step, len(ids), out, alpha=recipe.cutmix)
-                partner = order[rows]
+                partner, mix_box = draw_cutmix(seed, step, len(ids), out, alpha=recipe.cutmix)
                 if wanted < len(ids):
-                    rows = torch.cat([rows, partner])
                     partner = torch.arange(wanted, 2 * wanted).repeat(2)
             params = draw_augmentation(
                 seed,
@@ -84,8 +125,7 @@ def make_views(
                 factor=factor if shuffled else 1,
             )
             views = augment(
-                images,
-                ids[rows].to(device),
+                *pixels(ids[rows]),
                 replace(params, partner=partner, mix_box=mix_box).to(device),
                 mean=normalization.mean,
                 std=normalization.std,
@@ -97,16 +137,22 @@ def make_views(
             )
             return views[:wanted]
 
-        return rrc
+        return finish(rrc, mixed_rows)
 
     # Normalised once: DSA works on normalised images, and these sets are small.
-    stored = normalize(images, normalization)
+    kept = None if stored is None else normalize(stored, normalization)
+
+    def normalised(ids: Tensor) -> Tensor:
+        if kept is not None:
+            return kept[ids.to(device)]
+        return normalize(pixels(ids)[0], normalization)
+
     if recipe.augmentation == "none":
 
         def plain(ids: Tensor, visits: Tensor, step: int, part: slice = _WHOLE) -> Tensor:
-            return stored[ids[part].to(device)]
+            return normalised(ids[part])
 
-        return plain
+        return finish(plain, own_rows)
 
     def siamese(ids: Tensor, visits: Tensor, step: int, part: slice = _WHOLE) -> Tensor:
         params = draw_dsa(
@@ -120,9 +166,9 @@ def make_views(
         )
         with torch.no_grad():
             return dsa(
-                stored[ids[part].to(device)],
+                normalised(ids[part]),
                 params.to(device),
                 align_corners=recipe.dsa_align_corners,
             )
 
-    return siamese
+    return finish(siamese, own_rows)

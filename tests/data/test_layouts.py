@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="new001 holds no images"):
         read_layout(root)
     Image.new("RGB", (3, 3)).save(root / "new001" / "class001_id000.png")
-    with pytest.raises(ValueError, match=r"class001_id000.png has shape \(3, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"class001_id000.png has the size \(3, 3\)"):
         read_layout(root)
     (root / "new001" / "class001_id000.png").write_bytes(b"\x89PNG torn")
     with pytest.raises(ValueError, match=r"class001_id000\.png cannot be read as an image"):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from train_cases import NORMALIZATION, blobs, distilled, linear, tiny
 
+from pyddfast.data import ResidentDataset, write_layout
 from pyddfast.train import Epochs, Execution, Plan, Samples, evaluate, recipe, train_student
 from pyddfast.train.batch_norm import HostBatchNorm
 from pyddfast.train.distributed import divide
@@ -208,3 +209,39 @@ def test_another_execution_is_warned_of_other_batch_norm_statistics_are_refused(
         again(Execution(precision="bf16"))
     with pytest.raises(ValueError, match="batch_norm_parts was 1, now 2"):
         again(Execution(accumulate=2))
+
+
+# Accumulation divides the batch that CutMix mixes; DSA reads single images.
+@pytest.mark.parametrize(
+    ("regime", "scale", "accumulate"),
+    [("hl", "large", 1), ("sl-kd", "large", 2), ("hl", "small", 1)],
+)
+def test_a_streamed_set_trains_the_same_student(tmp_path, regime, scale, accumulate):
+    data = blobs()
+    root = write_layout(distilled(data), tmp_path / "set", "sre2l")
+    used = recipe(regime, scale, 10, batch_size=8)
+
+    def student(limit):
+        given = ResidentDataset.open(
+            root, normalization=NORMALIZATION, limit_bytes=limit, on_overflow="stream"
+        )
+        assert (given.images is None) == (limit == 0)
+        return train_student(
+            given, regime, deep, test_set=given if limit == 0 else data, recipe=used,
+            teacher=deep(5) if regime == "sl-kd" else None, budget=Epochs(2), seeds=(0,),
+            execution=Execution(accumulate=accumulate), out=tmp_path / f"run{limit}",
+            progress=False, device="cpu",
+        )  # fmt: skip
+
+    a, b = student(0), student(10**6)
+    assert a.seeds[0].weights.read_bytes() == b.seeds[0].weights.read_bytes()
+    assert a.seeds[0].history == b.seeds[0].history
+    assert a.config["set"] == b.config["set"]
+
+
+def test_a_set_on_another_device_is_refused(tmp_path):
+    elsewhere = ResidentDataset(distilled(blobs()))
+    elsewhere.device = torch.device("meta")
+    with pytest.raises(ValueError, match="the set is on device meta, the training on cpu"):
+        train_student(elsewhere, "hl", linear, test_set=blobs(), out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
