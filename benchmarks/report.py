@@ -205,7 +205,7 @@ def page(runs: dict[str, Row]) -> str:
         if left_out := run["metadata"]["left_out"]:
             lines += ["### Not measured", ""]
             lines += [*(f"- {name}: {reason}" for name, reason in left_out.items()), ""]
-    return "\n".join([*lines, *recorder_lines()])
+    return "\n".join([*lines, *recorder_lines(), *reading_lines()])
 
 
 def readme_part(runs: dict[str, Row]) -> str:
@@ -292,6 +292,51 @@ def recorder_lines(folder: Path = RESULTS / "recorder") -> list[str]:
             f"Its state for ImageNet-1k takes {run['state_bytes_imagenet_1k'] / 1e6:.1f} MB.",
             "",
             *table([*header, "largest"], rows),
+            "",
+        ]
+    return lines
+
+
+def reading_lines(folder: Path = RESULTS / "reading") -> list[str]:
+    """From files to batches, of every run of `python -m benchmarks.reading`."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        metadata, rows = run["metadata"], []
+        for row in run["results"]:
+            first = next(r for r in run["results"] if r["view"] == row["view"])
+            gain = row["images_per_s"] / first["images_per_s"]
+            share = first["cpu_ms_per_image"] / row["cpu_ms_per_image"]
+            mark = "" if row is first else f"{gain:.2f}×" + (f" {SLOWER}" if gain < 1 else "")
+            rows.append(
+                [
+                    row["view"],
+                    row["provider"],
+                    f"{run['workers']} workers",
+                    f"batch {run['batch_size']}",
+                    number(row["images_per_s"]),
+                    f"{row['pass_iqr_ms'] / row['pass_ms']:.0%}",
+                    f"{row['cpu_ms_per_image']:.2f}",
+                    mark,
+                    "" if row is first else f"{share:.2f}×",
+                ]
+            )
+        header = ["view", "provider", "threads or processes", "batch", "images/s", "IQR"]
+        header += ["processor ms an image", "faster by", "less processor time by"]
+        height, width = run["image_size"]
+        lines += [
+            f"## Reading images: {path.stem}",
+            "",
+            f"{run['images']} made JPEG files of {width} × {height} pixels and "
+            f"{run['mean_bytes'] / 1e3:.0f} kB to normalised float32 batches at 224²: "
+            "`python -m benchmarks.reading`, "
+            f"median of {run['rounds']} passes; {metadata['cpu']['name']}, "
+            f"{metadata['cpu']['cores']} cores, Pillow {metadata['pillow']}, DALI "
+            f"{metadata['dali']}, torch {metadata['versions']['torch']}, {run['created']}; load "
+            f"average before the run {metadata['cpu']['load_average_1min']:g}. `DataLoader + PIL` "
+            "is the input path of the official codes.",
+            "",
+            *table(header, rows),
             "",
         ]
     return lines

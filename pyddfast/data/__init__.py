@@ -22,6 +22,7 @@ from pyddfast.data.pipelines import (
     Request,
     draw_request,
     open_pipeline,
+    replay_request,
 )
 from pyddfast.data.resident import ResidentDataset
 from pyddfast.data.sizes import image_sizes
@@ -75,6 +76,7 @@ __all__ = [
     "read_layout",
     "recode",
     "refuse_non_empty",
+    "replay_request",
     "write_bytes",
     "write_fkd",
     "write_idx",

@@ -242,7 +242,10 @@ def read_image(path: Path, channels: int) -> Any:
     try:
         # Not an attribute: a module would keep the data set from being pickled for workers.
         with require("PIL.Image", "methods").open(path) as opened:
-            return _as_bytes(opened).convert(_MODES[channels])
+            opened.load()  # the pixels outlive the file
+            image = _as_bytes(opened)
+            mode = _MODES[channels]
+            return image if image.mode == mode else image.convert(mode)  # which would copy
     except FileNotFoundError:
         raise
     except Exception as error:

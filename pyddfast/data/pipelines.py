@@ -19,16 +19,26 @@ from importlib.util import find_spec
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pyddfast.data.folder import BILINEAR, ImageFolder, read_image, resize_and_cut
 from pyddfast.data.sizes import OnError, check_on_error
+from pyddfast.data.softlabels_batch import LabelBatch, replay_boxes
 from pyddfast.ops.augment import AugmentParams, augment, draw_crop_boxes
 from pyddfast.ops.patches import multi_crop
 from pyddfast.random import Purpose, uniform
 
-__all__ = ["Backend", "Batch", "ImagePipeline", "Request", "draw_request", "open_pipeline"]
+__all__ = [
+    "Backend",
+    "Batch",
+    "ImagePipeline",
+    "Request",
+    "draw_request",
+    "open_pipeline",
+    "replay_request",
+]
 
 Backend: TypeAlias = Literal["auto", "dali", "pil"]
 # None, one box, or the m boxes of one image, as lists.
@@ -130,6 +140,24 @@ def draw_request(
     extents = sizes[ids].clamp(min=1)
     boxes = draw_crop_boxes(seed, ids, visits, extents, scale=scale, ratio=ratio)
     return Request(ids, boxes, uniform(seed, Purpose.FLIP, ids, visits) < flip)
+
+
+def replay_request(labels: LabelBatch, sizes: Tensor, ids: Tensor | None = None) -> Request:
+    """The views that a batch of stored labels belongs to, before they are mixed.
+
+    Args:
+        labels: Of a :class:`SoftLabels` store or an official FKD file.
+        sizes: int64 (N, 2), height and width of every image of the folder (:func:`image_sizes`).
+        ids: int64 (B,), positions in the folder; ``labels.index`` when None.
+
+    Raises:
+        ValueError: The labels do not name their images and ``ids`` is None, or a box leaves its
+            image: the labels belong to other images.
+    """
+    ids = labels.index if ids is None else ids
+    if ids is None:
+        raise ValueError("the labels do not say which images they belong to: give ids")
+    return Request(ids, replay_boxes(labels.coords, sizes[ids]), labels.flip)
 
 
 def open_pipeline(
@@ -327,7 +355,7 @@ class PILPipeline(ImagePipeline):
     def _size(self, opened: Any) -> tuple[int, int]:
         return opened.height, opened.width
 
-    def _cut(self, opened: Any, box: Box) -> Tensor:
+    def _cut(self, opened: Any, box: Box) -> npt.NDArray[np.uint8]:
         if box is None:
             opened = resize_and_cut(opened, self.resize, self.size)
         elif not isinstance(box[0], list):
@@ -335,12 +363,11 @@ class PILPipeline(ImagePipeline):
             # Cut, then resize: Pillow's resize(box=...) would read pixels beyond the box.
             crop = opened.crop((left, top, left + width, top + height))
             opened = crop.resize((self.size, self.size), BILINEAR)
-        pixels = np.array(opened)
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+        return np.asarray(opened).reshape(opened.height, opened.width, -1)
 
     def _views(self, samples: Sequence[Any], flips: Tensor) -> Tensor:
         return augment(
-            torch.stack(list(samples)).to(self.device),
+            torch.from_numpy(np.stack(samples)).to(self.device).permute(0, 3, 1, 2),
             torch.arange(len(samples), device=self.device),
             AugmentParams(flip=flips).to(self.device),
             mean=self.folder.normalization.mean,
@@ -348,7 +375,8 @@ class PILPipeline(ImagePipeline):
         )
 
     def _images(self, samples: Sequence[Any]) -> list[Tensor]:
-        return [image.to(self.device) for image in samples]
+        # Copied: Pillow's array is read-only.
+        return [torch.from_numpy(x.copy()).to(self.device).permute(2, 0, 1) for x in samples]
 
 
 def box_lists(request: Request) -> list[Box]:

@@ -87,22 +87,20 @@ def check_batch(batch: LabelBatch, name: object) -> None:
     _check_mix(batch, name, count)
 
 
-def coords_of(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def coords_of(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """Boxes in pixels as an FKD file holds them.
 
     Args:
         boxes: int64 (B, 4): top, left, height, width.
-        size: height and width of the images.
+        size: height and width of all images, or int64 (B, 2) with those of each.
 
     Returns:
         float32 (B, 4); :func:`replay_boxes` gives the boxes back.
     """
-    height, width = size
-    scale = torch.tensor([height, width, height, width], dtype=torch.float64)
-    return (boxes.double() / scale).float()
+    return (boxes.double() / _sides(size)).float()
 
 
-def replay_boxes(coords: Tensor, size: tuple[int, int]) -> Tensor:
+def replay_boxes(coords: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     """The pixels that an official reader crops.
 
     It multiplies by the image's sides and leaves rounding to PIL, which rounds the four edges, half
@@ -110,7 +108,7 @@ def replay_boxes(coords: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         coords: float32 (B, 4), as in :class:`LabelBatch`.
-        size: height and width of the images.
+        size: height and width of all images, or int64 (B, 2) with those of each.
 
     Returns:
         int64 (B, 4): top, left, height, width.
@@ -118,21 +116,28 @@ def replay_boxes(coords: Tensor, size: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: a box is empty or leaves the image.
     """
-    height, width = size
-    scale = torch.tensor([height, width, height, width], dtype=torch.float64)
-    pixels = coords.double() * scale
+    sides = _sides(size)
+    pixels = coords.double() * sides
     corner, extent = pixels[:, :2], pixels[:, 2:]
     start = corner.round()
     boxes = torch.cat([start, (corner + extent).round() - start], dim=1).long()
-    limit = torch.tensor([height, width])
+    limit = sides[..., :2].long()
     bad = ((boxes[:, :2] < 0) | (boxes[:, 2:] < 1) | (boxes[:, :2] + boxes[:, 2:] > limit)).any(1)
     if bool(bad.any()):
         row = int(bad.to(torch.uint8).argmax())
+        height, width = limit.expand(len(boxes), 2)[row].tolist()
         raise ValueError(
             f"stored box {boxes[row].tolist()} (top, left, height, width) is empty or leaves the "
             f"image of {height} x {width}: the labels belong to other images"
         )
     return boxes
+
+
+def _sides(size: tuple[int, int] | Tensor) -> Tensor:
+    """What each number of a box is a share of, float64 (..., 4)."""
+    return torch.as_tensor(size, dtype=torch.float64).repeat_interleave(2, dim=-1)[
+        ..., [0, 2, 1, 3]
+    ]
 
 
 def _tensor(

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from pyddfast.data import (
     image_sizes,
     normalize,
     open_pipeline,
+    replay_request,
 )
+from pyddfast.data.softlabels_batch import LabelBatch, coords_of
 from pyddfast.ops import multi_crop
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.random import Purpose, uniform
@@ -147,6 +150,49 @@ def test_drawn_requests_are_keyed_by_sample_and_visit(folder):
     assert torch.equal(request.flips, uniform(7, Purpose.FLIP, ids, visits) < 0.25)
     with pytest.raises(ValueError, match=r"flip must be a probability, got 1\.5"):
         draw_request(7, ids, visits, sizes, flip=1.5)
+
+
+def official_replay(path, coords, flip, size):
+    """FKD's reader: shares times the image's sides, not rounded, and PIL's crop (float corners)."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+    top, height = coords[0] * image.height, coords[2] * image.height
+    left, width = coords[1] * image.width, coords[3] * image.width
+    view = image.crop((left, top, left + width, top + height)).resize((size, size), 2)
+    return np.asarray(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view)
+
+
+def test_stored_boxes_are_replayed_as_the_official_reader_does(folder):
+    sizes = image_sizes(folder)
+    ids = torch.arange(7).repeat(5)
+    drawn = draw_request(3, ids, torch.arange(35), sizes)
+    labels = LabelBatch(
+        coords=coords_of(drawn.boxes, sizes[ids]),
+        flip=drawn.flips,
+        mix_index=None,
+        mix_lam=None,
+        mix_bbox=None,
+        logits=torch.zeros(35, 2),
+        index=ids,
+    )
+    request = replay_request(labels, sizes)
+    assert torch.equal(request.boxes, drawn.boxes)
+    (batch,) = opened(folder)([request])
+    views = [
+        official_replay(folder.paths[i], coords, flip, 32)
+        for i, coords, flip in zip(
+            ids.tolist(), labels.coords.tolist(), labels.flip.tolist(), strict=True
+        )
+    ]
+    exact = normalize(torch.tensor(np.stack(views)).permute(0, 3, 1, 2), folder.normalization)
+    assert float((batch.images - exact).abs().max()) < 1e-6
+    # Files of six elements leave the images to the caller.
+    unnamed = replace(labels, index=None)
+    assert torch.equal(replay_request(unnamed, sizes, ids).boxes, drawn.boxes)
+    with pytest.raises(ValueError, match="give ids"):
+        replay_request(unnamed, sizes)
+    with pytest.raises(ValueError, match=r"leaves the image of 75 x 100"):
+        replay_request(replace(labels, coords=labels.coords + 1), sizes)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
