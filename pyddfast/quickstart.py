@@ -6,8 +6,6 @@ result there, so a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,34 +20,27 @@ from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, load
 from pyddfast.data.atomic import remove_leftovers
 from pyddfast.data.digest import describe_data
-from pyddfast.data.stored import read_tensors
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, rded
-from pyddfast.models import create
-from pyddfast.report import (
-    Result,
-    accuracy_figure,
-    differences,
-    percent,
-    png_uri,
-    sets_figure,
-    summary,
-    svg,
-    write_report,
+from pyddfast.report import Result, percent, write_report
+from pyddfast.report.comparison import (
+    REGIMES,
+    Comparison,
+    Setting,
+    judge,
+    page,
+    recipe_lines,
+    table_note,
+    times,
+    train_cells,
 )
+from pyddfast.report.stages import Stages
 from pyddfast.train import (
-    Epochs,
-    Recipe,
-    Regime,
     RunFolder,
-    StudentResult,
     Teacher,
-    environment,
-    predict,
     progress,
     recipe,
     teacher_recipe,
-    train_student,
     train_teacher,
 )
 from pyddfast.train.distributed import resolve_device
@@ -64,7 +55,6 @@ METHODS = {
     "rded": "RDED",
     "ca2d": "CA2D",
 }
-REGIMES: dict[Regime, str] = {"hl": "HL", "sl": "SL", "sl-kd": "SL+KD"}
 
 
 @dataclass(frozen=True)
@@ -178,12 +168,12 @@ def quickstart(
     with RunFolder(out, facts, resume=resume) as folder:
         remove_leftovers(folder.path / "sets")
         run = _Run(folder, config, target, train_set, test_set, show)
-        with progress("quickstart", run.units, enabled=show and sys.stderr.isatty()) as advance:
-            run.advance = advance
+        with progress("quickstart", run.units, enabled=run.stages.bars) as advance:
+            run.stages.advance = advance
             teacher = run.teacher()
             sets = run.sets(teacher.model)
-            students = run.students(sets, teacher)
-        return run.report(teacher, sets, students)
+            measured = run.students(sets, run.setting(teacher))
+        return run.report(teacher, sets, measured)
 
 
 class _Run:
@@ -200,10 +190,8 @@ class _Run:
     ) -> None:
         self.folder, self.config, self.device = folder, config, device
         self.train_set, self.test_set = train_set, test_set
-        self.show = show
-        self.advance: Callable[[int], None] = lambda units: None
+        self.stages = Stages(folder, show=show)
         self.model = ("convnet-d3", {"width": config.width})
-        self.done = {row["stage"]: row for row in folder.metrics() if "stage" in row}
         # Work in images trained on, so that the remaining time is about right.
         count, students = len(train_set), config.seeds * config.epochs * config.ipc
         self.cost = {
@@ -219,21 +207,6 @@ class _Run:
             sum(self.cost.values()) + self.cost["rded"] + (cells - 1) * self.cost["students"]
         )
 
-    def stage(self, name: str, units: int, work: Callable[[], str]) -> None:
-        """Do a stage, and keep its time if it was not finished before."""
-        began = time.perf_counter()
-        said = work()
-        seconds = time.perf_counter() - began
-        if name in self.done:
-            said += ", done before"
-        else:
-            self.done[name] = {"stage": name, "seconds": round(seconds, 3), "result": said}
-            self.folder.log(self.done[name])
-            said += f", {seconds:.1f} s"
-        if self.show:
-            print(f"{name}: {said}", file=sys.stderr, flush=True)
-        self.advance(units)
-
     def teacher(self) -> Teacher:
         """The network on the full data that labels, and that RDED asks."""
         found: list[Teacher] = []
@@ -248,12 +221,12 @@ class _Run:
                     seed=self.config.seed,
                     device=self.device,
                     out=self.folder.path / "teacher",
-                    progress=self.bars,
+                    progress=self.stages.bars,
                 )
             )
             return f"test accuracy {percent(found[0].record['accuracy'])} %"
 
-        self.stage("teacher", self.cost["teacher"], work)
+        self.stages.run("teacher", work, units=self.cost["teacher"])
         return found[0]
 
     def sets(self, teacher: nn.Module) -> dict[str, DistilledSet]:
@@ -276,7 +249,7 @@ class _Run:
                 sets[name] = DistilledSet.load(folder)
                 return f"{len(sets[name])} images"
 
-            self.stage(f"set {name}", units, work)
+            self.stages.run(f"set {name}", work, units=units)
         return sets
 
     def _random(self) -> DistilledSet:
@@ -294,7 +267,7 @@ class _Run:
             seed=self.config.seed,
             device=self.device,
             out=self.folder.path / "el2n",
-            progress=self.bars,
+            progress=self.stages.bars,
         )
         picked = select(
             scores,
@@ -317,7 +290,7 @@ class _Run:
             seed=self.config.seed,
             device=self.device,
             out=self.folder.path / "cad",
-            progress=self.bars,
+            progress=self.stages.bars,
         )
 
     def _cad_prune(self) -> DistilledSet:
@@ -326,7 +299,7 @@ class _Run:
 
     def _ca2d(self, teacher: nn.Module) -> DistilledSet:
         config = RDEDConfig(ipc=self.config.ipc, seed=self.config.seed)
-        with progress("CA2D", self.train_set.num_classes, enabled=self.bars) as advance:
+        with progress("CA2D", self.train_set.num_classes, enabled=self.stages.bars) as advance:
             return ca2d(
                 self.train_set,
                 teacher,
@@ -338,7 +311,7 @@ class _Run:
 
     def _rded(self, teacher: nn.Module) -> DistilledSet:
         config = RDEDConfig(ipc=self.config.ipc, seed=self.config.seed)
-        with progress("RDED", self.train_set.num_classes, enabled=self.bars) as advance:
+        with progress("RDED", self.train_set.num_classes, enabled=self.stages.bars) as advance:
             return rded(
                 self.train_set,
                 teacher,
@@ -347,177 +320,78 @@ class _Run:
                 on_progress=lambda done, total: advance(1),
             )
 
-    def students(
-        self, sets: dict[str, DistilledSet], teacher: Teacher
-    ) -> dict[tuple[str, Regime], StudentResult]:
-        """Students of every set in every regime."""
-        results: dict[tuple[str, Regime], StudentResult] = {}
-        for name, distilled in sets.items():
-            for regime in REGIMES:
+    def setting(self, teacher: Teacher) -> Setting:
+        """What the students of all sets share."""
+        return Setting(
+            model=self.model,
+            test_set=self.test_set,
+            teacher=teacher.model,
+            teacher_info={key: teacher.record[key] for key in ("accuracy", "epochs", "sha256")},
+            seeds=self.config.student_seeds,
+            epochs=self.config.epochs,
+            scale="small",
+            device=self.device,
+        )
 
-                def work(
-                    name: str = name, distilled: DistilledSet = distilled, regime: Regime = regime
-                ) -> str:
-                    result = train_student(
-                        distilled,
-                        regime,
-                        self.model,
-                        test_set=self.test_set,
-                        teacher=None if regime == "hl" else teacher.model,
-                        teacher_info={
-                            key: teacher.record[key] for key in ("accuracy", "epochs", "sha256")
-                        },
-                        scale="small",
-                        budget=Epochs(self.config.epochs),
-                        seeds=self.config.student_seeds,
-                        evaluations=1,
-                        device=self.device,
-                        out=self.folder.path / "students" / f"{name}-{regime}",
-                        progress=self.bars,
-                    )
-                    results[name, regime] = result
-                    return f"{percent(result.mean)} ± {percent(result.std)} %"
-
-                self.stage(f"students {name} {regime}", self.cost["students"], work)
-        return results
-
-    def _per_image(self, student: StudentResult) -> tuple[float, ...]:
-        """For each test image the share of the seeds that are right."""
-        right = torch.zeros(len(self.test_set), dtype=torch.float64)
-        for seed in student.seeds:
-            name, options = self.model
-            channels, height, width = self.test_set.images.shape[1:]
-            network = create(name, self.test_set.num_classes, channels, (height, width), **options)
-            assert seed.weights is not None  # the students have a folder
-            network.load_state_dict(read_tensors(seed.weights)[0])
-            logits = predict(network.to(self.device), self.test_set).cpu()
-            right += logits.argmax(1) == self.test_set.labels
-        return tuple((right / len(student.seeds)).tolist())
-
-    @property
-    def bars(self) -> bool:
-        """Inner progress bars only on a terminal; elsewhere each stage has its own line."""
-        return self.show and sys.stderr.isatty()
+    def students(self, sets: dict[str, DistilledSet], setting: Setting) -> Comparison:
+        """Students of every set in every regime, judged."""
+        students = train_cells(
+            sets,
+            tuple(REGIMES),
+            setting,
+            out=self.folder.path / "students",
+            stages=self.stages,
+            units=self.cost["students"],
+        )
+        return judge(students, METHODS, sets, setting)
 
     def report(
-        self,
-        teacher: Teacher,
-        sets: dict[str, DistilledSet],
-        students: dict[tuple[str, Regime], StudentResult],
+        self, teacher: Teacher, sets: dict[str, DistilledSet], measured: Comparison
     ) -> QuickstartResult:
         """``results.json`` and ``report.html``."""
-        results = tuple(
-            Result(
-                METHODS[name],
-                REGIMES[regime],
-                tuple(seed.last_accuracy for seed in student.seeds),
-                student.test_count,
-                self._per_image(student),
-            )
-            for (name, regime), student in students.items()
-        )
-        judged = differences(results)
-        sentences = tuple(summary(judged))
         accuracy = float(teacher.record["accuracy"])
-        self.folder.write_json(
-            "results.json",
-            {
-                "teacher": {"accuracy": accuracy, "test_count": len(self.test_set)},
-                "cells": [
-                    {
-                        "method": r.method,
-                        "regime": r.regime,
-                        "accuracies": r.accuracies,
-                        "test_count": r.test_count,
-                        "mean": r.mean,
-                        "std": r.std,
-                        "sampling_error": r.sampling_error,
-                    }
-                    for r in results
-                ],
-                "differences": [
-                    {
-                        "first": [d.first.method, d.first.regime],
-                        "second": [d.second.method, d.second.regime],
-                        "value": d.value,
-                        "half_width": d.half_width,
-                        "distinguishable": d.distinguishable,
-                    }
-                    for d in judged
-                ],
-                "summary": list(sentences),
-            },
+        known = {"teacher": {"accuracy": accuracy, "test_count": len(self.test_set)}}
+        self.folder.write_json("results.json", {**known, **measured.to_dict()})
+        context = _context(self, measured, teacher, sets)
+        report = write_report(self.folder.path / "report.html", "comparison.html", context)
+        return QuickstartResult(
+            self.folder.path,
+            report,
+            measured.results,
+            measured.sentences,
+            accuracy,
+            self.stages.seconds,
         )
-        seconds = sum(row["seconds"] for row in self.done.values())
-        context = _context(self, results, sentences, teacher, sets, seconds)
-        report = write_report(self.folder.path / "report.html", "quickstart.html", context)
-        return QuickstartResult(self.folder.path, report, results, sentences, accuracy, seconds)
 
 
 def _context(
-    run: _Run,
-    results: tuple[Result, ...],
-    sentences: tuple[str, ...],
-    teacher: Teacher,
-    sets: dict[str, DistilledSet],
-    seconds: float,
+    run: _Run, measured: Comparison, teacher: Teacher, sets: dict[str, DistilledSet]
 ) -> dict[str, Any]:
     """Everything the page shows."""
     config, test_count = run.config, len(run.test_set)
-    markup = require("markupsafe", "methods").Markup
-    figure = accuracy_figure(results, chance=1 / run.train_set.num_classes)
-    cells = {(r.method, r.regime): r for r in results}
-    recipes = [
-        *(recipe(regime, scale="small", ipc=config.ipc) for regime in REGIMES),
-        teacher_recipe(config.teacher_epochs),
-    ]
-    epochs = [*(config.epochs for _ in REGIMES), config.teacher_epochs]
-    record = teacher.record
+    recipes = {
+        shown: (recipe(regime, scale="small", ipc=config.ipc), float(config.epochs))
+        for regime, shown in REGIMES.items()
+    }
+    recipes["Teacher"] = (teacher_recipe(config.teacher_epochs), float(config.teacher_epochs))
     cad_batch = sets["cad-prune"].meta["scoring"]["recipe"]["batch_size"]
-    versions = dict(environment())
     return {
+        **page(
+            measured,
+            {METHODS[name]: one for name, one in sets.items()},
+            table_note=(
+                f"{table_note(test_count, config.seeds)} The teacher, trained on all "
+                f"{len(run.train_set):,} images, has {percent(teacher.record['accuracy'])} %."
+            ),
+            chance=1 / run.train_set.num_classes,
+        ),
+        **recipe_lines(recipes),
+        **times(run.stages, run.device),
         "title": "pyddfast quickstart",
         "lead": (
             f"Students trained on {config.ipc} images per class of Fashion-MNIST, from five sets "
             "in three label regimes. Every number on this page was measured in this run."
         ),
-        "regimes": list(REGIMES.values()),
-        "rows": [
-            {
-                "method": method,
-                "cells": [_cell(cells[method, regime]) for regime in REGIMES.values()],
-            }
-            for method in METHODS.values()
-        ],
-        "table_note": (
-            f"Per cent of {test_count:,} test images after the last epoch: mean ± standard "
-            f"deviation over {config.seeds} seeds, and below it the standard error that "
-            f"{test_count:,} test images leave. The teacher, trained on all "
-            f"{len(run.train_set):,} images, has {percent(record['accuracy'])} %."
-        ),
-        "accuracy_svg": markup(
-            svg(figure, alt="Test accuracy by label regime and set; the table has the numbers")
-        ),
-        "figure_note": (
-            "Bars: mean over seeds. Circles: seeds. Error bars: ± 1 standard error of the mean, "
-            "from seeds and test images together."
-        ),
-        "summary": [sentence.replace("± ", "±\u00a0") for sentence in sentences],
-        "summary_note": (
-            "Differences of the unrounded accuracies in points, with the half-width of their "
-            "interval. A difference is named "
-            "only if it is larger than seed spread and test-sampling error together: a t-test at "
-            "5 % for the whole list (Holm; the intervals are Bonferroni's, a little wider, so that "
-            "a named difference may lie just inside its own), the seed spread of a "
-            "cell taken as its own or as that of all cells, whichever is larger, the test images "
-            "compared one by one. An order on one small data set with shortened training says "
-            "nothing about another."
-        ),
-        "sets_image": png_uri(
-            # 4 of each: 20 images fill a page's width.
-            sets_figure({METHODS[name]: one for name, one in sets.items()}, columns=4)
-        ),
-        "sets_alt": "Images of the sets, a row a class",
         "sets_note": (
             "The first images of every class. Random: drawn at random. EL2N-Easy: the images that "
             "the scoring networks find easiest, the easiest first. CAD-Prune: the images whose "
@@ -561,69 +435,10 @@ def _context(
             "The paper has no results on Fashion-MNIST; nothing here is to be compared with its "
             "numbers.",
         ],
-        "recipe_names": [*REGIMES.values(), "Teacher"],
-        "recipes": [
-            {"name": "epochs", "values": epochs},
-            *(
-                {"name": name, "values": [_setting(used, name) for used in recipes]}
-                for name in (
-                    "loss",
-                    "optimizer",
-                    "schedule",
-                    "batch size",
-                    "augmentation",
-                    "labels",
-                )
-            ),
-        ],
-        "timings": [
-            *({"name": name, "seconds": f"{row['seconds']:.1f}"} for name, row in run.done.items()),
-            {"name": "all", "seconds": f"{seconds:.1f}"},
-        ],
-        "timing_note": (
-            f"On {run.device} with {versions['threads']} threads. A stage that was stopped and "
-            "continued counts from its continuation."
-        ),
         "command": "pyddfast quickstart "
         + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(config).items()),
-        "environment": list(versions.items()),
     }
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def _cell(result: Result) -> dict[str, str]:
-    return {
-        "text": f"{percent(result.mean)} ± {percent(result.std or 0.0)}",
-        "sampling": percent(result.sampling_error),
-    }
-
-
-def _setting(used: Recipe, name: str) -> str:
-    """A line of the recipe table."""
-    if name == "loss":
-        return "cross-entropy" if used.loss == "ce" else f"KL, T = {used.temperature:g}"
-    if name == "optimizer":
-        label = "AdamW"
-        if used.optimizer == "sgd":
-            nesterov = " (Nesterov)" if used.nesterov else ""
-            label = f"SGD, momentum {used.momentum:g}{nesterov}"
-        return f"{label}, learning rate {used.lr:g}, weight decay {used.weight_decay:g}"
-    if name == "schedule":
-        if used.schedule == "step":
-            share = f"{used.milestone} of {used.epochs} epochs"
-            return f"× {used.gamma:g} after {share} (as a share of the training)"
-        return used.schedule
-    if name == "batch size":
-        return str(used.batch_size)
-    if name == "augmentation":
-        low, high = used.rrc_scale
-        crop = f"random resized crop of {100 * low:g} to {100 * high:g} %, flip"
-        return {"dsa": "DSA", "rrc": crop, "none": "none"}[used.augmentation]
-    return {
-        "hl": "the class",
-        "sl": "the teacher's, once an image",
-        "sl-kd": "the teacher's, of every view",
-    }[used.regime]

@@ -17,7 +17,7 @@ from pyddfast import quickstart as module
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.data import DistilledSet, ImageDataset
 from pyddfast.quickstart import QuickstartConfig, quickstart
-from pyddfast.report import percent
+from pyddfast.report import comparison, percent
 from pyddfast.train import predict
 
 CONFIG = QuickstartConfig(
@@ -112,7 +112,7 @@ def test_a_stopped_run_continues_to_the_same_numbers(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
-    train_student = module.train_student
+    train_student = comparison.train_student
 
     def stopping(*args: Any, **keywords: Any) -> Any:
         nonlocal calls
@@ -121,7 +121,7 @@ def test_a_stopped_run_continues_to_the_same_numbers(
             raise KeyboardInterrupt
         return train_student(*args, **keywords)
 
-    monkeypatch.setattr(module, "train_student", stopping)
+    monkeypatch.setattr(comparison, "train_student", stopping)
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         quickstart(folder, CONFIG, show=False)

@@ -41,6 +41,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
     ("score",): ("coresets.score", "one recorded training, every score of every image"),
     ("train",): ("train", "train students on a set in a label regime"),
+    ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
 
 

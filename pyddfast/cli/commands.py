@@ -43,9 +43,10 @@ from pyddfast.methods.sre2l import PUBLISHED as SRE2L_PUBLISHED
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
 from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo, resolve
 from pyddfast.models import create, load_pretrained
-from pyddfast.quickstart import METHODS, REGIMES, QuickstartConfig
+from pyddfast.quickstart import QuickstartConfig
 from pyddfast.quickstart import quickstart as run_quickstart
-from pyddfast.report import percent
+from pyddfast.report import Result, percent
+from pyddfast.report.comparison import REGIMES
 from pyddfast.train import (
     Budget,
     Epochs,
@@ -79,10 +80,12 @@ __all__ = [
     "distill_fadrm",
     "distill_rded",
     "distill_sre2l",
+    "load_set",
     "load_teacher",
     "make_set",
     "plain",
     "quickstart",
+    "show_results",
     "train",
 ]
 
@@ -238,19 +241,9 @@ def quickstart(
     folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     _note(f"run folder {folder}; if it is stopped: pyddfast quickstart --out {folder} --resume")
     result = run_quickstart(folder, config, resume=resume, device=device)
-    table = _table("Test accuracy (%), mean ± std over seeds", "set", *REGIMES.values())
-    for method in METHODS.values():
-        cells = [r for r in result.results if r.method == method]
-        table.add_row(method, *(f"{percent(r.mean)} ± {percent(r.std or 0.0)}" for r in cells))
-    _show(table)
-    worst = max(r.sampling_error for r in result.results)
-    print(
-        f"Test images leave a standard error of up to {percent(worst)} points on each; "
-        f"the teacher has {percent(result.teacher_accuracy)} %.\n"
-    )
-    for sentence in result.sentences:
-        print(f"- {sentence}")
-    print(f"\n{result.seconds:.0f} s. Report: {result.report}")
+    show_results(result.results, result.sentences)
+    print(f"\nThe teacher has {percent(result.teacher_accuracy)} %.")
+    print(f"{result.seconds:.0f} s. Report: {result.report}")
 
 
 def distill_rded(
@@ -539,7 +532,7 @@ def train(
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
     """
-    distilled = _load_set(set)
+    distilled = load_set(set)
     used = _recipe(regime, scale, distilled.ipc, max(distilled.images.shape[-2:]), recipe)
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
@@ -681,7 +674,7 @@ def _synthesise(
     if (config.init == "set") != (options.first_set is not None):
         raise ValueError("--init set and --first-set need each other")
     if options.first_set is not None:
-        first = _load_set(options.first_set)
+        first = load_set(options.first_set)
     settings = resolve(config, task, published)
     ranks = join_ranks()
     if ranks.world > 1 and not options.teacher and options.pretrained is None:
@@ -795,7 +788,7 @@ def class_progress(name: str, classes: int, ranks: Ranks) -> Iterator[Callable[[
         yield show
 
 
-def _load_set(folder: Path) -> DistilledSet:
+def load_set(folder: Path) -> DistilledSet:
     """The set of a folder, or of the run in it."""
     return DistilledSet.load(folder / "set" if (folder / "set").is_dir() else folder)
 
@@ -843,6 +836,21 @@ def plain(options: Any) -> dict[str, Any]:
         name: str(value) if isinstance(value, Path) else value
         for name, value in asdict(options).items()
     }
+
+
+def show_results(results: Sequence[Result], sentences: Sequence[str]) -> None:
+    """The table of accuracies by set and regime, and what the differences say."""
+    cells = {(r.method, r.regime): r for r in results}
+    regimes = list(dict.fromkeys(r.regime for r in results))
+    table = _table("Test accuracy (%), mean ± std over seeds", "set", *regimes)
+    for method in dict.fromkeys(r.method for r in results):
+        row = (cells[method, regime] for regime in regimes)
+        table.add_row(method, *(f"{percent(r.mean)} ± {percent(r.std or 0.0)}" for r in row))
+    _show(table)
+    worst = max(r.sampling_error for r in results)
+    print(f"Test images leave a standard error of up to {percent(worst)} points on each.\n")
+    for sentence in sentences:
+        print(f"- {sentence}")
 
 
 def _table(title: str, *columns: str) -> Table:

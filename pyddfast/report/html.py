@@ -16,7 +16,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     """Fill a template of ``pyddfast/report/templates``; every value is escaped.
 
     Args:
-        template: File name, e.g. ``"quickstart.html"``.
+        template: File name, e.g. ``"comparison.html"``.
         context: Values for the template; a missing one is an error, not an empty string.  Mark-up
             (an SVG) comes as ``markupsafe.Markup``.
 

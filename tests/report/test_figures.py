@@ -98,9 +98,9 @@ def test_embedded_figures_are_whole_and_reproducible() -> None:
 
 def test_pages_escape_values_and_refuse_missing_ones() -> None:
     with pytest.raises(jinja2.UndefinedError):
-        render("quickstart.html", {"title": "x"})
+        render("comparison.html", {"title": "x"})
     page = render(
-        "quickstart.html",
+        "comparison.html",
         {
             "title": "a <b>",
             "lead": "",
