@@ -25,11 +25,14 @@ def main(job_path: str) -> None:
     """Run a job: a JSON file with `script`, `arguments`, `dtype`, `steps`, `threads`, `out`.
 
     Every loss on which ``backward`` is called and the time of every step of Adam go to `out`, the
-    images after the last step to `out` + ``.npy``.
+    images after the last step to `out` + ``.npy``.  `steps` null runs the script to its end;
+    `stubs` names further functions of ``stubs.py``.
     """
     job = json.loads(Path(job_path).read_text())
     torch.set_num_threads(job["threads"])
     stubs.install(getattr(torch, job["dtype"]))
+    for name in job.get("stubs", ()):
+        getattr(stubs, name)()
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the generator that the scripts use
     torch.manual_seed(0)
@@ -61,13 +64,18 @@ def main(job_path: str) -> None:
     except Finished:
         pass
     else:
-        raise RuntimeError(f"{script} ended after {len(ends)} of {job['steps']} steps")
+        if job["steps"] is not None:
+            raise RuntimeError(f"{script} ended after {len(ends)} of {job['steps']} steps")
+    _record(job["out"], losses, ends)
+
+
+def _record(out: str, losses: list[float], ends: list[float]) -> None:
     record = {
         "losses": losses,
         "step_seconds": np.diff(ends).tolist(),
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    Path(job["out"]).write_text(json.dumps(record))
+    Path(out).write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

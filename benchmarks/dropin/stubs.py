@@ -79,7 +79,7 @@ def _models(dtype: torch.dtype) -> None:
 
     def create(*args: Any, **kwargs: Any) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(0 if kwargs.get("pretrained", True) else 1)  # a student is another
             model = resnet18(weights=None)
             # Running statistics that fit the weights: those of noise.
             for layer in model.modules():
@@ -91,3 +91,51 @@ def _models(dtype: torch.dtype) -> None:
 
     for name in ("resnet18", "mobilenet_v2"):  # the teacher and the verifier
         setattr(torchvision.models, name, create)
+
+
+def gpu_training() -> None:
+    """A GPU that is there, and ``nn.DataParallel`` over the one device."""
+
+    class Parallel(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return self.module(*args, **kwargs)
+
+    patched: Any = torch
+    patched.cuda.is_available = lambda: True
+    patched.nn.DataParallel = Parallel
+
+
+def unpinned_memory() -> None:
+    """Loaders that leave memory where it is: there is no GPU to pin it for."""
+    init = torch.utils.data.DataLoader.__init__
+
+    def plain(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "pin_memory": False})
+
+    patched: Any = torch.utils.data.DataLoader
+    patched.__init__ = plain
+
+
+def fkd_pytorch() -> None:
+    """What FKD's training scripts ask of PyTorch: an edited fetcher, ``torch.load`` as before 2.6.
+
+    The edit is the one that ``SRe2L/validate/README.md`` has its users make in site-packages.
+    """
+    from torch.utils.data._utils import fetch
+
+    load, original = torch.load, fetch._MapDatasetFetcher.fetch
+
+    def fetch_batch(self: Any, indices: Any) -> Any:
+        if getattr(self.dataset, "mode", None) != "fkd_load":
+            return original(self, indices)
+        stored = self.dataset.load_batch_config(indices[0])
+        return (original(self, indices), *stored)
+
+    patched: Any = fetch._MapDatasetFetcher
+    patched.fetch = fetch_batch
+    patched = torch
+    patched.load = lambda *args, **kwargs: load(*args, **{"weights_only": False, **kwargs})

@@ -40,6 +40,10 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("coreset", "dual"): ("coresets.coreset_dual", "pick the uncertain and hard"),
     ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
     ("score",): ("coresets.score", "one recorded training, every score of every image"),
+    ("check-set",): ("labels.check_set", "count a set's images, ask a teacher about its labels"),
+    ("labels", "import"): ("labels.labels_import", "official soft-label files to a store"),
+    ("labels", "export"): ("labels.labels_export", "a store to official soft-label files"),
+    ("labels", "recode"): ("labels.labels_recode", "a store in another form"),
     ("train",): ("train", "train students on a set in a label regime"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }

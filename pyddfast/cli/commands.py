@@ -25,6 +25,7 @@ from pyddfast.data import (
     DistilledSet,
     ImageDataset,
     ImageFolder,
+    ImageSource,
     export_png,
     load,
     write_layout,
@@ -608,7 +609,7 @@ def train(
     print(f"results: {out / 'students' / 'result.json'}")
 
 
-def load_teacher(folder: Path, data: ImageDataset | ImageFolder, device: str | None) -> Teacher:
+def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher:
     """Read a teacher that :func:`pyddfast.train.train_teacher` wrote.
 
     Args:

@@ -1,5 +1,6 @@
 """Label regimes as recipes, the training loop, evaluation, and runs that survive a kill."""
 
+from pyddfast.train.check_set import SetReport, check_set
 from pyddfast.train.evaluate import evaluate, predict, predict_batches, sampling_error
 from pyddfast.train.execution import Execution
 from pyddfast.train.labels import soft_labels
@@ -24,9 +25,11 @@ __all__ = [
     "Samples",
     "Scale",
     "SeedResult",
+    "SetReport",
     "Steps",
     "StudentResult",
     "Teacher",
+    "check_set",
     "environment",
     "evaluate",
     "predict",

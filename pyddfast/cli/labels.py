@@ -1,0 +1,225 @@
+"""The commands of sets and their stored labels."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from pyddfast.cli.commands import load_teacher
+from pyddfast.data import (
+    EFFICIENTNET_LITE_NORMALIZATION,
+    DistilledSet,
+    Normalization,
+    SoftLabels,
+    StoreInfo,
+    export_fkd,
+    import_fkd,
+    read_layout,
+    recode,
+)
+from pyddfast.data.softlabels_fkd import FKDFolder
+from pyddfast.models import load_pretrained
+from pyddfast.train import check_set as report_on
+from pyddfast.train import progress
+from pyddfast.train.teacher import RECORD, read_record
+
+__all__ = ["check_set", "labels_export", "labels_import", "labels_recode", "open_set"]
+
+LayoutName = Literal["auto", "sre2l", "rded", "d4m", "synset"]
+
+
+def check_set(
+    set: Path,
+    /,
+    *,
+    teacher: Path | None = None,
+    pretrained: Literal["efficientnet_lite0"] | None = None,
+    layout: LayoutName = "auto",
+    num_classes: int | None = None,
+    json: bool = False,
+    device: str | None = None,
+) -> None:
+    """Count the images of a set, and ask a teacher whether their labels are in its order.
+
+    Args:
+        set: Folder of a set: of this library, or as an official code wrote it.
+        teacher: Folder of a trained teacher of the same task.
+        pretrained: A published ImageNet-1k network instead (its package has to be installed).
+        layout: Of an official code's folders; auto tells it by their names.
+        num_classes: Classes of the task; default those of the folders (1000 with PRETRAINED).
+        json: Print the report as JSON.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    if teacher is not None and pretrained is not None:
+        raise ValueError("give at most one of --teacher and --pretrained")
+    normalization = _normalization(teacher, pretrained)
+    if pretrained is not None and num_classes is None:
+        num_classes = 1000
+    distilled = open_set(set, layout, num_classes, normalization)
+    network: nn.Module | None = None
+    if teacher is not None:
+        network = load_teacher(teacher, distilled, device).model
+    elif pretrained is not None:
+        network = load_pretrained(pretrained)
+        if device is not None:
+            network = network.to(device)
+    report = report_on(
+        distilled,
+        network,
+        normalization=normalization,
+        size=224 if pretrained else None,
+    )
+    if json:
+        print(json_module.dumps(report.to_dict(), indent=1))
+        return
+    low, high = report.ipc
+    height, width = report.image_size
+    print(f"{report.count:,} images of {report.channels} x {height} x {width}")
+    print(
+        f"{report.num_classes:,} classes, {low if low == high else f'{low} to {high}'} images each"
+    )
+    if report.layout is not None:
+        print(f"layout: {report.layout}")
+    if report.accuracy is not None:
+        print(
+            f"the teacher is right about {report.accuracy:.2%} of them (chance {report.chance:.2%})"
+        )
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+    if not report.warnings:
+        print("nothing looks wrong")
+
+
+def labels_import(
+    folder: Path,
+    out: Path,
+    /,
+    *,
+    set: Path | None = None,
+    layout: LayoutName = "auto",
+    num_classes: int | None = None,
+    form: str | None = None,
+    sampler_seed: int = 42,
+) -> None:
+    """Make a store of official soft-label files; a stopped import goes on.
+
+    Args:
+        folder: Holds epoch_0, epoch_1 ... with batch_0.tar ...
+        out: Folder of the store.
+        set: Folder of the set that they belong to; the store then refuses others.
+        layout: Of its folders.
+        num_classes: Classes of its task.
+        form: float16, float32, int8 or top<k>; default as the files are.
+        sampler_seed: --fkd-seed of the script that wrote the files.
+    """
+    distilled = None if set is None else open_set(set, layout, num_classes, None)
+    with _shown("import", _batches(FKDFolder.scan(folder))) as show:
+        store = import_fkd(
+            folder,
+            out,
+            distilled=distilled,
+            form=form,
+            sampler_seed=sampler_seed,
+            on_progress=show,
+        )
+    _describe(store)
+
+
+def labels_export(store: Path, out: Path, /) -> None:
+    """Write a store as official files.
+
+    Args:
+        store: Folder of the store.
+        out: A new folder.
+    """
+    opened = SoftLabels(store)
+    with _shown("export", _batches(opened.info)) as show:
+        export_fkd(opened, out, on_progress=show)
+    print(f"files: {out}")
+
+
+def labels_recode(store: Path, out: Path, /, *, form: str) -> None:
+    """Write a store in another form.
+
+    Args:
+        store: Folder of the store.
+        out: Folder of the new one.
+        form: float16, float32, int8 or top<k>, e.g. top50.
+    """
+    opened = SoftLabels(store)
+    with _shown("recode", _batches(opened.info)) as show:
+        made = recode(opened, out, form, on_progress=show)
+    _describe(made)
+
+
+def open_set(
+    folder: Path,
+    layout: LayoutName = "auto",
+    num_classes: int | None = None,
+    normalization: Normalization | None = None,
+) -> DistilledSet:
+    """The set of a folder, of the run in it, or of an official code's folders.
+
+    Args:
+        folder: Holds ``set.json``, a run's ``set``, or one folder a class.
+        layout: Of an official code's folders.
+        num_classes: Classes of the task, for official folders.
+        normalization: Of the source data, for official folders; None: ImageNet's.
+    """
+    inner = folder / "set"
+    return read_layout(
+        inner if inner.is_dir() else folder,
+        layout,
+        num_classes=num_classes,
+        normalization=normalization,
+    )
+
+
+def _normalization(teacher: Path | None, pretrained: str | None) -> Normalization | None:
+    """What the teacher was trained with."""
+    if pretrained is not None:
+        return EFFICIENTNET_LITE_NORMALIZATION
+    if teacher is None:
+        return None
+    inner = teacher / "teacher"
+    record = (inner if (inner / RECORD).is_file() else teacher) / RECORD
+    if not record.is_file():
+        raise FileNotFoundError(f"{record} is missing; a teacher's folder needs it")
+    try:
+        values = read_record(record)["config"]["dataset"]["normalization"]
+        return Normalization(tuple(values["mean"]), tuple(values["std"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{record} does not say how images were normalised") from error
+
+
+def _batches(labels: StoreInfo | FKDFolder) -> int:
+    return labels.epochs * len(labels.batch_sizes)
+
+
+@contextmanager
+def _shown(name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """Progress of a job that tells how much is done, also where it goes on half-way."""
+    with progress(name, total) as advance:
+        last = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal last
+            advance(done - last)
+            last = done
+
+        yield show
+
+
+def _describe(store: SoftLabels) -> None:
+    info = store.info
+    size = sum(file.stat().st_size for file in store.path.iterdir())
+    print(
+        f"{info.epochs:,} epochs of {info.count:,} images, {info.num_classes:,} classes, "
+        f"{info.form}: {size / 1e6:,.1f} MB"
+    )
+    print(f"store: {store.path}")
