@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ __all__ = ["OnError", "image_sizes"]
 OnError: TypeAlias = Literal["raise", "skip"]
 
 _THREADS = 16  # reading headers waits for the disk, not for the processor
+_CHUNK = 256  # files a task: a million tasks of one file would take more than a gigabyte
 _SHOWN = 10  # bad files listed; more would bury the message
-_T = TypeVar("_T")
 
 
 def image_sizes(
@@ -38,7 +38,7 @@ def image_sizes(
         cache: A file that keeps the table, so that a large folder is scanned once.  It is made
             where it does not exist, and again where files' names or sizes have changed.
         on_error: ``"raise"``, or ``"skip"``: an unreadable file gets the size (0, 0).
-        on_progress: Called with (images done, images in all) after each header.
+        on_progress: Called with (images done, images in all) now and then.
 
     Returns:
         int64 (N, 2).
@@ -53,11 +53,15 @@ def image_sizes(
     sizes = None if file is None else _cached(file, state)
     fresh = sizes is None
     if sizes is None:
-        sizes = torch.zeros(len(folder), 2, dtype=torch.int64)
+        found: list[tuple[int, int]] = []
+        paths = folder.paths
+        chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
         with ThreadPoolExecutor(_THREADS) as pool:
-            found = pool.map(_size, folder.paths)
-            for i, size in enumerate(_counted(found, len(folder), on_progress)):
-                sizes[i] = torch.tensor(size)
+            for chunk in pool.map(_sizes, chunks):
+                found += chunk
+                if on_progress is not None:
+                    on_progress(len(found), len(paths))
+        sizes = torch.tensor(found, dtype=torch.int64).view(-1, 2)
     if on_error == "raise":
         _refuse([folder.paths[i] for i in (sizes == 0).all(dim=1).nonzero()[:, 0].tolist()])
     if file is not None and fresh:
@@ -86,20 +90,15 @@ def read_size(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
 
 
+def _sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    return [_size(path) for path in paths]
+
+
 def _size(path: Path) -> tuple[int, int]:
     try:
         return read_size(path)
     except ValueError:
         return 0, 0
-
-
-def _counted(
-    items: Iterable[_T], total: int, on_progress: Callable[[int, int], None] | None
-) -> Iterable[_T]:
-    for done, item in enumerate(items, start=1):
-        yield item
-        if on_progress is not None:
-            on_progress(done, total)
 
 
 def _refuse(bad: list[Path]) -> None:
