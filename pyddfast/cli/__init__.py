@@ -45,6 +45,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("labels", "export"): ("labels.labels_export", "a store to official soft-label files"),
     ("labels", "recode"): ("labels.labels_recode", "a store in another form"),
     ("train",): ("train", "train students on a set in a label regime"),
+    ("evaluate",): ("evaluation.evaluate", "measure trained weights on a test set"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
 

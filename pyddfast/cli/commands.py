@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pyddfast.cli.sets import SetOptions, test_view
 from pyddfast.coresets import el2n_scores, random_scores, select
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import (
@@ -26,6 +27,7 @@ from pyddfast.data import (
     ImageDataset,
     ImageFolder,
     ImageSource,
+    ResidentDataset,
     export_png,
     load,
     write_layout,
@@ -51,6 +53,7 @@ from pyddfast.report.comparison import REGIMES
 from pyddfast.train import (
     Budget,
     Epochs,
+    Execution,
     Recipe,
     Regime,
     RunFolder,
@@ -84,7 +87,9 @@ __all__ = [
     "load_set",
     "load_teacher",
     "make_set",
+    "new_table",
     "plain",
+    "print_table",
     "quickstart",
     "show_results",
     "train",
@@ -107,9 +112,16 @@ class DataOptions:
     data: str = "fashion-mnist-mini"
     root: Path | None = None
 
-    def load(self, split: str, image_size: int | None = None) -> ImageDataset | ImageFolder:
+    @property
+    def of_any_size(self) -> bool:
+        """Whether its images are files, which are resized and cut when they are read."""
+        return self.data in ("folder", "imagenet")
+
+    def load(
+        self, split: str, image_size: int | None = None, resize: int | None = None
+    ) -> ImageDataset | ImageFolder:
         """The data set, lazily decoded where it is a folder of images."""
-        return load(self.data, root=self.root, split=split, image_size=image_size)
+        return load(self.data, root=self.root, split=split, image_size=image_size, resize=resize)
 
     def resident(self, split: str, image_size: int | None = None) -> ImageDataset:
         """The data set in memory."""
@@ -492,6 +504,8 @@ def train(
     data: Annotated[DataOptions, Flat] = DataOptions(),
     model: Annotated[ModelOptions, Flat] = ModelOptions(),
     teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),
+    sets: Annotated[SetOptions, Flat] = SetOptions(),  # noqa: B008
+    execution: Annotated[Execution, Flat] = Execution(),  # noqa: B008
     *,
     set: Path,
     regime: Literal["hl", "sl", "sl-kd"],
@@ -512,12 +526,15 @@ def train(
     """Train students from scratch on a set and measure them on the test split of the data.
 
     The recipes are Table 1 of "Rethinking Dataset Distillation: Hard Truths About Soft Labels".
+    Under torchrun the processes share every batch.
 
     Args:
         data: Whose test split measures the students (and whose train split a new teacher learns).
         model: The student.
         teacher: The teacher of sl and sl-kd.
-        set: Folder of a set, as the distill and coreset commands write it.
+        sets: How the set is read.
+        execution: How the passes are computed.
+        set: Folder of a set: of the distill and coreset commands, or an official code's images.
         regime: hl: hard labels; sl: one soft label an image; sl-kd: a teacher on every view.
         out: Run folder.
         scale: Columns of Table 1; default small up to 64 pixels, else large.
@@ -533,16 +550,27 @@ def train(
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
     """
-    distilled = load_set(set)
-    used = _recipe(regime, scale, distilled.ipc, max(distilled.images.shape[-2:]), recipe)
+    target = resolve_device(device)
+    ranks = join_ranks()
+    task = data.load("test")
+    distilled = sets.open(set, task, target)
+    used = _recipe(regime, scale, distilled.ipc, max(distilled.image_shape[1:]), recipe)
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     budget = _budget(epochs, steps, samples)
     # The stored size, or that of the views where the recipe resizes.
-    side = used.image_size or max(distilled.images.shape[-2:])
-    sized = side if data.data == "folder" else None
-    test_set = data.resident("test", sized)
+    side = used.image_size or max(distilled.image_shape[1:])
+    sized = side if data.of_any_size else None
+    cut = None if sized is None else test_view(sized, sets.test_resize)
+    test_set = ResidentDataset(
+        task if sized is None else data.load("test", sized, cut),
+        device=target,
+        limit_bytes=sets.limit_bytes,
+        on_overflow="stream",
+    )
     needs_teacher = regime != "hl" and labels != "stored"
+    if ranks.world > 1 and needs_teacher and teacher.teacher is None:
+        raise ValueError("under torchrun give a trained teacher: --teacher")
     check_student(
         distilled,
         regime,
@@ -555,10 +583,14 @@ def train(
         seeds=range(seed, seed + seeds),
         evaluations=evaluations,
         device=device,
+        execution=execution,
     )
     facts = {
         "task": "train",
         "set": str(set),
+        "layout": sets.layout,
+        "factor": distilled.factor,
+        "test_resize": cut,
         "regime": regime,
         "recipe": used.to_dict(),
         "budget": None if budget is None else repr(budget),
@@ -568,7 +600,8 @@ def train(
         **plain(model),
         **plain(teacher),
     }
-    with RunFolder(out, facts, resume=resume):
+    with RunFolder(out, facts, resume=resume) if ranks.first else nullcontext():
+        ranks.wait()
         known = teacher.get(data, sized, out, seed, device) if needs_teacher else None
         result = train_student(
             distilled,
@@ -584,9 +617,12 @@ def train(
             evaluations=evaluations,
             device=device,
             deterministic=deterministic,
+            execution=execution,
             out=out / "students",
         )
-    table = _table(
+    if not ranks.first:
+        return
+    table = new_table(
         f"{REGIMES[regime]} students, test accuracy (%)", "seed", "last", "best", "at epoch"
     )
     for student in result.seeds:
@@ -596,7 +632,7 @@ def train(
             f"{100 * student.best_accuracy:.2f}",
             f"{student.best_epoch:g}",
         )
-    _show(table)
+    print_table(table)
     spread = f" ± {100 * result.std:.2f} over seeds" if seeds > 1 else ""
     print(
         f"mean {100 * result.mean:.2f} %{spread}; {result.test_count:,} test images leave a "
@@ -843,25 +879,27 @@ def show_results(results: Sequence[Result], sentences: Sequence[str]) -> None:
     """The table of accuracies by set and regime, and what the differences say."""
     cells = {(r.method, r.regime): r for r in results}
     regimes = list(dict.fromkeys(r.regime for r in results))
-    table = _table("Test accuracy (%), mean ± std over seeds", "set", *regimes)
+    table = new_table("Test accuracy (%), mean ± std over seeds", "set", *regimes)
     for method in dict.fromkeys(r.method for r in results):
         row = (cells[method, regime] for regime in regimes)
         table.add_row(method, *(f"{percent(r.mean)} ± {percent(r.std or 0.0)}" for r in row))
-    _show(table)
+    print_table(table)
     worst = max(r.sampling_error for r in results)
     print(f"Test images leave a standard error of up to {percent(worst)} points on each.\n")
     for sentence in sentences:
         print(f"- {sentence}")
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; its first column is text, the others numbers."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 
-def _show(table: Table) -> None:
+def print_table(table: Table) -> None:
+    """Write a table to stdout."""
     Console().print(table)
 
 

@@ -46,6 +46,7 @@ def load(
     root: str | Path | None = None,
     split: str = "train",
     image_size: int | None = None,
+    resize: int | None = None,
     normalization: Normalization | None = None,
 ) -> ImageDataset: ...
 
@@ -57,6 +58,7 @@ def load(
     root: str | Path | None = None,
     split: str = "train",
     image_size: int | None = None,
+    resize: int | None = None,
     normalization: Normalization | None = None,
 ) -> ImageFolder: ...
 
@@ -68,6 +70,7 @@ def load(
     root: str | Path | None = None,
     split: str = "train",
     image_size: int | None = None,
+    resize: int | None = None,
     normalization: Normalization | None = None,
 ) -> ImageDataset | ImageFolder: ...
 
@@ -78,6 +81,7 @@ def load(
     root: str | Path | None = None,
     split: str = "train",
     image_size: int | None = None,
+    resize: int | None = None,
     normalization: Normalization | None = None,
 ) -> ImageDataset | ImageFolder:
     """Load a data set by name.
@@ -105,6 +109,8 @@ def load(
         image_size: Side of the square images in pixels.  Images in memory are resized (bilinear,
             antialiased); those of ``"imagenet"`` and ``"folder"`` get their shorter side resized
             and the centre cut, and without it keep their sizes.
+        resize: Of ``"imagenet"`` and ``"folder"``: length of the shorter side before the cut;
+            ``image_size`` when None.  224 of 256 is the usual view of a test image.
         normalization: Replaces the data set's own (ImageNet's for a folder).
 
     Returns:
@@ -122,13 +128,18 @@ def load(
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be positive, got {image_size}")
+    if resize is not None and name not in ("imagenet", "folder"):
+        raise ValueError(f"resize is for 'imagenet' and 'folder', got {name!r}")
     place = _place(name, root)
     if name == "imagenet":
-        return open_imagenet(place, split, image_size=image_size, normalization=normalization)
+        return open_imagenet(
+            place, split, image_size=image_size, resize=resize, normalization=normalization
+        )
     if name == "folder":
         return ImageFolder(
             _split_folder(place, split),
             image_size=image_size,
+            resize=resize,
             normalization=normalization,
             split=split,
         )

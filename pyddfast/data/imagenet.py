@@ -39,6 +39,7 @@ def open_imagenet(
     split: str,
     *,
     image_size: int | None = None,
+    resize: int | None = None,
     normalization: Normalization | None = None,
 ) -> ImageFolder:
     """Open one split of ImageNet-1k, or of a subset of its classes, without decoding anything.
@@ -54,6 +55,7 @@ def open_imagenet(
             which scipy is needed), or Kaggle's ``LOC_val_solution.csv``.
         split: ``"train"`` or ``"test"``, which is the official validation split.
         image_size: As for :class:`ImageFolder`.
+        resize: As there.
         normalization: ImageNet's when None.
 
     Raises:
@@ -87,6 +89,7 @@ def open_imagenet(
     return ImageFolder(
         folder,
         image_size=image_size,
+        resize=resize,
         normalization=IMAGENET_NORMALIZATION if normalization is None else normalization,
         name="imagenet",
         split=split,

@@ -128,8 +128,8 @@ def read_layout(
         layout: ``"auto"`` tells it by the folders' names.
         num_classes: Classes of the task; None: the length of ``class_names``, or as many as the
             highest label or the synsets tell.
-        class_names: One name a class; for ``"synset"`` the synsets in label order, without which
-            labels follow their sorted order.
+        class_names: One name a class.  Folders that all have such names are told apart by them;
+            for ``"synset"`` without them labels follow the synsets' sorted order.
         normalization: Of the source data; None: ImageNet's, for RGB only.
         kind: As in :class:`DistilledSet`.
         factor: As in :class:`DistilledSet`; an RDED set's has to be told.
@@ -192,7 +192,7 @@ def open_layout(
     if not folders:
         raise FileNotFoundError(f"{path} has no class folders")
     if layout == "auto":
-        found = _detect([p.name for p in folders], path)
+        found = _detect([p.name for p in folders], path, tuple(class_names))
     else:
         _check_layout(layout)
         found = layout
@@ -226,7 +226,9 @@ def _check_layout(layout: str) -> None:
         raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout!r}")
 
 
-def _detect(names: Sequence[str], path: Path) -> str:
+def _detect(names: Sequence[str], path: Path, class_names: tuple[str, ...]) -> str:
+    if class_names and set(names) <= set(class_names):
+        return "synset"
     for layout, pattern in _FOLDERS.items():
         if all(pattern.fullmatch(name) for name in names):
             return layout
@@ -239,9 +241,10 @@ def _labels(folders: Sequence[Path], layout: str, synsets: tuple[str, ...]) -> d
     by_label: dict[int, Path] = {}
     for position, folder in enumerate(folders):
         match = _FOLDERS[layout].fullmatch(folder.name)
-        if match is None:
+        if match is None and not (layout == "synset" and folder.name in synsets):
             raise ValueError(f"{folder} does not fit the layout {layout!r}")
         if layout != "synset":
+            assert match is not None
             label = int(match[1])
         elif not synsets:
             label = position

@@ -33,10 +33,10 @@ from pyddfast.train.recipes import recipe as published_recipe
 from pyddfast.train.run import RunFolder
 from pyddfast.train.views import make_views
 
-__all__ = ["SeedResult", "StudentResult", "check_student", "train_student"]
+__all__ = ["SMALL_SIDE", "SeedResult", "StudentResult", "check_student", "train_student"]
 
 # Tiny-ImageNet's 64 pixels are the largest of the paper's small-scale sets.
-_SMALL_SIDE = 64
+SMALL_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,9 @@ def train_student(
             "set": _describe_set(distilled_set),
             "labels": source.describe(),
             "teacher": record,
-            "test_set": describe_data(test_set),
+            "test_set": describe_data(
+                test_set.source if isinstance(test_set, ResidentDataset) else test_set
+            ),
             "device": target.type,
             "deterministic": deterministic,
             # The one thing about the execution that is not rounding.
@@ -416,7 +418,7 @@ def _recipe(
             raise ValueError(f"recipe is for scale {given.scale!r}, scale is {scale!r}")
         return given
     if scale is None:
-        scale = "small" if max(distilled_set[0].shape[-2:]) <= _SMALL_SIDE else "large"
+        scale = "small" if max(distilled_set[0].shape[-2:]) <= SMALL_SIDE else "large"
     return published_recipe(regime, scale, distilled_set.ipc)
 
 
@@ -542,6 +544,7 @@ def _describe_set(distilled_set: DistilledSet | ResidentDataset) -> dict[str, An
         "sha256": digest.hexdigest(),
         "count": len(distilled_set),
         "ipc": distilled_set.ipc,
+        "image_shape": list(distilled_set[0].shape),
         "num_classes": distilled_set.num_classes,
         "kind": distilled_set.kind,
         "factor": distilled_set.factor,

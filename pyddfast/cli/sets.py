@@ -1,0 +1,95 @@
+"""Reading the set that students are trained on, and the images that measure them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pyddfast.data import ImageDataset, ImageFolder, ResidentDataset
+from pyddfast.train.student import SMALL_SIDE
+
+__all__ = ["SetOptions", "set_folder", "test_view"]
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How a set is read.
+
+    Attributes:
+        layout: Names of the class folders of a set that an official code wrote: sre2l (new000),
+            rded (00000), d4m (0), synset (n01440764); auto tells it by them.  Numbers are labels,
+            names are looked up among the test classes.  A set of this library knows its own.
+        factor: Patches an axis of each of its images (RDED: 2 at 224 pixels), for PatchShuffle.
+        limit_bytes: Most that the images may take on the device; default three quarters of what is
+            free there.
+        on_overflow: What more than that is: error, or stream, with the same results.
+        test_resize: Shorter side that a folder's test images are resized to before the centre is
+            cut; default 8/7 of the side (256 for 224), up to 64 pixels the side.
+    """
+
+    layout: Literal["auto", "sre2l", "rded", "d4m", "synset"] = "auto"
+    factor: int = 1
+    limit_bytes: int | None = None
+    on_overflow: Literal["error", "stream"] = "error"
+    test_resize: int | None = None
+
+    def open(
+        self, folder: Path, task: ImageDataset | ImageFolder, device: torch.device
+    ) -> ResidentDataset:
+        """The set of a folder, or of the run in it, for the classes of ``task``."""
+        path = set_folder(folder)
+        known = (path / "set.json").is_file()
+        if known and self.factor != 1:
+            raise ValueError(f"--factor is for official codes' folders; {path / 'set.json'} has it")
+        made = ResidentDataset.open(
+            path,
+            self.layout,
+            num_classes=None if known else task.num_classes,
+            class_names=() if known else task.class_names,
+            normalization=None if known else task.normalization,
+            kind="patches" if self.factor > 1 else "synthetic",
+            factor=self.factor,
+            device=device,
+            limit_bytes=self.limit_bytes,
+            on_overflow=self.on_overflow,
+        )
+        if not known:
+            self._say_order(made, path)
+        return made
+
+    def _say_order(self, made: ResidentDataset, path: Path) -> None:
+        """What labels mean is told: a wrong order trains without complaint, to chance."""
+        source = made.source
+        assert isinstance(source, ImageFolder)
+        first = source.paths[0].parent.name
+        name = made.class_names[int(made.labels[0])]
+        print(
+            f"{path}: {len(made):,} images, layout {source.name}; folder {first} is class "
+            f"{int(made.labels[0])}, {name}",
+            file=sys.stderr,
+        )
+        if missing := int((made.class_counts == 0).sum()):
+            print(
+                f"warning: {missing} of {made.num_classes} classes have no image in the set",
+                file=sys.stderr,
+            )
+
+
+def set_folder(folder: Path) -> Path:
+    """The folder itself, or the set of the run in it."""
+    return folder / "set" if (folder / "set").is_dir() else folder
+
+
+def test_view(side: int, resize: int | None) -> int:
+    """Shorter side of a test image before the centre of ``side`` is cut.
+
+    8 to 7, as 256 to 224 in ImageNet's usual test view (RDED, ``validation/main.py``, for any
+    side); the sides of the small sets, up to 64 pixels, are not cut.
+    """
+    if resize is not None:
+        return resize
+    return side if side <= SMALL_SIDE else side // 7 * 8
