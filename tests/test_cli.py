@@ -290,7 +290,7 @@ def test_info_needs_no_extra() -> None:
         (["coreset", "random", "--data", "mnist", "--out", "OUT"], "mnist"),
         (["distill", "rded", "--ipc", "0", "--out", "OUT"], "ipc"),
         (["distill", "rded", "--factor", "6", "--out", "OUT"], "needs 360 images"),
-        (["train", "--set", "OUT", "--regime", "hl", "--out", "OUT"], "set.json"),
+        (["train", "--set", "OUT", "--regime", "hl", "--out", "OUT"], "is not a folder"),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_left(

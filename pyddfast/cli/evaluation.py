@@ -48,7 +48,9 @@ def evaluate(
     Args:
         weights: A run of train, a teacher's folder, or one safetensors file.
         data: Whose test split.
-        model: Name of the network, where the weights have no run beside them.
+        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18, resnet34, resnet50,
+            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.  Needed where the weights have
+            no run beside them.
         model_option: Its options, each NAME=VALUE.
         image_size: Side of the images; default that of the training.
         test_resize: Shorter side that a folder's images are resized to before the centre is cut;
