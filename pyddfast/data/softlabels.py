@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pyddfast.data.atomic import naming, new_folder, refuse_non_empty, remove_leftovers, write_bytes
 from pyddfast.data.distilled import DistilledSet
+from pyddfast.data.resident import ResidentDataset
 from pyddfast.data.softlabels_batch import LabelBatch, check_batch
 from pyddfast.data.softlabels_codec import codec_of
 from pyddfast.data.softlabels_fkd import (
@@ -165,6 +166,7 @@ class SoftLabels:
     Attributes:
         path: the folder.
         info: what it holds.
+        sha256: of all of it.
 
     Raises:
         FileNotFoundError: there is no store.
@@ -189,6 +191,7 @@ class SoftLabels:
         try:
             self.info = StoreInfo.from_dict(values["info"])
             self._sha256: list[str] = list(values["epochs_sha256"])
+            self.sha256: str = _digest(values)
         except Exception as error:
             # A missing field, a list instead of an object ...: each its own type.
             raise ValueError(f"{record} is not the record of a store: {error!r}") from error
@@ -254,7 +257,9 @@ class SoftLabels:
                     f"{self.path} is damaged: epoch {number} has not the SHA-256 of {_RECORD}"
                 )
 
-    def check(self, distilled: DistilledSet, *, batch_size: int | None = None) -> None:
+    def check(
+        self, distilled: DistilledSet | ResidentDataset, *, batch_size: int | None = None
+    ) -> None:
         """Refuse a set that these labels were not made for.
 
         Args:
@@ -270,7 +275,7 @@ class SoftLabels:
             ("classes", info.num_classes, distilled.num_classes),
         ]
         if info.image_size is not None:
-            pairs.append(("image size", info.image_size, tuple(distilled.images.shape[-2:])))
+            pairs.append(("image size", info.image_size, tuple(distilled[0].shape[-2:])))
         if batch_size is not None:
             pairs.append(("batch size", info.batch_size, batch_size))
         for name, mine, theirs in pairs:

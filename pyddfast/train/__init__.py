@@ -8,6 +8,7 @@ from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress
 from pyddfast.train.recipes import Recipe, Regime, Scale, recipe
 from pyddfast.train.record import Recorder, Recording
+from pyddfast.train.relabel import relabel
 from pyddfast.train.run import RunFolder, environment
 from pyddfast.train.student import SeedResult, StudentResult, train_student
 from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
@@ -36,6 +37,7 @@ __all__ = [
     "predict_batches",
     "progress",
     "recipe",
+    "relabel",
     "sampling_error",
     "soft_labels",
     "teacher_recipe",

@@ -117,6 +117,7 @@ class Trainer:
         seed: of the order of each epoch, and of stochastic layers.
         execution: how the passes are computed.
         ranks: processes that divide every batch among them, each with a model of equal weights.
+        order: the images of an epoch in their order, int64 (N,); None: drawn from ``seed``.
 
     Attributes:
         model: with the weights that are trained; under ``ranks`` its batch norms may be replaced.
@@ -134,10 +135,11 @@ class Trainer:
         seed: int,
         execution: Execution = Execution(),  # noqa: B008 frozen
         ranks: Ranks = Ranks(),  # noqa: B008 frozen
+        order: Callable[[int], Tensor] | None = None,
     ) -> None:
         check_batches(model, plan, ranks.world)
         self.recipe, self.plan = recipe, plan
-        self.views, self.labels, self.seed = views, labels, seed
+        self.views, self.labels, self.seed, self.order = views, labels, seed, order
         self.execution, self.ranks = execution, ranks
         self.device = next(model.parameters()).device
         execution.check(self.device)
@@ -207,7 +209,10 @@ class Trainer:
         """The images of a step's batch."""
         epoch, start, stop = self.plan.locate(step)
         if epoch not in self._orders:
-            order = permutation(self.seed, Purpose.EPOCH_ORDER, self.plan.count, epoch)
+            if self.order is None:
+                order = permutation(self.seed, Purpose.EPOCH_ORDER, self.plan.count, epoch)
+            else:
+                order = self.order(epoch)
             kept = {k: v for k, v in self._orders.items() if k == epoch - 1}
             self._orders = {**kept, epoch: order}
         return self._orders[epoch][start:stop]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, ImageFolder, ImageSource, ResidentDataset
+from pyddfast.data import DistilledSet, ImageFolder, ImageSource, ResidentDataset, SoftLabels
 from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.random import Purpose, generator
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, diverged, fit
@@ -31,6 +31,7 @@ from pyddfast.train.progress import progress as show_progress
 from pyddfast.train.recipes import Recipe, Regime, Scale
 from pyddfast.train.recipes import recipe as published_recipe
 from pyddfast.train.run import RunFolder
+from pyddfast.train.stored import StoredLabels, check_stored, stored_recipe
 from pyddfast.train.views import make_views
 
 __all__ = ["SMALL_SIDE", "SeedResult", "StudentResult", "check_student", "train_student"]
@@ -153,7 +154,7 @@ def train_student(
     test_set: ImageSource,
     teacher: nn.Module | None = None,
     teacher_info: Mapping[str, Any] | None = None,
-    labels: Literal["auto", "stored"] = "auto",
+    labels: Literal["auto", "stored"] | SoftLabels = "auto",
     recipe: Recipe | None = None,
     scale: Scale | None = None,
     budget: Budget | None = None,
@@ -184,8 +185,10 @@ def train_student(
         teacher_info: JSON facts about the teacher for the record; its test accuracy is measured
             here unless ``teacher_info`` has ``"accuracy"``.
         labels: ``"auto"``: the class in HL, the teacher's in SL and SL+KD; ``"stored"``: SL with
-            the set's own ``soft_labels``, no teacher needed.
-        recipe: how to train; None: the paper's, ``recipe(regime, scale, distilled_set.ipc)``.
+            the set's own ``soft_labels``; a store: SL+KD with the views and labels that
+            :func:`relabel` or an official code stored.  Neither needs a teacher.
+        recipe: how to train; None: the paper's, ``recipe(regime, scale, distilled_set.ipc)``, or
+            that of a store of :func:`relabel`.
         scale: which columns of Table 1; None: small up to 64 pixels, else large.
         budget: ``Epochs(n)``, ``Steps(n)`` or ``Samples(n)`` instead of the recipe's epochs; step
             milestone and warm-up keep their share of the training.  Recorded.
@@ -230,9 +233,10 @@ def train_student(
     resident = _on(target, distilled_set)
     ranks = join_ranks(target)
     with deterministic_mode(deterministic), ExitStack() as stack:
-        used_teacher = None if regime == "hl" or labels == "stored" else teacher
+        used_teacher = teacher if _asks_teacher(regime, labels) else None
         record = _teacher_record(used_teacher, teacher_info, test_set, distilled_set, size, target)
-        source = _label_source(resident, regime, teacher, labels, used, target)
+        source = _label_source(resident, regime, teacher, labels, used, plan, target)
+        replayed = source if isinstance(source, StoredLabels) else None
         config = {
             "task": "train_student",
             "regime": regime,
@@ -281,9 +285,18 @@ def train_student(
                     factor=distilled_set.factor,
                     dtype=how.dtype,
                     channels_last=how.channels_last,
+                    draws=replayed,
                 )
                 trainer = Trainer(
-                    student, used, plan, views, source, seed=seed, execution=how, ranks=ranks
+                    student,
+                    used,
+                    plan,
+                    views,
+                    source,
+                    seed=seed,
+                    execution=how,
+                    ranks=ranks,
+                    order=None if replayed is None else replayed.order,
                 )
 
                 def accuracy(trainer: Trainer = trainer) -> float:
@@ -345,7 +358,7 @@ def check_student(
     *,
     test_set: ImageSource,
     has_teacher: bool,
-    labels: Literal["auto", "stored"] = "auto",
+    labels: Literal["auto", "stored"] | SoftLabels = "auto",
     recipe: Recipe | None = None,
     scale: Scale | None = None,
     budget: Budget | None = None,
@@ -378,9 +391,13 @@ def check_student(
         ValueError: as there.
         TypeError: as there.
     """
+    if recipe is None and isinstance(labels, SoftLabels) and regime == "sl-kd":
+        recipe = stored_recipe(labels)
     used = _recipe(distilled_set, regime, recipe, scale)
     plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     _check(distilled_set, regime, test_set, has_teacher, labels, used, seeds)
+    if isinstance(labels, SoftLabels):
+        check_stored(labels, distilled_set, used, plan)
     plan.evaluation_steps(evaluations)
     # A model that does not fit, or batch norm on single images.
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -427,18 +444,20 @@ def _check(
     regime: Regime,
     test_set: ImageSource,
     has_teacher: bool,
-    labels: str,
+    labels: str | SoftLabels,
     used: Recipe,
     seeds: Sequence[int],
 ) -> None:
-    if labels not in ("auto", "stored"):
-        raise ValueError(f"labels must be 'auto' or 'stored', got {labels!r}")
+    if isinstance(labels, SoftLabels):
+        if regime != "sl-kd":
+            raise ValueError(f"a store of labels is for regime 'sl-kd', got {regime!r}")
+    elif labels not in ("auto", "stored"):
+        raise ValueError(f"labels must be 'auto', 'stored' or a store, got {labels!r}")
     if labels == "stored" and regime != "sl":
         raise ValueError(f"labels='stored' is for regime 'sl', got {regime!r}")
     if labels == "stored" and distilled_set.soft_labels is None:
         raise ValueError("labels='stored', but the set has no soft_labels")
-    needs_teacher = regime == "sl-kd" or (regime == "sl" and labels == "auto")
-    if needs_teacher and not has_teacher:
+    if _asks_teacher(regime, labels) and not has_teacher:
         raise ValueError(f"regime {regime!r} needs a teacher")
     if len(seeds) == 0 or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds must be different and at least one, got {list(seeds)}")
@@ -457,6 +476,10 @@ def _check(
     names = distilled_set.class_names
     if names and test_set.class_names and tuple(names) != tuple(test_set.class_names):
         raise ValueError("the set and the test set name or order their classes differently")
+
+
+def _asks_teacher(regime: Regime, labels: str | SoftLabels) -> bool:
+    return regime != "hl" and labels == "auto"
 
 
 def _teacher_record(
@@ -482,12 +505,23 @@ def _label_source(
     distilled_set: DistilledSet | ResidentDataset,
     regime: Regime,
     teacher: nn.Module | None,
-    labels: str,
+    labels: str | SoftLabels,
     used: Recipe,
+    plan: Plan,
     device: torch.device,
 ) -> LabelSource:
     if regime == "hl":
         return HardLabels(distilled_set.labels.to(device))
+    if isinstance(labels, SoftLabels):
+        height, width = distilled_set[0].shape[-2:]
+        return StoredLabels(
+            labels,
+            plan,
+            (int(height), int(width)),
+            used.temperature,
+            t_squared=used.t_squared,
+            device=device,
+        )
     if regime == "sl-kd":
         assert teacher is not None  # _check
         return ViewLabels(teacher, used.temperature, t_squared=used.t_squared)

@@ -4,19 +4,91 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyddfast.data import Normalization, ResidentDataset, normalize
-from pyddfast.ops.augment import augment, draw_augmentation, draw_cutmix
+from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation, draw_cutmix
 from pyddfast.ops.dsa import draw_dsa, dsa
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["Views", "make_views"]
+__all__ = ["Draws", "KeyedDraws", "Mix", "Views", "keyed_draws", "make_views"]
 
 _WHOLE = slice(None)
+
+
+class Mix(NamedTuple):
+    """What a whole batch is mixed with.
+
+    Attributes:
+        partner: int64 (B,), the position that each view is mixed with.
+        box: CutMix's box int64 (4,): y0, x0, y1, x1 in the view; None for MixUp.
+        lam: MixUp's weight of the view itself.
+    """
+
+    partner: Tensor
+    box: Tensor | None
+    lam: float = 1.0
+
+
+class Draws(Protocol):
+    """The choices that views are made by."""
+
+    def mix(self, step: int, count: int) -> Mix | None:
+        """What the step's batch of ``count`` views is mixed with, if it is."""
+
+    def params(self, ids: Tensor, visits: Tensor, step: int, rows: Tensor) -> AugmentParams:
+        """Of the views of ``ids[rows]``, mixing aside."""
+
+
+@dataclass(frozen=True)
+class KeyedDraws:
+    """The recipe's choices, by image and visit, and by step.
+
+    Attributes:
+        recipe: its augmentation fields.
+        seed: of the choices.
+        image_size: height and width of the images.
+        factor: of PatchShuffle; 1: none.
+    """
+
+    recipe: Recipe
+    seed: int
+    image_size: tuple[int, int]
+    factor: int = 1
+
+    def mix(self, step: int, count: int) -> Mix | None:
+        """CutMix, where the recipe has it."""
+        if self.recipe.cutmix is None:
+            return None
+        height, width = self.image_size
+        out = self.recipe.image_size or height, self.recipe.image_size or width
+        return Mix(*draw_cutmix(self.seed, step, count, out, alpha=self.recipe.cutmix))
+
+    def params(self, ids: Tensor, visits: Tensor, step: int, rows: Tensor) -> AugmentParams:
+        """PatchShuffle, crop and flip."""
+        return draw_augmentation(
+            self.seed,
+            ids[rows],
+            visits[rows],
+            step,
+            self.image_size,
+            size=self.recipe.image_size,
+            scale=self.recipe.rrc_scale,
+            ratio=self.recipe.rrc_ratio,
+            flip=self.recipe.flip,
+            factor=self.factor,
+        )
+
+
+def keyed_draws(
+    recipe: Recipe, seed: int, image_size: tuple[int, int], kind: str, factor: int
+) -> KeyedDraws:
+    """The draws of a set; PatchShuffle applies exactly to ``"patches"`` with ``factor`` > 1."""
+    shuffled = recipe.patch_shuffle == "auto" and kind == "patches"
+    return KeyedDraws(recipe, seed, image_size, factor if shuffled else 1)
 
 
 class Views(Protocol):
@@ -59,6 +131,7 @@ def make_views(
     factor: int = 1,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
+    draws: Draws | None = None,
 ) -> Views:
     """The view function of one training.
 
@@ -71,6 +144,7 @@ def make_views(
         factor: patches an axis.
         dtype: of the views of augmentation ``"rrc"``; others are float32.
         channels_last: memory format of the views of augmentation ``"rrc"``.
+        draws: choices of augmentation ``"rrc"`` in place of those drawn from ``seed``.
     """
     if isinstance(images, ResidentDataset):
         streamed = images if images.images is None else None
@@ -93,40 +167,29 @@ def make_views(
         return torch.arange(len(ids))[part]
 
     if recipe.augmentation == "rrc":
-        shuffled = recipe.patch_shuffle == "auto" and kind == "patches" and factor > 1
-
-        out = recipe.image_size or height, recipe.image_size or width
+        drawn = draws or keyed_draws(recipe, seed, (height, width), kind, factor)
 
         def mixed_rows(ids: Tensor, step: int, part: slice) -> Tensor:
-            """CutMix belongs to the whole batch: a part also makes its partners' views."""
+            """Mixing belongs to the whole batch: a part also makes its partners' views."""
             rows = own_rows(ids, step, part)
-            if recipe.cutmix is None or len(rows) == len(ids):
+            mix = drawn.mix(step, len(ids))
+            if mix is None or len(rows) == len(ids):
                 return rows
-            order, _ = draw_cutmix(seed, step, len(ids), out, alpha=recipe.cutmix)
-            return torch.cat([rows, order[rows]])
+            return torch.cat([rows, mix.partner[rows]])
 
         def rrc(ids: Tensor, visits: Tensor, step: int, part: slice = _WHOLE) -> Tensor:
             rows, wanted = mixed_rows(ids, step, part), len(own_rows(ids, step, part))
-            partner = mix_box = None
-            if recipe.cutmix is not None:
-                partner, mix_box = draw_cutmix(seed, step, len(ids), out, alpha=recipe.cutmix)
+            mix, partner = drawn.mix(step, len(ids)), None
+            if mix is not None:
+                partner = mix.partner
                 if wanted < len(ids):
                     partner = torch.arange(wanted, 2 * wanted).repeat(2)
-            params = draw_augmentation(
-                seed,
-                ids[rows],
-                visits[rows],
-                step,
-                (height, width),
-                size=recipe.image_size,
-                scale=recipe.rrc_scale,
-                ratio=recipe.rrc_ratio,
-                flip=recipe.flip,
-                factor=factor if shuffled else 1,
-            )
+            params = drawn.params(ids, visits, step, rows)
+            if mix is not None and mix.box is not None:
+                params = replace(params, partner=partner, mix_box=mix.box)
             views = augment(
                 *pixels(ids[rows]),
-                replace(params, partner=partner, mix_box=mix_box).to(device),
+                params.to(device),
                 mean=normalization.mean,
                 std=normalization.std,
                 size=recipe.image_size,
@@ -135,6 +198,8 @@ def make_views(
                 dtype=dtype,
                 channels_last=channels_last,
             )
+            if mix is not None and mix.box is None and partner is not None:
+                views = mix.lam * views + (1 - mix.lam) * views[partner.to(device)]
             return views[:wanted]
 
         return finish(rrc, mixed_rows)
