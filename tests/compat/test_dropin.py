@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.dropin import fkd
 from benchmarks.dropin.__main__ import apply, table
 from benchmarks.dropin.codebases import CODEBASES, Change
 
@@ -45,3 +46,22 @@ def test_the_committed_results(name: str) -> None:
         assert np.abs(losses / official - 1).max() <= 1e-8
     page = {"cda": "sre2l"}.get(name, name)
     assert table(result) in (ROOT / "docs" / "drop-in" / f"{page}.md").read_text()
+
+
+def test_the_committed_run_of_fkd() -> None:
+    result = json.loads((ROOT / "benchmarks" / "dropin" / "fkd.json").read_text())
+    changes = [change for script in fkd.CHANGES.values() for change in script]
+    assert result["lines_changed"] == {
+        script: sum(change.count for change in made) for script, made in fkd.CHANGES.items()
+    }
+    assert sum(result["lines_changed"].values()) <= 5
+    assert [change["added"] for change in result["changes"]] == [list(c.added) for c in changes]
+    assert result["label_files"] == fkd.EPOCHS * 6
+    assert result["label_files_that_differ"] == 0
+    official = result["losses"]["official"]
+    assert len(official) == fkd.EPOCHS * 6
+    assert min(official) > 0
+    for name in ("files", "store"):
+        assert result["losses"][name] == official
+        assert result["same_losses"][name]
+    assert fkd.table(result) in (ROOT / "docs" / "drop-in" / "fkd.md").read_text()
