@@ -68,6 +68,8 @@ class Purpose(IntEnum):
     LAYERS = 17
     SYNTHESIS = 18
     INITIAL = 19
+    FEATURE_DROP = 20
+    STATISTICS = 21
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

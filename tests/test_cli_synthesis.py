@@ -54,12 +54,14 @@ def test_sre2l_trains_a_teacher_synthesises_and_resumes(
     assert "resume it" in capsys.readouterr().err
 
 
-def test_cda_fadrm_and_dwa_take_a_trained_teacher_and_write_official_layouts(
+def test_the_others_take_a_trained_teacher_and_write_official_layouts(
     teacher: Path, tmp_path: Path
 ) -> None:
     for method, extra in (
         ("cda", ["--curriculum", "linear"]),
         ("fadrm", ["--stage-sizes", "28", "28"]),
+        ("gvbsm", ["--momentum", "0.5"]),
+        ("edc", ["--flatness-weight", "1", "--data", "fashion-mnist-mini"]),
         ("dwa", ["--adjust-steps", "2"]),
     ):
         out = tmp_path / method

@@ -27,6 +27,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("distill", "sre2l"): ("distill_sre2l", "synthesise images from a teacher by SRe2L"),
     ("distill", "cda"): ("distill_cda", "synthesise images from a teacher by CDA"),
     ("distill", "dwa"): ("distill_dwa", "synthesise images from teacher and data by DWA"),
+    ("distill", "gvbsm"): ("distill_gvbsm", "synthesise images from teachers and data by G-VBSM"),
+    ("distill", "edc"): ("distill_edc", "synthesise images from teachers and data by EDC"),
     ("distill", "fadrm"): ("distill_fadrm", "synthesise images from teacher and data by FADRM"),
     ("distill", "ca2d"): ("coresets.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
     ("coreset", "random"): ("coreset_random", "pick images at random, the same number a class"),

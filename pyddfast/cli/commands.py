@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,8 +39,12 @@ from pyddfast.methods.cda import CDAConfig, cda
 from pyddfast.methods.chunks import plan_chunks
 from pyddfast.methods.dwa import PUBLISHED as DWA_PUBLISHED
 from pyddfast.methods.dwa import DWAConfig, dwa
+from pyddfast.methods.edc import PUBLISHED as EDC_PUBLISHED
+from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import PUBLISHED as FADRM_PUBLISHED
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
+from pyddfast.methods.gvbsm import PUBLISHED as GVBSM_PUBLISHED
+from pyddfast.methods.gvbsm import GVBSMConfig, gvbsm
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import PUBLISHED as SRE2L_PUBLISHED
@@ -81,7 +86,9 @@ __all__ = [
     "coreset_random",
     "distill_cda",
     "distill_dwa",
+    "distill_edc",
     "distill_fadrm",
+    "distill_gvbsm",
     "distill_rded",
     "distill_sre2l",
     "load_set",
@@ -397,6 +404,74 @@ def distill_fadrm(
     _synthesise(fadrm, FADRM_PUBLISHED, config, data, options, out, resume=resume, device=device)
 
 
+def distill_gvbsm(
+    config: Annotated[GVBSMConfig, Flat] = GVBSMConfig(),  # noqa: B008
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    options: Annotated[SynthesisOptions, Flat] = SynthesisOptions(),
+    *,
+    out: Path,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Synthesise images by G-VBSM: several teachers, and statistics of convolutions too.
+
+    Under torchrun the processes share the work.
+
+    Args:
+        config: Settings of G-VBSM.
+        data: Which data: statistics, and what a new teacher learns.
+        options: Teachers and outputs.
+        out: Run folder; the set goes to OUT/set.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    _synthesise(
+        gvbsm,
+        GVBSM_PUBLISHED,
+        config,
+        data,
+        options,
+        out,
+        resume=resume,
+        device=device,
+        statistics=True,
+    )
+
+
+def distill_edc(
+    config: Annotated[EDCConfig, Flat] = EDCConfig(),  # noqa: B008
+    data: Annotated[DataOptions, Flat] = DataOptions(),
+    options: Annotated[SynthesisOptions, Flat] = SynthesisOptions(),
+    *,
+    out: Path,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Synthesise images by EDC: from real images, in small batches, by statistics of classes too.
+
+    Under torchrun the processes share the work.
+
+    Args:
+        config: Settings of EDC.
+        data: Which data: statistics, first images, and what a new teacher learns.
+        options: Teachers and outputs.
+        out: Run folder; the set goes to OUT/set.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    _synthesise(
+        edc,
+        EDC_PUBLISHED,
+        config,
+        data,
+        options,
+        out,
+        resume=resume,
+        device=device,
+        statistics=True,
+    )
+
+
 def coreset_random(
     data: Annotated[DataOptions, Flat] = DataOptions(),
     *,
@@ -694,12 +769,16 @@ def _synthesise(
     *,
     resume: bool,
     device: str | None,
+    statistics: bool = False,
 ) -> None:
-    """Make a set by optimisation in a run folder, as one process or as a rank of torchrun."""
+    """Make a set by optimisation in a run folder, as one process or as a rank of torchrun.
+
+    With ``statistics`` the method takes them from the data.
+    """
     if options.pretrained is not None and options.teacher:
         raise ValueError("give at most one of --teacher and --pretrained")
     source: ImageDataset | ImageFolder | None = None
-    if options.pretrained is None or config.init == "data":
+    if options.pretrained is None or config.init == "data" or statistics:
         source = data.load("train")
     if options.pretrained is not None:
         # The one published network there is; a data set shares its order of classes.
@@ -730,6 +809,10 @@ def _synthesise(
         "first_set": None if options.first_set is None else str(options.first_set),
         "dataset": None if first is None else describe_data(first),
     }
+    if statistics:
+        assert source is not None
+        facts["statistics"] = describe_data(source)
+        method = partial(method, data=source)
     folder = out / "set"
     with RunFolder(out, facts, resume=resume) if ranks.rank == 0 else nullcontext() as run:
         ranks.wait()

@@ -3,7 +3,9 @@
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.cda import CDAConfig, cda
 from pyddfast.methods.dwa import DWAConfig, dwa
+from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
+from pyddfast.methods.gvbsm import GVBSMConfig, gvbsm
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
@@ -12,7 +14,9 @@ from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo
 __all__ = [
     "CDAConfig",
     "DWAConfig",
+    "EDCConfig",
     "FADRMConfig",
+    "GVBSMConfig",
     "Job",
     "RDEDConfig",
     "SRe2LConfig",
@@ -22,7 +26,9 @@ __all__ = [
     "cda",
     "check_rded",
     "dwa",
+    "edc",
     "fadrm",
+    "gvbsm",
     "rded",
     "sre2l",
 ]

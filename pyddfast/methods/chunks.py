@@ -69,7 +69,7 @@ class ChunkStore(JobFolder):
     def __init__(
         self, out: str | Path, config: Mapping[str, Any], ranks: Ranks, *, resume: bool
     ) -> None:
-        super().__init__(out, config, ranks, resume=resume, parts="chunks")
+        super().__init__(out, config, ranks, resume=resume, parts="chunks", beside=("statistics",))
 
     def file(self, chunk: Chunk) -> Path:
         """Where a finished chunk lies."""

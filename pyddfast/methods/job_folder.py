@@ -26,6 +26,7 @@ class JobFolder:
         ranks: The processes; all of them open the folder.
         resume: As for :class:`RunFolder`.
         parts: Name of the folder in it where the parts go.
+        beside: Names of other folders in it that are written to.
 
     Attributes:
         run: The run folder.
@@ -40,11 +41,13 @@ class JobFolder:
         *,
         resume: bool,
         parts: str,
+        beside: tuple[str, ...] = (),
     ) -> None:
         self.first = ranks.rank == 0
         if self.first:
             self.run = RunFolder(out, config, resume=resume)
-            remove_leftovers(self.run.path / parts)
+            for folder in (parts, *beside):
+                remove_leftovers(self.run.path / folder)
         ranks.wait()
         if not self.first:
             self.run = RunFolder(out, config, shared=True)

@@ -31,7 +31,9 @@ __all__ = [
     "resolve",
 ]
 
-Preset: TypeAlias = Literal["auto", "imagenet-1k", "imagenet-21k", "tiny-imagenet", "cifar-100"]
+Preset: TypeAlias = Literal[
+    "auto", "imagenet-1k", "imagenet-10", "imagenet-21k", "tiny-imagenet", "cifar-10", "cifar-100"
+]
 Teachers: TypeAlias = nn.Module | Sequence[nn.Module]
 
 

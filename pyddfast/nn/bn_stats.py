@@ -65,7 +65,7 @@ class BNStatLoss:
         self._layers = _chosen(model, layers)
         self._names = _names(model, self._layers)
         for layer, name in zip(self._layers, self._names, strict=True):
-            _check_layer(layer, name)
+            check_layer(layer, name)
         self._weights = [float(first_multiplier)] + [1.0] * (len(self._layers) - 1)
         self._var_weight = float(var_weight)
         self._stats: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
@@ -95,27 +95,11 @@ class BNStatLoss:
         stats = [s for s in self._stats if s is not None]
         self._stats = [None] * len(self._layers)
         target_mean, target_var = self._packed_targets(stats[0][0].dtype)
-        sizes = [len(mean) for mean, _ in stats]
-        losses, distances, start = [], [], 0
-        for first in range(0, len(sizes), MAX_LAYERS):  # one group but for the deepest networks
-            group = slice(first, first + MAX_LAYERS)
-            mean, var = (_pack(vectors) for vectors in zip(*stats[group], strict=True))
-            part = slice(start, start + len(mean))
-            whole = len(mean) == target_mean.shape[1]
-            loss, per_layer = ops.bn_distance(
-                mean,
-                var,
-                target_mean if whole else target_mean[:, part],
-                target_var if whole else target_var[:, part],
-                sizes[group],
-                layer_weight=self._weights[group],
-                var_weight=self._var_weight,
-            )
-            losses.append(loss)
-            distances.append(per_layer.detach())
-            start = part.stop
-        self.per_layer = torch.cat(distances) if len(distances) > 1 else distances[0]
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        loss, per_layer = layer_distances(
+            stats, target_mean, target_var, self._weights, var_weight=self._var_weight
+        )
+        self.per_layer = per_layer.detach()
+        return loss
 
     def close(self) -> None:
         """Removes the hooks and restores the layers; a second call does nothing."""
@@ -142,7 +126,7 @@ class BNStatLoss:
 
     def _before(self, index: int, layer: _BatchNorm, args: tuple[Any, ...], *, tap: bool) -> Any:
         """The pre-hook of a layer: checks it and, in mode tap, replaces its input by the tap."""
-        _check_layer(layer, self._names[index])
+        check_layer(layer, self._names[index])
         if getattr(layer, "_is_replica", False):
             raise RuntimeError(
                 "BNStatLoss does not work under nn.DataParallel with several devices: its replicas "
@@ -187,6 +171,56 @@ class BNStatLoss:
             mean, var = (torch.cat(part).to(dtype)[None] for part in zip(*vectors, strict=True))
             self._targets = (key, mean, var)
         return self._targets[1:]
+
+
+def layer_distances(
+    stats: Sequence[tuple[Tensor, Tensor]],
+    target_mean: Tensor,
+    target_var: Tensor,
+    weights: Sequence[float],
+    *,
+    var_weight: float = 1.0,
+    target_weight: Sequence[float] | None = None,
+    at: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`ops.bn_distance` of any number of layers.
+
+    Args:
+        stats: (channels,) mean and variance a layer.
+        target_mean: (T, S), the layers side by side.
+        target_var: (T, S).
+        weights: A number a layer.
+        var_weight: As `ops.bn_distance`.
+        target_weight: As `ops.bn_distance`.
+        at: As `ops.bn_distance`, (S,) each.
+
+    Returns:
+        The weighted sum, and the distances (layers,); both differentiable.
+    """
+    sizes = [len(mean) for mean, _ in stats]
+    losses, distances, start = [], [], 0
+    for first in range(0, len(sizes), MAX_LAYERS):  # one group but for the deepest networks
+        group = slice(first, first + MAX_LAYERS)
+        mean, var = (_pack(vectors) for vectors in zip(*stats[group], strict=True))
+        part = slice(start, start + len(mean))
+        whole = len(mean) == target_mean.shape[1]
+        loss, per_layer = ops.bn_distance(
+            mean,
+            var,
+            target_mean if whole else target_mean[:, part],
+            target_var if whole else target_var[:, part],
+            sizes[group],
+            layer_weight=weights[group],
+            target_weight=target_weight,
+            var_weight=var_weight,
+            at=at if whole or at is None else (at[0][part], at[1][part]),
+        )
+        losses.append(loss)
+        distances.append(per_layer)
+        start = part.stop
+    if len(losses) == 1:
+        return losses[0], distances[0]
+    return torch.stack(losses).sum(), torch.cat(distances)
 
 
 class _Pack(torch.autograd.Function):
@@ -236,7 +270,12 @@ def _names(model: nn.Module, layers: Sequence[nn.Module]) -> list[str]:
     return [names[layer] for layer in layers]
 
 
-def _check_layer(layer: _BatchNorm, name: str) -> None:
+def check_layer(layer: _BatchNorm, name: str) -> None:
+    """The layer's running statistics are there and are not being changed.
+
+    Raises:
+        ValueError: They are not; the message names the layer.
+    """
     if layer.training:
         raise ValueError(
             f"BatchNorm layer {name!r} is in training mode; its running statistics are the target: "

@@ -28,6 +28,27 @@ def network(seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def planes() -> nn.Sequential:
+    """Convolutions that see planes of 32, 20 and 7: whole cells, a resize, and one to a cell."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(20),
+        nn.Conv2d(6, 5, 1, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(7),
+        nn.Conv2d(5, 4, 3),
+    )
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 1.5)
+    return model.double().eval().requires_grad_(False)
+
+
 def images(seed: int, batch: int = 3, size: int = 32) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64)
@@ -53,6 +74,10 @@ def cells(x: Tensor, cell: int = 16) -> tuple[Tensor, Tensor]:
         for j in range(0, width, cell)
     ]
     return moments(torch.stack(rows))
+
+
+def all_stats(x: Tensor) -> tuple[Tensor, ...]:
+    return (*channels(x), *cells(x))
 
 
 def norm(x: Tensor) -> Tensor:

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.compat import edc, gvbsm
-from tests.compat.restated import Averages, Recorder, cells, channels, distance, images, moments
+from tests.compat.restated import (
+    Averages,
+    Recorder,
+    all_stats,
+    cells,
+    channels,
+    distance,
+    images,
+    moments,
+)
+from tests.compat.restated import planes as network
 
 BOUND = 1e-10  # of the value and of the gradient, relative
 CLASSES = 3
@@ -25,27 +35,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three classes for EDC."""
     monkeypatch.setattr(edc, "CLASSES", CLASSES)
-
-
-def network() -> nn.Sequential:
-    """Convolutions that see planes of 32, 20 and 7: whole cells, a resize, and one to a cell."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(20),
-        nn.Conv2d(6, 5, 1, bias=False),
-        nn.BatchNorm2d(5),
-        nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(7),
-        nn.Conv2d(5, 4, 3),
-    )
-    for layer in model:
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.uniform_(-1, 1)
-            layer.running_var.uniform_(0.5, 1.5)
-    return model.double().eval().requires_grad_(False)
 
 
 def hooked(model: nn.Sequential) -> list[nn.Module]:
@@ -65,10 +54,6 @@ def check(ours: list, theirs: list) -> None:
         for value, reference in zip(values, expected, strict=True):
             assert abs(value - reference) <= BOUND * abs(reference)
         assert (gradient - slope).norm() <= BOUND * slope.norm()
-
-
-def all_stats(x: Tensor) -> tuple[Tensor, ...]:
-    return (*channels(x), *cells(x))
 
 
 def training_data() -> list[tuple[Tensor, Tensor]]:

@@ -1,8 +1,8 @@
 """Jobs for test_engine.py, run as a script in a process of their own.
 
-``python kill_runner.py job FOLDER`` makes a set in FOLDER, as any rank of torchrun.
-``python kill_runner.py kill FOLDER`` makes a set in FOLDER/whole, and the same set in other folders
-with a SIGKILL at twenty moments, and prints what it saw as JSON.
+``python kill_runner.py job METHOD FOLDER`` makes a set in FOLDER, as any rank of torchrun.
+``python kill_runner.py kill METHOD FOLDER KILLS`` makes a set in FOLDER/whole, and the same set in
+other folders with a SIGKILL at so many moments, and prints what it saw as JSON.
 
 The kills are done to forked children of a parent that has imported everything and never run a
 backward pass, so that each costs milliseconds and not an import of torch.
@@ -18,19 +18,26 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pyddfast.methods import Job, SRe2LConfig, sre2l
+from pyddfast.methods import EDCConfig, Job, SRe2LConfig, edc, sre2l
 from tests.methods.synthesis_cases import dataset, teacher
 
-KILLS = 20
-CONFIG = SRe2LConfig(ipc=2, iterations=24, batch_size=3, jitter=(0, 2), crop=True, seed=11)
+SHARED: dict[str, Any] = {
+    "ipc": 2, "iterations": 24, "batch_size": 3, "jitter": (0, 2), "seed": 11,
+}  # fmt: skip
+METHODS: dict[str, tuple[Any, Any]] = {
+    "sre2l": (sre2l, SRe2LConfig(**SHARED, crop=True)),
+    "edc": (edc, EDCConfig(**SHARED, drop_rate=0.3, flatness_weight=1.0)),
+}
 
 
 def job(folder: Path) -> None:
-    """Five classes in chunks of three and two, two images each: four chunks; a file each step."""
-    made = sre2l(dataset(), NETWORK, CONFIG, job=Job(out=folder, checkpoint_seconds=0.0))
+    """Five classes, two images each, in four chunks; a file each step."""
+    method, config = METHODS[METHOD]
+    made = method(dataset(), NETWORKS, config, job=Job(out=folder, checkpoint_seconds=0.0))
     if int(os.environ.get("RANK", "0")) == 0:
         made.save(folder / "set")
 
@@ -76,7 +83,7 @@ def kill_while_writing(folder: Path) -> int:
     assert os.read(read, 1) == b"x"
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    return len(list((folder / "chunks").glob(".*")))
+    return len(list(folder.rglob(".0*")))
 
 
 def kill(root: Path) -> None:
@@ -86,7 +93,7 @@ def kill(root: Path) -> None:
     torn = kill_while_writing(root / "torn")
     rng = random.Random(5)  # seeded moments
     folders, seen, kills, rewritten = [root / "torn", root / "0"], {}, 1, []
-    while kills < KILLS:
+    while kills < int(sys.argv[4]):
         folder = folders[-1]
         pid = child(lambda folder=folder: job(folder))  # type: ignore[misc]
         time.sleep(rng.uniform(0.0, seconds / 4))
@@ -122,8 +129,9 @@ def kill(root: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    NETWORK = teacher()
+    METHOD = sys.argv[2]
+    NETWORKS = [teacher()] if METHOD == "sre2l" else [teacher(0), teacher(1)]
     pixel = torch.zeros(1, requires_grad=True)
     pixel.grad = torch.zeros(1)
     torch.optim.Adam([pixel]).step()  # imports torch._dynamo, before the children are forked
-    {"job": job, "kill": kill}[sys.argv[1]](Path(sys.argv[2]))
+    {"job": job, "kill": kill}[sys.argv[1]](Path(sys.argv[3]))

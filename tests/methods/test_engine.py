@@ -45,28 +45,38 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in wanted}
 
 
-def test_twenty_kills_change_no_byte_and_no_finished_chunk(tmp_path: Path) -> None:
-    seen = json.loads(run(str(RUNNER), "kill", str(tmp_path)))
-    assert seen["kills"] == 20
+@pytest.mark.parametrize(
+    ("method", "kills"),
+    # Twenty moments for the engine; fewer for what this adds: statistics of the data, averages.
+    [("sre2l", 20), ("edc", 6)],
+)
+def test_kills_change_no_byte_and_no_finished_chunk(
+    method: str, kills: int, tmp_path: Path
+) -> None:
+    seen = json.loads(run(str(RUNNER), "kill", method, str(tmp_path), str(kills)))
+    assert seen["kills"] == kills
     assert seen["torn"] == 1  # one of them left a half-written temporary file
     assert seen["rewritten"] == []
     assert seen["chunks_kept"] > 0
     assert set(seen["statuses"]) == {0}
     whole = contents(tmp_path / "whole")
+    statistics = [] if method == "sre2l" else [f"statistics/0{t}.safetensors" for t in (0, 1)]
     assert sorted(whole) == [
         *(f"chunks/{index:06d}.safetensors" for index in range(4)),
         "metrics.jsonl",
         "set/set.json",
         "set/set.safetensors",
+        *statistics,
     ]
     for folder in seen["folders"]:
         assert contents(Path(folder)) == whole
 
 
 def test_ranks_make_the_bytes_of_one_process(tmp_path: Path) -> None:
-    run(str(RUNNER), "job", str(tmp_path / "one"))
+    # EDC: the processes divide the teachers' passes over the data, too.
+    run(str(RUNNER), "job", "edc", str(tmp_path / "one"))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run(*torchrun, str(RUNNER), "job", str(tmp_path / "two"))
+    run(*torchrun, str(RUNNER), "job", "edc", str(tmp_path / "two"))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
