@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import augment, kd, patches, scores, stats
+from benchmarks.ops import augment, kd, patches, scores, stats, synthesis
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -27,6 +27,7 @@ CASES: dict[str, Cases] = {
     "augment": augment.augment_cases,
     "multi_crop": patches.multi_crop_cases,
     "mosaic": patches.mosaic_cases,
+    "crop_flip_roll": synthesis.crop_flip_roll_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

@@ -113,6 +113,10 @@ def _mosaic(patches: Tensor, size: int, factor: int, *rest: Any) -> Tensor:
     return patches.new_empty(shape, dtype=dtype)
 
 
+def _crop_flip_roll(x: Tensor, params: Tensor, height: int, width: int, adjoint: bool) -> Tensor:
+    return x.new_empty((*x.shape[:2], height, width))
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -137,6 +141,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "augment": _augment,
     "multi_crop": _multi_crop,
     "mosaic": _mosaic,
+    "crop_flip_roll": _crop_flip_roll,
     "dynamics_update_": lambda *_: None,
 }
 

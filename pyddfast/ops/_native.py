@@ -44,6 +44,7 @@ OPERATORS = (
     "augment",
     "multi_crop",
     "mosaic",
+    "crop_flip_roll",
     "dynamics_update_",
 )
 

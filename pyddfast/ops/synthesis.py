@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks
+from pyddfast.ops import _checks, _native
+from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
+from pyddfast.ops._native import raw
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.ops.reference import synthesis as reference
 from pyddfast.random import Purpose, randint, uniform
@@ -86,7 +88,36 @@ def crop_flip_roll(
                 f"the box {[top, left, h, w]} (top, left, height, width) of params must not be "
                 f"empty and must lie inside the images of {height} x {width} pixels"
             )
-    return reference.crop_flip_roll(images, params, size)
+    if functorch_active() or not _native.usable(images):
+        return reference.crop_flip_roll(images, params, size)
+    return _linear(images, savable(params), size, adjoint=False)
+
+
+def _linear(x: Tensor, params: Tensor, size: tuple[int, int], *, adjoint: bool) -> Tensor:
+    """The map from images to views, or its adjoint; `size` is the result's."""
+    if needs_graph(x):
+        result: Tensor = _CropFlipRoll.apply(x, params, size, adjoint)  # type: ignore[no-untyped-call]
+        return result
+    result = raw.crop_flip_roll(x, params, *size, adjoint)
+    return result
+
+
+class _CropFlipRoll(torch.autograd.Function):
+    """Linear, so that the backward of either map is the other one, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, params: Tensor, size: tuple[int, int], adjoint: bool) -> Any:
+        ctx.save_for_backward(params)
+        ctx.size, ctx.adjoint = (int(x.shape[2]), int(x.shape[3])), adjoint
+        return raw.crop_flip_roll(x, params, *size, adjoint)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (params,) = ctx.saved_tensors
+        back = not ctx.adjoint
+        if wants_graph():
+            return _linear(grad, params, ctx.size, adjoint=back), None, None, None
+        return raw.crop_flip_roll(grad, params, *ctx.size, back), None, None, None
 
 
 def draw_crop_flip_roll(

@@ -32,6 +32,16 @@ def test_providers_agree(op: str) -> None:
         assert all(torch.equal(inputs[name], before[name]) for name in inputs)
 
 
+def test_providers_agree_on_the_augmentation_of_a_step() -> None:
+    for case in CASES["crop_flip_roll"](CPU, True):
+        inputs = case.make_inputs(3)
+        ours, eager = (case.providers[name](inputs)() for name in ("ours", "eager"))
+        if case.part == "forward+backward":
+            (ours,), (eager,) = ours, eager  # type: ignore[misc, has-type]
+        assert ours.shape == eager.shape == case.shape  # type: ignore[attr-defined]
+        assert (ours - eager).abs().max() <= 3e-6 * eager.abs().max()  # type: ignore
+
+
 @pytest.mark.parametrize(
     ("op", "dtype", "bytes_floor"),
     [

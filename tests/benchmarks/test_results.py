@@ -238,6 +238,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
     cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
     cases += [("augment", "forward", (4, 3, 32, 32))] * 2  # float32 and bfloat16
     cases += [("multi_crop", "forward", (2, 3, 30, 40)), ("mosaic", "forward", (8, 3, 8, 8))]
+    for side in (64, 32):
+        cases += [("crop_flip_roll", part, (2, 3, side, side)) for part in ("forward", both)]
     assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout

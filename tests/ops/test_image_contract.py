@@ -1,5 +1,6 @@
-"""What ``augment``, ``multi_crop`` and ``mosaic`` promise on every backend (they have no kernel
-gradients, so the suite of the losses does not fit them)."""
+"""What the operators on images promise on every backend: their shapes do not fit the suite of the
+losses.  Gradients of ``crop_flip_roll`` are in test_synthesis.py; the others have no kernel for
+theirs."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from pyddfast import ops
 from pyddfast.ops import AugmentParams, _native
 from pyddfast.ops.reference import augment as augment_twin
 from pyddfast.ops.reference import patches as patches_twin
+from pyddfast.ops.reference import synthesis as synthesis_twin
 from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -112,10 +114,24 @@ def twin_mosaic(inputs: Inputs) -> Tensor:
     return patches_twin.mosaic(inputs["patches"].double(), 13, 2, "bilinear") * std + mean
 
 
+def make_rolled(n: int) -> dict[str, Tensor]:
+    params = torch.tensor([3, 4, 17, 20, 1, 6, -5])
+    return {"images": pixels(n, 25, 30) / 255, "params": params}
+
+
+def run_rolled(inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    return ops.crop_flip_roll(inputs["images"].to(dtype), inputs["params"])
+
+
+def twin_rolled(inputs: Inputs) -> Tensor:
+    return synthesis_twin.crop_flip_roll(inputs["images"].double(), inputs["params"], (25, 30))
+
+
 CASES = [
     ImageCase("augment", "images", make_augment, run_augment, twin_augment),
     ImageCase("multi_crop", "images", make_crops, run_crops, twin_crops, batch_dim=1),
     ImageCase("mosaic", "patches", make_mosaic, run_mosaic, twin_mosaic),
+    ImageCase("crop_flip_roll", "images", make_rolled, run_rolled, twin_rolled),
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -129,8 +145,8 @@ def test_dtypes(backend, case):
     inputs = put(backend, case.make(5))
     for dtype in backend.dtypes:
         exact = dict(inputs)
-        if case.name == "mosaic":  # the patches are rounded first
-            exact["patches"] = inputs["patches"].to(dtype)
+        if inputs[case.varies].is_floating_point():  # they are rounded first
+            exact[case.varies] = inputs[case.varies].to(dtype)
         got = case.op(inputs, dtype)
         assert got.dtype is dtype
         arithmetic = FLOAT64 if dtype is torch.float64 else FLOAT32
@@ -258,6 +274,7 @@ RAW = {
     ),
     "multi_crop": lambda i: ([i["images"]], i["boxes"], 12, 17, MEAN, STD, torch.bfloat16),
     "mosaic": lambda i: (i["patches"], 13, 2, True, MEAN, STD, 1),
+    "crop_flip_roll": lambda i: (i["images"], i["params"], 25, 30, False),
 }
 
 

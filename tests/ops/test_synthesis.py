@@ -39,9 +39,12 @@ BOXES = [
 ]
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)
 @pytest.mark.parametrize("size", [(12, 16), (9, 20), (5, 3)])  # kept; both ways; shrunk
 @pytest.mark.parametrize("box", BOXES)
-def test_crop_flip_roll_is_the_official_chain(box: list[int], size: tuple[int, int]) -> None:
+def test_crop_flip_roll_is_the_official_chain(
+    backend, box: list[int], size: tuple[int, int]
+) -> None:
     # Rolls: none, the official range, symmetric and beyond the image.
     for flip, (down, right) in itertools.product((0, 1), ((0, 0), (3, 1), (-2, 40))):
         params = torch.tensor([*box, flip, down, right])
@@ -90,13 +93,72 @@ def test_crop_flip_roll_of_layouts_and_of_each_image_alone() -> None:
     assert ops.crop_flip_roll(images[:0], params, 5).shape == (0, 3, 5, 5)
 
 
-def test_crop_flip_roll_has_second_derivatives_and_compiles() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_crop_flip_roll_takes_any_upstream_gradient(dtype: torch.dtype) -> None:
+    params = torch.tensor([1, 2, 8, 9, 1, 4, 3])
+    images = randn(2, 3, 12, 16).to(dtype).requires_grad_()
+    plain = randn(2, 3, 10, 11, seed=2).to(dtype)
+    kinds = {
+        "stride 0": plain[:1, :1, :1, :1].expand_as(plain),
+        "channels last": plain.contiguous(memory_format=torch.channels_last),
+        "transposed": plain.transpose(2, 3).contiguous().transpose(2, 3),
+    }
+    for kind, upstream in kinds.items():
+        wide = images.detach().double().requires_grad_()
+        want = torch.autograd.grad(restated(wide, params, (10, 11)), wide, upstream.double())[0]
+        views = ops.crop_flip_roll(images, params, (10, 11))
+        got = torch.autograd.grad(views, images, upstream)[0]
+        assert got.dtype is dtype
+        assert_close(got, want, FLOAT32 + ROUNDING[dtype], kind)
+
+
+def test_crop_flip_roll_gradients_do_not_depend_on_threads() -> None:
+    params = torch.tensor([5, 9, 40, 33, 1, 4, 3])
+    images = randn(5, 3, 64, 64).float().requires_grad_()
+    threads, gradients = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            loss = ops.crop_flip_roll(images, params).square().sum()
+            gradients += torch.autograd.grad(loss, images)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
+def test_crop_flip_roll_has_derivatives_of_any_order() -> None:
     params = torch.tensor([1, 0, 3, 4, 1, 1, 2])
     images = randn(1, 1, 4, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: ops.crop_flip_roll(x, params), (images,))
     assert torch.autograd.gradgradcheck(lambda x: ops.crop_flip_roll(x, params) ** 3, (images,))
-    compiled = torch.compile(ops.crop_flip_roll, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(images, params), ops.crop_flip_roll(images, params))
+    # The third derivative of the sum of the views' fourth powers, along ones, is 24 Aᵀ(A x).
+    direction = torch.ones_like(images)
+    third = (ops.crop_flip_roll(images, params) ** 4).sum()
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad(third, images, create_graph=True)
+        third = (gradient * direction).sum()
+    views, moved = (ops.crop_flip_roll(x, params).detach() for x in (images, direction))
+    assert third.item() == pytest.approx(float((24 * views * moved**3).sum()))
+
+
+def test_crop_flip_roll_compiles_and_transforms() -> None:
+    params = torch.tensor([1, 0, 3, 4, 1, 1, 2])
+    images = randn(2, 1, 4, 5).float().requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return ops.crop_flip_roll(x, params).square().sum()
+
+    (want,) = torch.autograd.grad(loss(images), images)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True)
+    assert_close(torch.autograd.grad(compiled(images), images)[0], want.double(), FLOAT32)
+    assert_close(torch.func.grad(loss)(images.detach()), want.double(), FLOAT32)
+    rows = torch.func.vmap(torch.func.grad(lambda x: loss(x[None])))(images.detach())
+    assert_close(rows, want.double(), FLOAT32)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(images.detach(), images.detach())
+        with pytest.raises(NotImplementedError):
+            ops.crop_flip_roll(dual, params)
 
 
 def test_draws_are_keyed_by_step_and_batch_and_uniform_in_their_ranges() -> None:
