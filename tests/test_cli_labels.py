@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from pyddfast import data
 from pyddfast.cli import main
 from pyddfast.data import SoftLabels, write_layout
-from pyddfast.train import train_teacher
+from pyddfast.train import Epochs, train_student, train_teacher
+from pyddfast.train import recipe as recipe_of
+from pyddfast.train.stored import open_labels
 from tests.data.fkd_files import official_folder
 
 
@@ -80,3 +83,72 @@ def test_labels_go_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     capsys.readouterr()
     assert main(["labels", "recode", paths["store"], paths["short"], "--form", "top9"]) == 2
     assert "needs more than 9 classes, there are 7" in capsys.readouterr().err
+
+
+def test_relabel_and_train_on_what_it_stored(
+    small: data.ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ("convnet-d1", {"width": 4, "norm": "batch"})
+    teacher = train_teacher(
+        small, model, test_set=small, epochs=1, out=tmp_path / "teacher", device="cpu"
+    )
+    rows = torch.cat([(small.labels == label).nonzero()[:3, 0] for label in range(10)])
+    part = small.subset(rows)
+    made = data.DistilledSet(
+        part.images, part.labels, 10, part.normalization, part.class_names, kind="real"
+    )
+    made.save(tmp_path / "set")
+    paths = {name: str(tmp_path / name) for name in ("set", "teacher", "labels", "run")}
+    recipe = ["--recipe", "batch_size=8", "warmup_epochs=0"]
+    words = ["relabel", "--set", paths["set"], "--teacher", paths["teacher"], "--epochs", "2"]
+    words += ["--out", paths["labels"], "--form", "float32", "--seed", "3", "--device", "cpu"]
+    assert main([*words, *recipe]) == 0
+    assert "2 epochs of 30 images, 10 classes, float32" in capsys.readouterr().out
+    assert main([*words, *recipe]) == 2  # without --resume nothing is touched
+    assert "holds a run; resume it" in capsys.readouterr().err
+    train = ["train", "--set", paths["set"], "--regime", "sl-kd", "--labels", paths["labels"]]
+    train += ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch", "--seeds", "1"]
+    train += ["--seed", "3", "--evaluations", "1", "--device", "cpu"]
+    assert main([*train, "--out", paths["run"]]) == 2
+    assert "labels for 2 epochs, the training has 200" in capsys.readouterr().err
+    assert main([*train, "--out", paths["run"], "--epochs", "2"]) == 0
+    # As with the teacher beside the student.
+    config = json.loads((tmp_path / "run" / "students" / "config.json").read_text())["config"]
+    assert config["teacher"] is None
+    assert config["labels"]["form"] == "float32"
+    train_student(
+        made,
+        "sl-kd",
+        model,
+        test_set=data.load("fashion-mnist-mini", split="test"),
+        teacher=teacher.model,
+        recipe=recipe_of("sl-kd", "large", batch_size=8, warmup_epochs=0),
+        budget=Epochs(2),
+        seeds=(3,),
+        evaluations=1,
+        device="cpu",
+        out=tmp_path / "online",
+    )
+    online = load_file(tmp_path / "online" / "seed3.safetensors")
+    replayed = load_file(tmp_path / "run" / "students" / "seed3.safetensors")
+    for name, value in online.items():
+        assert torch.equal(value, replayed[name])
+
+
+def test_names_that_sort_in_two_ways_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official_folder(tmp_path / "fkd", num_classes=1)
+    folder = tmp_path / "set" / "n00000001"
+    folder.mkdir(parents=True)
+    for number in range(11):
+        Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    with pytest.raises(ValueError, match="official files: make a store by pyddfast labels import"):
+        open_labels(tmp_path / "fkd")
+    words = ["labels", "import", str(tmp_path / "fkd"), str(tmp_path / "store")]
+    assert main([*words, "--set", str(tmp_path / "set")]) == 2
+    assert "10.png comes before 2.png where names are sorted as text" in capsys.readouterr().err
+    for file in list(folder.iterdir()):
+        file.rename(folder / f"{int(file.stem):02d}.png")
+    assert main([*words, "--set", str(tmp_path / "set")]) == 0
+    assert SoftLabels(tmp_path / "store").info.image_size == (4, 4)

@@ -43,6 +43,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
     ("score",): ("coresets.score", "one recorded training, every score of every image"),
     ("check-set",): ("labels.check_set", "count a set's images, ask a teacher about its labels"),
+    ("relabel",): ("labels.relabel", "store a teacher's labels of every view of a training"),
     ("labels", "import"): ("labels.labels_import", "official soft-label files to a store"),
     ("labels", "export"): ("labels.labels_export", "a store to official soft-label files"),
     ("labels", "recode"): ("labels.labels_recode", "a store in another form"),

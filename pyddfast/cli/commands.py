@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from pyddfast.data import (
     ImageFolder,
     ImageSource,
     ResidentDataset,
+    SoftLabels,
     export_png,
     load,
     write_layout,
@@ -73,6 +74,7 @@ from pyddfast.train import (
 from pyddfast.train import recipe as published_recipe
 from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
 from pyddfast.train.models import ModelSpec
+from pyddfast.train.stored import open_labels, stored_recipe
 from pyddfast.train.student import check_student
 from pyddfast.train.teacher import RECORD, WEIGHTS, load_weights, read_record
 
@@ -98,6 +100,7 @@ __all__ = [
     "plain",
     "print_table",
     "quickstart",
+    "recipe_changes",
     "show_results",
     "train",
 ]
@@ -593,7 +596,7 @@ def train(
     seeds: int = 3,
     seed: int = 0,
     evaluations: int = 10,
-    labels: Literal["auto", "stored"] = "auto",
+    labels: Literal["auto", "stored"] | Path = "auto",
     deterministic: bool = False,
     resume: bool = False,
     device: str | None = None,
@@ -620,7 +623,8 @@ def train(
         seeds: Number of students.
         seed: Seed of the first; the others follow.
         evaluations: Test evaluations a student, evenly spread.
-        labels: stored: the set's own soft labels instead of a teacher's.
+        labels: stored: the set's own soft labels instead of a teacher's; a folder: the labels of
+            every view that relabel or labels import stored there, for sl-kd.
         deterministic: Deterministic algorithms on CUDA.
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
@@ -629,7 +633,11 @@ def train(
     ranks = join_ranks()
     task = data.load("test")
     distilled = sets.open(set, task, target)
-    used = _recipe(regime, scale, distilled.ipc, max(distilled.image_shape[1:]), recipe)
+    used_labels = open_labels(labels) if isinstance(labels, Path) else labels
+    if isinstance(used_labels, SoftLabels):
+        used = _replayed_recipe(used_labels, scale, recipe)
+    else:
+        used = _recipe(regime, scale, distilled.ipc, max(distilled.image_shape[1:]), recipe)
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     budget = _budget(epochs, steps, samples)
@@ -643,7 +651,7 @@ def train(
         limit_bytes=sets.limit_bytes,
         on_overflow="stream",
     )
-    needs_teacher = regime != "hl" and labels != "stored"
+    needs_teacher = regime != "hl" and labels == "auto"
     if ranks.world > 1 and needs_teacher and teacher.teacher is None:
         raise ValueError("under torchrun give a trained teacher: --teacher")
     check_student(
@@ -652,7 +660,7 @@ def train(
         model.spec(),
         test_set=test_set,
         has_teacher=needs_teacher,
-        labels=labels,
+        labels=used_labels,
         recipe=used,
         budget=budget,
         seeds=range(seed, seed + seeds),
@@ -666,6 +674,7 @@ def train(
         "layout": sets.layout,
         "factor": distilled.factor,
         "test_resize": cut,
+        "labels": str(labels),
         "regime": regime,
         "recipe": used.to_dict(),
         "budget": None if budget is None else repr(budget),
@@ -685,7 +694,7 @@ def train(
             test_set=test_set,
             teacher=None if known is None else known.model,
             teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},
-            labels=labels,
+            labels=used_labels,
             recipe=used,
             budget=budget,
             seeds=tuple(range(seed, seed + seeds)),
@@ -918,11 +927,27 @@ def _recipe(
 ) -> Recipe:
     # 64 pixels are the largest of the paper's small-scale sets (Tiny-ImageNet).
     chosen: Scale = scale or ("small" if side <= 64 else "large")
-    given = _assignments("recipe", changes)
+    return published_recipe(regime, chosen, ipc, **recipe_changes(changes))
+
+
+def recipe_changes(words: Sequence[str]) -> dict[str, Any]:
+    """The fields of a recipe that ``NAME=VALUE`` words set."""
+    given = _assignments("recipe", words)
     known = {f.name for f in fields(Recipe)}
     if unknown := sorted(given.keys() - known):
         raise ValueError(f"--recipe has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return published_recipe(regime, chosen, ipc, **given)
+    return given
+
+
+def _replayed_recipe(store: SoftLabels, scale: Scale | None, changes: Sequence[str]) -> Recipe:
+    """That of the stored views; of imported ones the published SL+KD at their batch size."""
+    made = stored_recipe(store)
+    if made is None:
+        batch = f"batch_size={store.info.batch_size}"
+        return _recipe("sl-kd", scale or "large", 1, 0, [batch, *changes])
+    if scale not in (None, made.scale):
+        raise ValueError(f"--scale {scale} is not that of {store.path}, {made.scale}")
+    return replace(made, **recipe_changes(changes))
 
 
 def _budget(epochs: int | None, steps: int | None, samples: int | None) -> Budget | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
-from pyddfast.cli.commands import load_teacher
+from pyddfast.cli.commands import load_teacher, recipe_changes
+from pyddfast.cli.sets import set_folder
 from pyddfast.data import (
     EFFICIENTNET_LITE_NORMALIZATION,
     DistilledSet,
@@ -22,13 +24,17 @@ from pyddfast.data import (
     read_layout,
     recode,
 )
+from pyddfast.data.folder import scan
+from pyddfast.data.layouts import by_number
 from pyddfast.data.softlabels_fkd import FKDFolder
 from pyddfast.models import load_pretrained
 from pyddfast.train import check_set as report_on
 from pyddfast.train import progress
+from pyddfast.train import recipe as published_recipe
+from pyddfast.train import relabel as make_store
 from pyddfast.train.teacher import RECORD, read_record
 
-__all__ = ["check_set", "labels_export", "labels_import", "labels_recode", "open_set"]
+__all__ = ["check_set", "labels_export", "labels_import", "labels_recode", "open_set", "relabel"]
 
 LayoutName = Literal["auto", "sre2l", "rded", "d4m", "synset"]
 
@@ -95,6 +101,70 @@ def check_set(
         print("nothing looks wrong")
 
 
+def relabel(
+    *,
+    set: Path,
+    out: Path,
+    teacher: Path | None = None,
+    pretrained: Literal["efficientnet_lite0"] | None = None,
+    layout: LayoutName = "auto",
+    num_classes: int | None = None,
+    factor: int = 1,
+    scale: Literal["small", "large"] = "large",
+    recipe: tuple[str, ...] = (),
+    epochs: int | None = None,
+    form: str = "float16",
+    seed: int = 0,
+    deterministic: bool = False,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Store a teacher's logits of every view of an SL+KD training, for train --labels OUT.
+
+    Args:
+        set: Folder of a set: of this library, or as an official code wrote it.
+        out: Run folder; the store is OUT/labels.
+        teacher: Folder of a trained teacher of the same task.
+        pretrained: A published ImageNet-1k network instead (its package has to be installed).
+        layout: Of an official code's folders; auto tells it by their names.
+        num_classes: Classes of the task; default those of the folders (1000 with PRETRAINED).
+        factor: Patches an axis of each image of an official code's folders (RDED: 2).
+        scale: Columns of Table 1 that the students will be trained by.
+        recipe: Changes of that recipe, each NAME=VALUE, e.g. batch_size=64 augmentation=rrc.
+        epochs: Passes over the set instead of the recipe's.
+        form: Of the stored logits: float16, float32, int8 or top<k>.
+        seed: Seed of order and views.
+        deterministic: Deterministic algorithms on CUDA.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    if (teacher is None) == (pretrained is None):
+        raise ValueError("give one of --teacher and --pretrained")
+    normalization = _normalization(teacher, pretrained)
+    if pretrained is not None and num_classes is None:
+        num_classes = 1000
+    distilled = open_set(set, layout, num_classes, normalization, factor)
+    if teacher is not None:
+        network = load_teacher(teacher, distilled, device).model
+    else:
+        network = load_pretrained("efficientnet_lite0")
+    used = published_recipe("sl-kd", scale, distilled.ipc, **recipe_changes(recipe))
+    store = make_store(
+        distilled,
+        network,
+        out=out,
+        recipe=used,
+        epochs=epochs,
+        form=form,
+        seed=seed,
+        normalization=normalization,
+        device=device,
+        deterministic=deterministic,
+        resume=resume,
+    )
+    _describe(store)
+
+
 def labels_import(
     folder: Path,
     out: Path,
@@ -118,6 +188,8 @@ def labels_import(
         sampler_seed: --fkd-seed of the script that wrote the files.
     """
     distilled = None if set is None else open_set(set, layout, num_classes, None)
+    if set is not None:
+        _check_order(set_folder(set))
     with _shown("import", _batches(FKDFolder.scan(folder))) as show:
         store = import_fkd(
             folder,
@@ -162,6 +234,7 @@ def open_set(
     layout: LayoutName = "auto",
     num_classes: int | None = None,
     normalization: Normalization | None = None,
+    factor: int = 1,
 ) -> DistilledSet:
     """The set of a folder, of the run in it, or of an official code's folders.
 
@@ -170,13 +243,15 @@ def open_set(
         layout: Of an official code's folders.
         num_classes: Classes of the task, for official folders.
         normalization: Of the source data, for official folders; None: ImageNet's.
+        factor: Patches an axis of each image, for official folders.
     """
-    inner = folder / "set"
     return read_layout(
-        inner if inner.is_dir() else folder,
+        set_folder(folder),
         layout,
         num_classes=num_classes,
         normalization=normalization,
+        kind="patches" if factor > 1 else "synthetic",
+        factor=factor,
     )
 
 
@@ -195,6 +270,20 @@ def _normalization(teacher: Path | None, pretrained: str | None) -> Normalizatio
         return Normalization(tuple(values["mean"]), tuple(values["std"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{record} does not say how images were normalised") from error
+
+
+def _check_order(folder: Path) -> None:
+    """Official labels count a class's images as text sorts them; sets here, by their numbers."""
+    if (folder / "set.json").is_file():
+        return
+    paths = scan(folder).paths
+    for first, second in pairwise(paths):
+        if first.parent == second.parent and by_number(first) > by_number(second):
+            raise ValueError(
+                f"{first} comes before {second.name} where names are sorted as text, as official "
+                "labels count images, and behind it by number, as sets are read here; give the "
+                "names leading zeros"
+            )
 
 
 def _batches(labels: StoreInfo | FKDFolder) -> int:

@@ -28,7 +28,7 @@ from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
 from pyddfast.data.distilled import DistilledSet
 from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing
 
-__all__ = ["Layout", "open_layout", "read_layout", "write_layout"]
+__all__ = ["Layout", "by_number", "open_layout", "read_layout", "write_layout"]
 
 Layout: TypeAlias = Literal["sre2l", "rded", "d4m", "synset"]
 
@@ -208,7 +208,7 @@ def open_layout(
         files = [f for f in by_label[label].iterdir() if f.suffix.lower() in EXTENSIONS]
         if not files:
             raise FileNotFoundError(f"{by_label[label]} holds no images")
-        paths += sorted(files, key=_numbers)
+        paths += sorted(files, key=by_number)
         labels += [label] * len(files)
     if normalization is None:
         if _is_grey(paths[0]):
@@ -258,7 +258,8 @@ def _labels(folders: Sequence[Path], layout: str, synsets: tuple[str, ...]) -> d
     return by_label
 
 
-def _numbers(file: Path) -> tuple[list[int], str]:
+def by_number(file: Path) -> tuple[list[int], str]:
+    """Sorts the files of a class: by the numbers in their names."""
     return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
 
 

@@ -30,16 +30,16 @@ from pyddfast.train.progress import progress as show_progress
 from pyddfast.train.recipes import Recipe
 from pyddfast.train.recipes import recipe as published_recipe
 from pyddfast.train.run import RunFolder
+from pyddfast.train.stored import LABELS
+from pyddfast.train.student import resident_on
 from pyddfast.train.views import KeyedDraws, Mix, keyed_draws, make_views
 
-__all__ = ["LABELS", "relabel"]
-
-LABELS = "labels"  # the store in the run folder
+__all__ = ["relabel"]
 
 
 @torch.no_grad()
 def relabel(
-    distilled_set: DistilledSet,
+    distilled_set: DistilledSet | ResidentDataset,
     teacher: nn.Module,
     *,
     out: str | Path,
@@ -59,7 +59,8 @@ def relabel(
     recipe: students of that seed see what they would see with the teacher beside them.
 
     Args:
-        distilled_set: what students will train on.
+        distilled_set: what students will train on, resident on ``device`` if it is a
+            :class:`pyddfast.data.ResidentDataset`.
         teacher: network of its task; put in eval mode on ``device``.
         out: run folder; the store is its ``labels``.  A killed job goes on and writes the same
             bytes.
@@ -92,7 +93,7 @@ def relabel(
     assert isinstance(plan.budget, Epochs)
     target = resolve_device(device)
     teacher.to(target).eval()
-    height, width = (int(side) for side in distilled_set.images.shape[-2:])
+    height, width = (int(side) for side in distilled_set[0].shape[-2:])
     draws = keyed_draws(used, seed, (height, width), distilled_set.kind, distilled_set.factor)
     spans = [plan.locate(step) for step in range(plan.steps_per_epoch)]
     config = {
@@ -126,7 +127,7 @@ def relabel(
         advance = stack.enter_context(show_progress("relabel", total, enabled=progress))
         advance(writer.done)
         views = make_views(
-            ResidentDataset(distilled_set, device=target),
+            resident_on(target, distilled_set),
             normalization or distilled_set.normalization,
             used,
             seed=seed,

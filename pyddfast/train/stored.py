@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from pyddfast.train.plan import Plan
 from pyddfast.train.recipes import Recipe
 from pyddfast.train.views import Mix
 
-__all__ = ["StoredLabels", "check_stored", "stored_recipe"]
+__all__ = ["StoredLabels", "check_stored", "open_labels", "stored_recipe"]
 
+LABELS = "labels"  # the store in the run folder of relabel
 # Fields of a recipe that say how the views of a store were made.
 _VIEWS = ("image_size", "antialias", "patch_shuffle_first", "batch_size")
 
@@ -104,6 +106,19 @@ class StoredLabels:
         return self._batches[step]
 
 
+def open_labels(folder: Path) -> SoftLabels:
+    """The store of a folder, or of the run of :func:`relabel` in it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is unfinished or damaged, or the folder holds official files.
+    """
+    if (folder / "epoch_0").is_dir():
+        raise ValueError(f"{folder} holds official files: make a store by pyddfast labels import")
+    inner = folder / LABELS
+    return SoftLabels(inner if inner.is_dir() else folder)
+
+
 def stored_recipe(store: SoftLabels) -> Recipe | None:
     """The recipe whose views a store of :func:`relabel` holds; None for imported files."""
     values = store.info.origin.get("recipe")
@@ -159,5 +174,6 @@ def check_stored(
     epochs = math.ceil(plan.total_steps / plan.steps_per_epoch)
     if epochs > store.info.epochs:
         raise ValueError(
-            f"{store.path} has labels for {store.info.epochs} epochs, the training has {epochs}"
+            f"{store.path} has labels for {store.info.epochs} epochs, the training has {epochs}: "
+            "give a budget (--epochs)"
         )

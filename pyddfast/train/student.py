@@ -230,7 +230,7 @@ def train_student(
         execution=execution,
     )
     size, how = used.image_size, execution or Execution()
-    resident = _on(target, distilled_set)
+    resident = resident_on(target, distilled_set)
     ranks = join_ranks(target)
     with deterministic_mode(deterministic), ExitStack() as stack:
         used_teacher = teacher if _asks_teacher(regime, labels) else None
@@ -555,7 +555,14 @@ def _describe_budget(plan: Plan, used: Recipe) -> dict[str, Any]:
     }
 
 
-def _on(device: torch.device, distilled_set: DistilledSet | ResidentDataset) -> ResidentDataset:
+def resident_on(
+    device: torch.device, distilled_set: DistilledSet | ResidentDataset
+) -> ResidentDataset:
+    """The set on a device.
+
+    Raises:
+        ValueError: it is resident on another one.
+    """
     if isinstance(distilled_set, DistilledSet):
         return ResidentDataset(distilled_set, device=device)
     if distilled_set.device != device:
