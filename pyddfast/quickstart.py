@@ -303,7 +303,7 @@ class _Run:
             return ca2d(
                 self.train_set,
                 teacher,
-                self._cad().values,
+                self._cad(),
                 config,
                 device=self.device,
                 on_progress=lambda done, total: advance(1),

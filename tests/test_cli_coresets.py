@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from pyddfast import data
 from pyddfast.cli import commands, main
-from pyddfast.coresets import TrainingDynamics
+from pyddfast.coresets import Scores, TrainingDynamics, beta_sampling
 from pyddfast.data import DistilledSet, ImageDataset
 
 MODEL = ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch"]
@@ -137,3 +137,43 @@ def test_errors_are_one_line_and_nothing_is_left(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_sets_from_one_scored_run(
+    small: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "scores"
+    command = ["score", "--epochs", "6", "--window", "3", "--cad-window", "3", *MODEL]
+    assert main([*command, "--out", str(run)]) == 0
+    values = load_file(run / "scores.safetensors")
+
+    def picks(name: str, *options: str) -> list[int]:
+        out = tmp_path / name
+        words = ["coreset", "recorded", "--scores", str(run), "--ipc", "2", "--out", str(out)]
+        assert main([*words, *options]) == 0
+        found: list[int] = DistilledSet.load(out / "set").meta["source_indices"]
+        return found
+
+    def expected(score: torch.Tensor) -> list[int]:
+        return [
+            i
+            for label in range(10)
+            for i in score.masked_fill(small.labels != label, -torch.inf)
+            .sort(descending=True, stable=True)
+            .indices[:2]
+            .tolist()
+        ]
+
+    assert picks("aum", "--score", "aum") == expected(values["aum"])
+    low = picks("easy", "--score", "el2n", "--strategy", "bottomk")
+    assert low == expected(-values["el2n"])
+    drawn = picks("beta", "--score", "dual", "--beta", "0.5")
+    keys = beta_sampling(Scores(values["dual"], "dual", "hard"), values["mean_p"], pruned=0.5)
+    assert drawn == expected(keys.values)
+    words = ["coreset", "recorded", "--scores", str(run), "--out", str(tmp_path / "no")]
+    for options, message in (
+        (["--score", "sharp"], "holds no sharp, only aum, cad"),
+        (["--score", "dual", "--beta", "0.5", "--strategy", "bottomk"], "strategy must be topk"),
+    ):
+        assert main([*words, *options]) == 2
+        assert message in capsys.readouterr().err

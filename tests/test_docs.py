@@ -129,6 +129,7 @@ QUICK = {
     "train": f"{THIN} --steps 2 --seeds 1 --evaluations 1",
     "coreset_cad_prune": f"{THIN} --downstream-epochs 5 --ticks 6",
     "score": THIN,
+    "coreset_recorded": "--ipc 2",
 }
 
 

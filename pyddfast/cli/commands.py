@@ -145,7 +145,8 @@ class ModelOptions:
 
     Attributes:
         model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18, resnet34, resnet50,
-            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.
+            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.  A new teacher's is
+            teacher-model.
         model_option: Its options, each NAME=VALUE, e.g. width=32 norm=batch.
     """
 
@@ -919,6 +920,11 @@ def class_progress(name: str, classes: int, ranks: Ranks) -> Iterator[Callable[[
 
 def load_set(folder: Path) -> DistilledSet:
     """The set of a folder, or of the run in it."""
+    if (folder / "config.json").is_file() and not (folder / "set").is_dir():
+        raise FileNotFoundError(
+            f"{folder} is a run without a set: it was stopped, and its command with --resume goes "
+            "on, or it is a run that makes none"
+        )
     return DistilledSet.load(folder / "set" if (folder / "set").is_dir() else folder)
 
 

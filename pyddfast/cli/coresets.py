@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
 
 from pyddfast.cli.commands import (
     DataOptions,
@@ -25,6 +24,7 @@ from pyddfast.coresets import (
     Selection,
     TrainingDynamics,
     aum_scores,
+    beta_sampling,
     cad_scores,
     dual_scores,
     dyn_unc_scores,
@@ -37,10 +37,10 @@ from pyddfast.coresets import (
 )
 from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.coresets.recorded import check_epochs, training_device
-from pyddfast.coresets.selection import check_ipc
+from pyddfast.coresets.selection import Strategy, check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
 from pyddfast.data.digest import describe_data
-from pyddfast.data.stored import read_tensors
+from pyddfast.data.stored import read_json, read_tensors, tensors_digest
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, check_rded
 from pyddfast.ops.dynamics import Signal
@@ -57,6 +57,7 @@ __all__ = [
     "coreset_el2n_best",
     "coreset_el2n_sl",
     "coreset_forgetting",
+    "coreset_recorded",
     "distill_ca2d",
     "score",
 ]
@@ -130,7 +131,7 @@ def score(
     resume: bool = False,
     device: str | None = None,
 ) -> None:
-    """Train once on the full data and write every score of every image.
+    """Train once on the full data and write its scores of every image.
 
     OUT/scores.safetensors holds a float64 tensor a score, in the order of the data; OUT/scores.json
     what a high value means and how the training went; OUT/run/recorder.safetensors the recorder.
@@ -446,6 +447,65 @@ def coreset_dual(
     _dynamics("dual", dual_scores, to, data, model, facts)
 
 
+def coreset_recorded(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    *,
+    scores: Path,
+    score: str,
+    strategy: Strategy = "topk",
+    offset: float = 0.0,
+    bins: int = 50,
+    beta: float | None = None,
+) -> None:
+    """Pick by a score of a finished "pyddfast score": no training, any number of sets from one run.
+
+    Args:
+        to: The set.
+        data: The data that the run scored.
+        scores: Folder of that run.
+        score: One of its scores, e.g. forgetting, aum, dual, cad, el2n.
+        strategy: topk: the highest; bottomk: the lowest; window: those after the highest OFFSET;
+            stratified: from all BINS of the range.
+        offset: Start of the window, as a share of the positions it can start at.
+        bins: Of stratified.
+        beta: Draw by DUAL's Beta sampling for so large a share pruned (0.9 keeps a tenth) instead
+            of taking the highest; needs mean_p in the run.
+    """
+    if beta is not None and strategy != "topk":
+        raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
+    source = data.resident("train", to.image_size)
+    known = _read_scores(scores, score, len(source))
+    if beta is not None:
+        mean_p = _read_scores(scores, "mean_p", len(source))
+        known = beta_sampling(known, mean_p.values, pruned=beta, seed=to.seed)
+
+    def pick() -> DistilledSet:
+        return select(
+            known,
+            source.labels,
+            strategy=strategy,
+            ipc=to.ipc,
+            offset=offset,
+            bins=bins,
+            seed=to.seed,
+            num_classes=source.num_classes,
+        ).to_distilled(source)
+
+    facts = {
+        "task": "coreset recorded",
+        **to.facts(),
+        "scores": tensors_digest({"scores": known.values}),
+        "score": score,
+        "strategy": strategy,
+        "offset": offset,
+        "bins": bins,
+        "beta": beta,
+        **plain(data),
+    }
+    make_set(to.out, facts, source, to.ipc, pick, resume=to.resume, png=to.png)
+
+
 def coreset_cad_prune(
     to: Annotated[CoresetOptions, Flat],
     cad: Annotated[CADOptions, Flat] = CADOptions(),
@@ -510,14 +570,14 @@ def distill_ca2d(
         source = resident = data.resident("train", to.image_size)
         _check_cad(resident, to, cad)
 
-        def rank() -> Tensor:
-            return _cad(resident, to, cad, model).values
+        def rank() -> Scores:
+            return _cad(resident, to, cad, model)
 
     else:
         source = data.load("train")  # crops are cut at the images' own sizes
-        known_cad = _read_cad(scores, len(source))
+        known_cad = _read_scores(scores, "cad", len(source))
 
-        def rank() -> Tensor:
+        def rank() -> Scores:
             return known_cad
 
     config = RDEDConfig(
@@ -563,17 +623,23 @@ def distill_ca2d(
     make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png, ranks=ranks)
 
 
-def _read_cad(folder: Path, count: int) -> Tensor:
-    """The CAD of so many images from a run of ``pyddfast score``."""
-    file = folder / "scores.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; --scores takes a run of pyddfast score")
+def _read_scores(folder: Path, name: str, count: int) -> Scores:
+    """A score of so many images from a run of ``pyddfast score``."""
+    file, about = folder / "scores.safetensors", folder / "scores.json"
+    for needed in (file, about):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"{needed} is missing; --scores takes a finished run of pyddfast score"
+            )
     tensors, _ = read_tensors(file)
-    if "cad" not in tensors:
-        raise ValueError(f"{file} holds no cad, only {', '.join(sorted(tensors))}")
-    if tensors["cad"].shape != (count,):
-        raise ValueError(f"{file} is of {len(tensors['cad'])} images, the data set has {count}")
-    return tensors["cad"]
+    if name not in tensors:
+        raise ValueError(f"{file} holds no {name}, only {', '.join(sorted(tensors))}")
+    if tensors[name].shape != (count,):
+        raise ValueError(f"{file} is of {len(tensors[name])} images, the data set has {count}")
+    entry = read_json(about).get(name)
+    if not isinstance(entry, dict) or not isinstance(entry.get("high_means"), str):
+        raise ValueError(f"{about} does not say what {name} means")
+    return Scores(tensors[name], name, entry["high_means"], entry.get("meta", {}))
 
 
 def _check_cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,21 @@ from torch import Tensor, nn
 from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.methods.rded import RDEDConfig, rded
 
-__all__ = ["ca2d", "ranking_pools"]
+__all__ = ["Ranking", "ca2d", "ranking_pools"]
+
+
+class Ranking(Protocol):
+    """Scores of images, such as :class:`pyddfast.coresets.Scores`."""
+
+    @property
+    def values(self) -> Tensor:
+        """Floating point (N,)."""
 
 
 def ca2d(
     dataset: ImageSource,
     teacher: nn.Module,
-    cad: Tensor,
+    cad: Tensor | Ranking,
     config: RDEDConfig | None = None,
     *,
     device: torch.device | str | None = None,
@@ -38,7 +47,7 @@ def ca2d(
     Args:
         dataset: Real images, N.
         teacher: The observer, as for :func:`pyddfast.methods.rded`.
-        cad: Floating point (N,), the CAD of every image: ``cad_scores(...).values``.
+        cad: Floating point (N,), the CAD of every image, as ``coresets.cad_scores`` gives it.
         config: As for :func:`pyddfast.methods.rded`; ``pool`` is how many of each class, by falling
             CAD, compete.  300 as in RDED; the paper's number is not known.
         device: As for :func:`pyddfast.methods.rded`, like the following.
@@ -54,11 +63,12 @@ def ca2d(
         ValueError: ``cad`` does not fit, or what :func:`pyddfast.methods.rded` refuses.
     """
     config = RDEDConfig() if config is None else config
+    ranking = cad if isinstance(cad, Tensor) else cad.values
     made = rded(
         dataset,
         teacher,
         config,
-        candidates=ranking_pools(cad, dataset, config.pool),
+        candidates=ranking_pools(ranking, dataset, config.pool),
         device=device,
         out=out,
         resume=resume,

@@ -38,7 +38,10 @@ def load_pretrained(name: str) -> nn.Module:
         FileNotFoundError: The package is there without its file.
     """
     if name != "efficientnet_lite0":
-        raise ValueError(f"name must be 'efficientnet_lite0', got {name!r}")
+        raise ValueError(
+            f"name must be 'efficientnet_lite0', the one network whose weights a package carries, "
+            f"got {name!r}; weights of your own: models.create(...).load_state_dict(...)"
+        )
     # The file is located without running the package's code.
     found = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""Progress with remaining time on a terminal; one line a stage elsewhere."""
+"""Progress with remaining time: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 __all__ = ["progress"]
 
+# Elsewhere than on a terminal: often enough to see that it lives, seldom enough for a log.
+_LINE_SECONDS = 30.0
+
 # The display in use: rich allows one at a time, so a stage inside a stage becomes a row of it.
 _display: Any = None
 
@@ -20,8 +23,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Show a stage's progress on stderr.
 
-    On a terminal: a bar with the remaining time (needs ``rich``).  Elsewhere: one line when the
-    stage ends.
+    On a terminal: a bar with the remaining time (needs ``rich``).  Elsewhere: a line with the
+    remaining time every half minute, and one when the stage ends.
 
     Args:
         description: of the stage.
@@ -35,7 +38,7 @@ def progress(
     began = time.monotonic()
     rich = _rich() if enabled and sys.stderr.isatty() else None
     if rich is None:
-        yield lambda n: None
+        yield _Lines(description, total).advance if enabled else lambda n: None
         if enabled:
             seconds = time.monotonic() - began
             print(f"{description}: {seconds:.1f} s", file=sys.stderr, flush=True)
@@ -61,6 +64,27 @@ def progress(
             _display = None
         else:
             display.remove_task(task)
+
+
+class _Lines:
+    """Lines of progress for logs."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total, self.done = description, total, 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self.done += n
+        now = time.monotonic()
+        if now - self.said < _LINE_SECONDS or not self.done:
+            return
+        self.said = now
+        left = (now - self.began) / self.done * (self.total - self.done)
+        print(
+            f"{self.description}: {self.done:,} of {self.total:,}, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _rich() -> Any:

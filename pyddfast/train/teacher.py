@@ -194,7 +194,7 @@ def train_teacher(
         views = make_views(dataset.images.to(target), dataset.normalization, used, seed=seed)
         labels = HardLabels(dataset.labels.to(target))
         trainer = Trainer(network, used, plan, views, labels, seed=seed)
-        with show_progress("train teacher", plan.total_steps, enabled=progress) as advance:
+        with show_progress("train on the full data", plan.total_steps, enabled=progress) as advance:
             trained = fit(
                 trainer,
                 lambda: evaluate(

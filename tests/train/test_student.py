@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import signal
@@ -322,6 +323,21 @@ def test_class_order_is_checked(data):
     )
     with pytest.raises(ValueError, match="order their classes"):
         train_student(distilled(data[0]), "hl", linear, test_set=other, **QUIET)
+
+
+def test_progress_without_a_terminal_tells_what_is_left(capsys, monkeypatch):
+    progress_module = importlib.import_module("pyddfast.train.progress")  # not the function
+    monkeypatch.setattr(progress_module, "_LINE_SECONDS", 0.0)
+    clock = iter([0.0, 0.0, 3.0, 6.0, 7.0])  # began, lines, two advances, end
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    with progress_module.progress("stage", 40) as advance:
+        advance(10)
+        advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "stage: 10 of 40, 9 s left",
+        "stage: 20 of 40, 6 s left",
+        "stage: 7.0 s",
+    ]
 
 
 def test_progress_is_one_line_a_stage_without_a_terminal(data, capsys):
