@@ -633,7 +633,7 @@ def train(
     target = resolve_device(device)
     ranks = join_ranks()
     task = data.load("test")
-    distilled = sets.open(set, task, target)
+    distilled = sets.open(set, task, target, tell=ranks.first)
     used_labels = open_labels(labels) if isinstance(labels, Path) else labels
     if isinstance(used_labels, SoftLabels):
         used = _replayed_recipe(used_labels, scale, recipe)

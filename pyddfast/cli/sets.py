@@ -38,9 +38,16 @@ class SetOptions:
     test_resize: int | None = None
 
     def open(
-        self, folder: Path, task: ImageDataset | ImageFolder, device: torch.device
+        self, folder: Path, task: ImageDataset | ImageFolder, device: torch.device, *, tell: bool
     ) -> ResidentDataset:
-        """The set of a folder, or of the run in it, for the classes of ``task``."""
+        """The set of a folder, or of the run in it, for the classes of ``task``.
+
+        Args:
+            folder: Its folder.
+            task: The test data, whose classes are the task's.
+            device: Where the images go.
+            tell: Say on stderr how an official code's folders are understood.
+        """
         path = set_folder(folder)
         known = (path / "set.json").is_file()
         if known and self.factor != 1:
@@ -57,7 +64,7 @@ class SetOptions:
             limit_bytes=self.limit_bytes,
             on_overflow=self.on_overflow,
         )
-        if not known:
+        if tell and not known:
             self._say_order(made, path)
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, TypeAlias
@@ -252,15 +252,16 @@ class _FileStream:
         self._coming.append((ids, self._thread.submit(next, self._batches)))
 
     def take(self, ids: Tensor) -> Tensor:
-        if not self._coming or not torch.equal(self._coming[0][0], ids):
-            # Another order than was announced: what comes is read and dropped.
-            while self._coming:
-                self._coming.popleft()[1].result()
+        if self._coming and not torch.equal(self._coming[0][0], ids):
+            # Another order than was announced: what comes is dropped, an error in it too.
+            wait([future for _, future in self._coming])
+            self._start()
+        if not self._coming:
             self.ask(ids)
         try:
             return self._coming.popleft()[1].result().images.round().to(torch.uint8)
         except BaseException:
-            self._start()  # the generator has ended
+            self._start()  # the pipeline's iterator has ended
             raise
 
     def _start(self) -> None:

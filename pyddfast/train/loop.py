@@ -74,19 +74,26 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def check_batches(model: nn.Module, plan: Plan, world: int = 1) -> None:
+def check_batches(
+    model: nn.Module,
+    plan: Plan,
+    world: int = 1,
+    execution: Execution = Execution(),  # noqa: B008 frozen
+) -> None:
     """Refuse a plan with a batch of one image for a model with batch norm.
 
     Args:
         model: that is to be trained.
         plan: what each step sees.
-        world: processes that divide each batch; every one needs an image, two for batch norm.
+        world: processes that divide each batch; every one needs an image, two where it has batch
+            norm of its own.
+        execution: tells whether it has.
 
     Raises:
         ValueError: so it is.
     """
     smallest = plan.smallest_batch
-    needed = 2 if has_batch_norm(model) else 1
+    needed = 2 if has_batch_norm(model) and execution.batch_norm == "rank" else 1
     if world > 1 and smallest // world < needed:
         raise ValueError(
             f"{plan} has a batch of {smallest} images, and {world} processes need "
@@ -137,7 +144,7 @@ class Trainer:
         ranks: Ranks = Ranks(),  # noqa: B008 frozen
         order: Callable[[int], Tensor] | None = None,
     ) -> None:
-        check_batches(model, plan, ranks.world)
+        check_batches(model, plan, ranks.world, execution)
         self.recipe, self.plan = recipe, plan
         self.views, self.labels, self.seed, self.order = views, labels, seed, order
         self.execution, self.ranks = execution, ranks
@@ -145,9 +152,10 @@ class Trainer:
         execution.check(self.device)
         if execution.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # A pass needs two images for batch norm's statistics.
-        self._images_a_pass = 2 if has_batch_norm(model) else 1
-        if ranks.world > 1 and execution.batch_norm == "sync":
+        shared = ranks.world > 1 and execution.batch_norm == "sync"
+        # What a pass needs in each process: two images for batch norm of its own.
+        self._images_a_pass = 2 if has_batch_norm(model) and not shared else 1
+        if shared:
             model = synchronise(model, ranks.gradients or ranks.group)
         self.model = model
         self.optimizer = make_optimizer(model, recipe)
@@ -220,11 +228,12 @@ class Trainer:
     def _passes(self, count: int) -> list[slice]:
         """This process's parts of a batch of ``count`` images, one for each pass."""
         mine = divide(count, self.ranks.world)[self.ranks.rank]
-        images = mine.stop - mine.start
-        # A last, smaller batch may not give every pass its images.
-        parts = max(1, min(self.execution.accumulate, images // self._images_a_pass))
+        # A last, smaller batch may not give every pass its images.  All processes take as many
+        # passes, since synchronised batch norm lets each pass wait for the others'.
+        most = count // self.ranks.world // self._images_a_pass
         return [
-            slice(mine.start + part.start, mine.start + part.stop) for part in divide(images, parts)
+            slice(mine.start + part.start, mine.start + part.stop)
+            for part in divide(mine.stop - mine.start, max(1, min(self.execution.accumulate, most)))
         ]
 
     def _pass(self, ids: Tensor, part: slice) -> None:

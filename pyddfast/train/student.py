@@ -401,9 +401,9 @@ def check_student(
     plan.evaluation_steps(evaluations)
     # A model that does not fit, or batch norm on single images.
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    check_batches(_new_model(distilled_set, model, used, seeds[0]), plan, world)
-    target = resolve_device(device)
-    (execution or Execution()).check(target)
+    how, target = execution or Execution(), resolve_device(device)
+    how.check(target)
+    check_batches(_new_model(distilled_set, model, used, seeds[0]), plan, world, how)
     return used, plan, target
 
 
@@ -474,8 +474,13 @@ def _check(
     if have[0] != want[0] or (used.image_size is None and have != want):
         raise ValueError(f"test images are {have}, the set's are {want}")
     names = distilled_set.class_names
-    if names and test_set.class_names and tuple(names) != tuple(test_set.class_names):
-        raise ValueError("the set and the test set name or order their classes differently")
+    others = test_set.class_names
+    if names and others and tuple(names) != tuple(others):
+        label = next(k for k, name in enumerate(names) if name != others[k])
+        raise ValueError(
+            f"the set and the test set name or order their classes differently: class {label} is "
+            f"{names[label]!r} in the set, {others[label]!r} in the test set"
+        )
 
 
 def _asks_teacher(regime: Regime, labels: str | SoftLabels) -> bool:

@@ -120,6 +120,8 @@ def test_a_bad_file_is_named_and_the_stream_goes_on(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"class00001_id00000\.png cannot be read as an image"):
         streamed.batch(torch.tensor([0, 3]))
     assert torch.equal(streamed.batch(torch.tensor([0])), made().images[:1])
+    streamed.prefetch(torch.tensor([3]))  # and is then not asked for
+    assert torch.equal(streamed.batch(torch.tensor([6])), made().images[6:])
 
 
 @pytest.mark.parametrize(

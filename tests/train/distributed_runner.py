@@ -61,6 +61,11 @@ def accumulated(out: Path | None) -> None:
     train(plain, r, out, Execution(accumulate=2))
 
 
+def in_step(out: Path | None) -> None:
+    r = recipe("hl", "small", batch_size=7, lr=0.05)
+    train(normed, r, out, Execution(batch_norm="sync", accumulate=2))
+
+
 def by_rank(out: Path | None) -> None:
     """Dropout, and batch norm of each process on its own."""
     r = recipe("hl", "small", batch_size=7, lr=0.05, ema=0.9)
@@ -133,6 +138,7 @@ def main(root: Path) -> None:
         for world in (1, 2):
             name = f"{job.__name__}-{world}"
             seen[name] = wait(start(job, root / name, world))
+    seen["in_step-2"] = wait(start(in_step, root / "in_step-2", 2))
     seen["kills"] = killed(by_rank, root / "kills")
     print(json.dumps(seen))
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from train_cases import blobs
 
-from pyddfast.train import Epochs, Plan, recipe
+from pyddfast.train import Epochs, Execution, Plan, recipe
 from pyddfast.train.distributed import Ranks, divide
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches
@@ -72,6 +72,16 @@ def test_a_killed_job_of_two_processes_ends_with_the_same_bytes(jobs):
     assert (own - whole).abs().max() > 1e-4
 
 
+def test_synchronised_batch_norm_of_several_passes_keeps_the_processes_in_step(jobs):
+    root, seen, errors = jobs
+    # The shares of 3 and 4 images of two passes each: 1 + 2 and 2 + 2; of 2 images: 1 + 1.
+    assert seen["in_step-2"] == [0, 0], errors
+    whole, parts = (weights(root / run)[0] for run in ("synchronised-2", "in_step-2"))
+    # Half the images a pass: near the statistics of the batch, and not they.
+    error = (whole["1.running_mean"] - parts["1.running_mean"]).norm()
+    assert 0 < error < 0.5 * whole["1.running_mean"].norm()
+
+
 # 7 images: 3 and 4; 3 processes of 2 images have none too few.
 def test_parts_are_consecutive_and_nearly_equal():
     assert divide(7, 2) == [slice(0, 3), slice(3, 7)]
@@ -90,8 +100,9 @@ def test_a_batch_with_too_few_images_for_all_processes_is_refused():
     check_batches(normed, plan, 1)
     with pytest.raises(ValueError, match="3 images, and 4 processes need 1 each"):
         check_batches(plain, plan, 4)
+    check_batches(normed, plan, 2)  # synchronised, over all three
     with pytest.raises(ValueError, match="3 images, and 2 processes need 2 each"):
-        check_batches(normed, plan, 2)
+        check_batches(normed, plan, 2, Execution(batch_norm="rank"))
 
 
 def test_the_loss_of_another_number_of_processes_is_kept():
