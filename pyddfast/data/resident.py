@@ -31,7 +31,8 @@ _SHARE = 0.75
 class ResidentDataset(Labelled):
     """A set decoded once to uint8 on a device; what does not fit is an error or streamed.
 
-    Streamed batches have the bytes that resident ones have.  They come from memory if the source
+    Streamed batches have the bytes that resident ones have, except where DALI decodes on a GPU,
+    whose decoder may round otherwise.  They come from memory if the source
     has its images there, else from the files by :func:`pyddfast.data.open_pipeline`; the next one
     is prepared while one is used.
 
@@ -41,8 +42,8 @@ class ResidentDataset(Labelled):
         limit_bytes: Most that they may take there; None: three quarters of the device's free
             memory.  Images that are there already are not counted.
         on_overflow: What more than that is: ``"error"`` or ``"stream"``.
-        backend: Of streams from files: ``"dali"``, ``"pil"``, or ``"auto"``: DALI where it is
-            installed.
+        backend: Of streams from files: ``"dali"``, ``"pil"``, or ``"auto"``: to a GPU DALI where it
+            is installed, else Pillow.
         kind: As in :class:`DistilledSet`; of a folder, since a distilled set knows its own.
         factor: As in :class:`DistilledSet`, likewise.
 
@@ -112,6 +113,8 @@ class ResidentDataset(Labelled):
                     f"images of {height} x {width} cannot be streamed, only square ones: give the "
                     "folder an image_size"
                 )
+            if backend == "auto" and self.device.type == "cpu":
+                backend = "pil"  # whole small images: DALI's graph costs more than it saves
             self._stream = _FileStream(source, height, self.device, backend)
 
     @classmethod
