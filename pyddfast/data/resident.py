@@ -18,6 +18,7 @@ from pyddfast.data.distilled import KINDS, DistilledSet
 from pyddfast.data.folder import ImageFolder, Listing
 from pyddfast.data.layouts import Layout, open_layout
 from pyddfast.data.pipelines import Backend, Batch, Request, open_pipeline
+from pyddfast.data.sizes import image_sizes
 
 __all__ = ["OnOverflow", "ResidentDataset"]
 
@@ -113,6 +114,7 @@ class ResidentDataset(Labelled):
                     f"images of {height} x {width} cannot be streamed, only square ones: give the "
                     "folder an image_size"
                 )
+            _check_sizes(source)
             if backend == "auto" and self.device.type == "cpu":
                 backend = "pil"  # whole small images: DALI's graph costs more than it saves
             self._stream = _FileStream(source, height, self.device, backend)
@@ -272,6 +274,18 @@ class _FileStream:
         self._batches = self._pipeline(iter(self._requests.get, None))
         self._coming: deque[tuple[Tensor, Future[Batch]]] = deque()
         self._thread = ThreadPoolExecutor(1)
+
+
+def _check_sizes(folder: ImageFolder) -> None:
+    """Refuse images of several sizes, which a pipeline would silently make equal."""
+    if folder.image_size is not None:
+        return
+    sizes = image_sizes(folder)
+    for index in (sizes != sizes[0]).any(dim=1).nonzero()[:1, 0].tolist():
+        raise ValueError(
+            f"{folder.paths[index]} has the size {tuple(sizes[index].tolist())}, "
+            f"{folder.paths[0]} has {tuple(sizes[0].tolist())}; give the folder an image_size"
+        )
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -198,7 +198,7 @@ def train_teacher(
             trained = fit(
                 trainer,
                 lambda: evaluate(
-                    network,
+                    trainer.result,
                     test_set,
                     normalization=dataset.normalization,
                     size=size,
@@ -212,7 +212,7 @@ def train_teacher(
                 on_epoch=None if on_epoch is None else lambda done: on_epoch(done, network),
                 ticks=ticks,
             )
-        network.eval()
+        trained_network = trainer.result.eval()
         record = {
             "accuracy": trained.history[-1]["test_accuracy"],
             "test_count": len(test_set),
@@ -221,13 +221,13 @@ def train_teacher(
             "diverged": trained.diverged,
             "images_per_second": trained.images_per_second,
             "train_seconds": trained.train_seconds,
-            "sha256": model_digest(network),
+            "sha256": model_digest(trained_network),
             "config": config,
         }
         if folder is not None:
             if ticks is not None:
                 folder.write_tensors(RECORDER, *ticks.state())
-            folder.write_tensors(WEIGHTS, network.state_dict())
+            folder.write_tensors(WEIGHTS, trained_network.state_dict())
             folder.write_json(RECORD, record)
             folder.remove(CHECKPOINT)
     if trained.diverged:
@@ -236,7 +236,7 @@ def train_teacher(
             f"nothing; lower lr ({used.lr:g})",
             stacklevel=2,
         )
-    return Teacher(network, record)
+    return Teacher(trained_network, record)
 
 
 def read_record(file: Path) -> dict[str, Any]:

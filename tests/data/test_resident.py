@@ -115,7 +115,7 @@ def test_the_layouts_and_what_they_leave_open(tmp_path: Path) -> None:
 
 def test_a_bad_file_is_named_and_the_stream_goes_on(folder: Path) -> None:
     bad = folder / "00001" / "class00001_id00000.png"
-    bad.write_bytes(b"\x89PNG torn")
+    bad.write_bytes(bad.read_bytes()[:-60])  # its header is sound
     streamed = ResidentDataset.open(folder, limit_bytes=0, on_overflow="stream", backend="pil")
     with pytest.raises(ValueError, match=r"class00001_id00000\.png cannot be read as an image"):
         streamed.batch(torch.tensor([0, 3]))
@@ -136,6 +136,13 @@ def test_a_bad_file_is_named_and_the_stream_goes_on(folder: Path) -> None:
 def test_bad_options_are_refused(folder: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResidentDataset.open(folder, **change)  # type: ignore[arg-type]
+
+
+def test_an_image_of_another_size_is_named(folder: Path) -> None:
+    Image.new("RGB", (6, 8)).save(folder / "00002" / "class00002_id00001.png")
+    for limit in (0, 10**6):  # streamed, resident
+        with pytest.raises(ValueError, match=r"class00002_id00001\.png has the size \(8, 6\)"):
+            ResidentDataset.open(folder, limit_bytes=limit, on_overflow="stream")
 
 
 def test_only_square_images_can_be_streamed(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from torch import nn
 from train_cases import NORMALIZATION, blobs, distilled, linear, tiny
 
 from pyddfast.data import ResidentDataset, write_layout
-from pyddfast.train import Epochs, Execution, Plan, Samples, evaluate, recipe, train_student
+from pyddfast.train import (
+    Epochs,
+    Execution,
+    Plan,
+    Samples,
+    evaluate,
+    recipe,
+    teacher_recipe,
+    train_student,
+    train_teacher,
+)
 from pyddfast.train.batch_norm import HostBatchNorm
 from pyddfast.train.distributed import divide
 from pyddfast.train.labels import HardLabels, ViewLabels
@@ -104,6 +114,18 @@ def test_the_moving_average_is_evaluated_and_saved(tmp_path):
     student = tiny(0)
     student.load_state_dict(load_file(out.seeds[0].weights))
     assert evaluate(student, test) == out.seeds[0].last_accuracy
+    teacher = train_teacher(
+        data, tiny, test_set=test, recipe=teacher_recipe(3, batch_size=9, ema=decay),
+        out=tmp_path / "teacher", progress=False, device="cpu",
+    )  # fmt: skip
+    plain = train_teacher(
+        data, tiny, test_set=test, recipe=teacher_recipe(3, batch_size=9), progress=False,
+        device="cpu",
+    )  # fmt: skip
+    assert teacher.record["accuracy"] == evaluate(teacher.model, test)
+    again = load_file(tmp_path / "teacher" / "teacher.safetensors")
+    assert torch.equal(again["5.bias"], teacher.model.state_dict()["5.bias"])
+    assert not torch.equal(again["5.bias"], plain.model.state_dict()["5.bias"])
     with pytest.raises(ValueError, match="ema must lie between 0 and 1"):
         recipe("hl", "small", ema=1.0)
 
