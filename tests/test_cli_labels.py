@@ -135,20 +135,43 @@ def test_relabel_and_train_on_what_it_stored(
         assert torch.equal(value, replayed[name])
 
 
-def test_names_that_sort_in_two_ways_are_refused(
+def test_official_labels_find_their_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    official_folder(tmp_path / "fkd", num_classes=1)
-    folder = tmp_path / "set" / "n00000001"
-    folder.mkdir(parents=True)
-    for number in range(11):
-        Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    """D4M's folders and Minimax's files sort otherwise as text than by number."""
+    official_folder(tmp_path / "fkd", batch_sizes=(9, 9, 6), num_classes=12, elements=7)
+    rng = np.random.default_rng(0)
+    for label in range(12):
+        folder = tmp_path / "set" / str(label)
+        folder.mkdir(parents=True)
+        for number in (9, 10):
+            pixels = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{label}-image{number}.png")
+    words = ["labels", "import", str(tmp_path / "fkd"), str(tmp_path / "store")]
+    assert main([*words, "--set", str(tmp_path / "set")]) == 0
+    store, distilled = SoftLabels(tmp_path / "store"), data.read_layout(tmp_path / "set")
+    store.check(distilled)
+    # As torchvision's ImageFolder counts them.
+    files = [f for d in sorted((tmp_path / "set").iterdir()) for f in sorted(d.iterdir())]
+    for epoch in range(2):
+        for number in range(3):
+            file = tmp_path / "fkd" / f"epoch_{epoch}" / f"batch_{number}.tar"
+            official = torch.load(file, weights_only=False)[6]
+            index = store.batch(epoch, number).index
+            assert index is not None
+            for mine, theirs in zip(index, official, strict=True):
+                pixels = np.array(Image.open(files[theirs]))
+                assert np.array_equal(distilled.images[mine].permute(1, 2, 0).numpy(), pixels)
+    assert main(["labels", "export", str(tmp_path / "store"), str(tmp_path / "out")]) == 2
+    assert "counts images as its set does" in capsys.readouterr().err
     with pytest.raises(ValueError, match="official files: make a store by pyddfast labels import"):
         open_labels(tmp_path / "fkd")
-    words = ["labels", "import", str(tmp_path / "fkd"), str(tmp_path / "store")]
-    assert main([*words, "--set", str(tmp_path / "set")]) == 2
-    assert "10.png comes before 2.png where names are sorted as text" in capsys.readouterr().err
-    for file in list(folder.iterdir()):
-        file.rename(folder / f"{int(file.stem):02d}.png")
-    assert main([*words, "--set", str(tmp_path / "set")]) == 0
-    assert SoftLabels(tmp_path / "store").info.image_size == (4, 4)
+    made = data.DistilledSet(
+        distilled.images, distilled.labels.flip(0), 12, distilled.normalization
+    )
+    made.save(tmp_path / "flipped")
+    words[-1] += "2"
+    assert main([*words, "--set", str(tmp_path / "flipped")]) == 2
+    assert "not in the order of their classes" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="image_order must hold each of 0 to 23 once"):
+        data.import_fkd(tmp_path / "fkd", words[-1], image_order=torch.zeros(24))

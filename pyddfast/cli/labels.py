@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyddfast.cli.commands import load_teacher, recipe_changes
 from pyddfast.cli.sets import set_folder
@@ -25,7 +25,7 @@ from pyddfast.data import (
     recode,
 )
 from pyddfast.data.folder import scan
-from pyddfast.data.layouts import by_number
+from pyddfast.data.layouts import open_layout
 from pyddfast.data.softlabels_fkd import FKDFolder
 from pyddfast.models import load_pretrained
 from pyddfast.train import check_set as report_on
@@ -187,14 +187,16 @@ def labels_import(
         form: float16, float32, int8 or top<k>; default as the files are.
         sampler_seed: --fkd-seed of the script that wrote the files.
     """
-    distilled = None if set is None else open_set(set, layout, num_classes, None)
+    distilled = order = None
     if set is not None:
-        _check_order(set_folder(set))
+        distilled = open_set(set, layout, num_classes)
+        order = _image_order(set_folder(set), distilled, layout, num_classes)
     with _shown("import", _batches(FKDFolder.scan(folder))) as show:
         store = import_fkd(
             folder,
             out,
             distilled=distilled,
+            image_order=order,
             form=form,
             sampler_seed=sampler_seed,
             on_progress=show,
@@ -272,18 +274,23 @@ def _normalization(teacher: Path | None, pretrained: str | None) -> Normalizatio
         raise ValueError(f"{record} does not say how images were normalised") from error
 
 
-def _check_order(folder: Path) -> None:
-    """Official labels count a class's images as text sorts them; sets here, by their numbers."""
+def _image_order(
+    folder: Path, distilled: DistilledSet, layout: LayoutName, num_classes: int | None
+) -> Tensor | None:
+    """The set's position of each image as official readers count them: by names, as text."""
     if (folder / "set.json").is_file():
-        return
-    paths = scan(folder).paths
-    for first, second in pairwise(paths):
-        if first.parent == second.parent and by_number(first) > by_number(second):
+        if bool((distilled.labels.diff() < 0).any()):
             raise ValueError(
-                f"{first} comes before {second.name} where names are sorted as text, as official "
-                "labels count images, and behind it by number, as sets are read here; give the "
-                "names leading zeros"
+                f"the images of {folder} are not in the order of their classes, in which official "
+                "readers count them"
             )
+        return None
+    images, _ = open_layout(
+        folder, layout, num_classes=num_classes, normalization=distilled.normalization
+    )
+    position = {path: number for number, path in enumerate(images.paths)}
+    order = torch.tensor([position[path] for path in scan(folder).paths])
+    return None if torch.equal(order, torch.arange(len(order))) else order
 
 
 def _batches(labels: StoreInfo | FKDFolder) -> int:

@@ -82,6 +82,7 @@ class StoreInfo:
         patch_dtype: of that order in official files.
         patches_shuffled: whether the views were shuffled so.  In EDC's files they were not: its
             code stores an order and does not apply it.
+        renumbered: whether images are counted otherwise than in the official files.
         image_size: height and width of the images; None: unknown.
         view_size: side of the views; None: unknown.
         labels_sha256: digest of the images' labels in their order; None: unknown.
@@ -97,6 +98,7 @@ class StoreInfo:
     patch_factor: int = 0
     patch_dtype: str = "int64"
     patches_shuffled: bool = False
+    renumbered: bool = False
     image_size: tuple[int, int] | None = None
     view_size: int | None = None
     labels_sha256: str | None = None
@@ -459,6 +461,7 @@ def import_fkd(
     out: str | Path,
     *,
     distilled: DistilledSet | None = None,
+    image_order: Tensor | None = None,
     form: str | None = None,
     sampler_seed: int = SAMPLER_SEED,
     on_progress: Callable[[int, int], None] | None = None,
@@ -468,8 +471,9 @@ def import_fkd(
     Args:
         folder: holds ``epoch_<e>/batch_<b>.tar``.
         out: a new folder, or one where this was killed.
-        distilled: the set that they belong to, images in the order of the official reader (folders
-            and files sorted as text); with it the store refuses other sets later.
+        distilled: the set that they belong to; with it the store refuses other sets later.
+        image_order: int64 (N,), the set's position of each image as the official reader counts
+            them (class folders and files sorted as text); None: the set counts them so too.
         form: of the store; None: the files' float16 or float32, which loses nothing.
         sampler_seed: ``--fkd-seed`` of the official scripts; files of 6 elements need it to tell
             which image is which.
@@ -488,6 +492,10 @@ def import_fkd(
         ):
             if mine != theirs:
                 raise ValueError(f"{source.path} has labels of {mine} {name}, the set has {theirs}")
+    if image_order is not None and not torch.equal(
+        image_order.sort().values, torch.arange(source.count)
+    ):
+        raise ValueError(f"image_order must hold each of 0 to {source.count - 1} once")
     factor, dtype = source.patch_order or (0, torch.int64)
     info = StoreInfo(
         epochs=source.epochs,
@@ -497,6 +505,7 @@ def import_fkd(
         sampler_seed=sampler_seed if source.elements == 6 else None,
         patch_factor=factor,
         patch_dtype=str(dtype).removeprefix("torch."),
+        renumbered=image_order is not None,
         image_size=_size(distilled),
         labels_sha256=None if distilled is None else labels_digest(distilled.labels),
         class_names=() if distilled is None else tuple(distilled.class_names),
@@ -515,6 +524,10 @@ def import_fkd(
                 if order is not None:
                     start = position * source.batch_sizes[0]
                     batch = dataclasses.replace(batch, index=order[start : start + len(batch)])
+                if image_order is not None and batch.index is not None:
+                    if int(batch.index.max()) >= source.count:
+                        raise ValueError(f"{source.path} has an image {int(batch.index.max())}")
+                    batch = dataclasses.replace(batch, index=image_order[batch.index])
                 try:
                     writer.write(batch)
                 except ValueError as error:
@@ -542,8 +555,14 @@ def export_fkd(
 
     Raises:
         FileExistsError: ``folder`` is a file or is not empty.
+        ValueError: the files would hold numbers of images that were renumbered.
     """
     info = store.info
+    if info.renumbered and info.sampler_seed is None:
+        raise ValueError(
+            f"{store.path} counts images as its set does, not as the official files that it was "
+            "made of: those are the export"
+        )
     done, total = 0, info.epochs * len(info.batch_sizes)
     with new_folder(folder) as new:
         for epoch in range(info.epochs):

@@ -186,6 +186,7 @@ def test_damaged_files_are_refused_or_read(
 OPCODES = b"(]}).NKMXcReb0123qhrjut\x80\x81\x85\x86\x87\x88\x89GI"
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(max_examples=150, deadline=None, suppress_health_check=NO_FIXTURE)
 @given(
     program=st.lists(
@@ -439,20 +440,19 @@ softlabels.import_fkd(sys.argv[1], sys.argv[2], on_progress=stop)
 """
 
 
-# After the first batch, inside an epoch with and without a flush there, at an epoch's end.
-@pytest.mark.parametrize(("kills", "flush"), [((1, 4), 0.0), ((5,), 1e9), ((3,), 0.0)])
-def test_a_killed_import_goes_on(tmp_path: Path, kills: tuple[int, ...], flush: float) -> None:
+# Inside an epoch, where a flush keeps each batch, or only the epoch before is safe.
+@pytest.mark.parametrize(("at", "flush", "safe"), [(4, 0.0, 4), (5, 1e9, 3)])
+def test_a_killed_import_goes_on(tmp_path: Path, at: int, flush: float, safe: int) -> None:
     folder = official_folder(tmp_path / "fkd")
     whole = import_fkd(folder, tmp_path / "whole")
     out = tmp_path / "out"
-    for at in kills:
-        command = [sys.executable, "-c", KILLED, str(folder), str(out), str(at), str(flush)]
-        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-        with pytest.raises(ValueError, match="is unfinished"):
-            SoftLabels(out)
+    command = [sys.executable, "-c", KILLED, str(folder), str(out), str(at), str(flush)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match="is unfinished"):
+        SoftLabels(out)
     steps: list[int] = []
     import_fkd(folder, out, on_progress=lambda done, total: steps.append(done))
-    assert steps[0] == (kills[-1] // 3 * 3 if flush else kills[-1]) + 1
+    assert steps[0] == safe + 1
     assert {f.name for f in out.iterdir()} == {f.name for f in whole.path.iterdir()}
     for file in whole.path.iterdir():
         assert file.read_bytes() == (out / file.name).read_bytes()
