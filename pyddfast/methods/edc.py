@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +17,16 @@ from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.data.digest import describe_data
-from pyddfast.methods.chunks import Chunk, Order
-from pyddfast.methods.features import DataPass, FeatureObjective, check_data, check_features
+from pyddfast.methods.chunks import Chunk
+from pyddfast.methods.data_pass import check_data
+from pyddfast.methods.features import (
+    FeatureConfig,
+    FeatureObjective,
+    feature_objective,
+)
 from pyddfast.methods.objective import Forward, Site
 from pyddfast.methods.recover import Job, recover, teacher_list
-from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
+from pyddfast.methods.synthesis import Task, Teachers, resolve
 
 __all__ = ["EDCConfig", "edc"]
 
@@ -56,7 +60,7 @@ _TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True)
-class EDCConfig(SynthesisConfig):
+class EDCConfig(FeatureConfig):
     """Settings of EDC; what is None takes the value published for the preset.
 
     ImageNet's first images are RDED's: ``init="set"`` and such a set.  A batch holds all images of
@@ -73,11 +77,7 @@ class EDCConfig(SynthesisConfig):
 
     Attributes:
         init: First images: data, set or noise.
-        bn_weight: Weight of the statistics, of BatchNorm and convolutions, in the loss.
         smallest_crop: Smallest share of the area that a crop covers.
-        momentum: Weight of the past in the moving averages of the statistics.
-        drop_rate: Share of the steps in which a convolution is left out.
-        cell: Pixels a side of the cells, whose statistics convolutions have too.
         class_weight: Weight of the classes' statistics; those of all data have the rest to 1.
         flatness_weight: Weight of the flatness regularisation: the divergence of the teacher's
             view of the images' moving average from that of the images.  The published commands
@@ -85,20 +85,14 @@ class EDCConfig(SynthesisConfig):
         flatness_decay: Weight of the past in that average; published: 0.99.
     """
 
-    order: ClassVar[Order] = "class"
-
     init: Literal["noise", "data", "set"] = "data"
     smallest_crop: float | None = None
-    momentum: float | None = None
-    drop_rate: float | None = None
-    cell: int | None = None
     class_weight: float = 0.5
     flatness_weight: float = 0.0
     flatness_decay: float = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_features(self)
         if self.smallest_crop is not None and not 0 < self.smallest_crop <= 1:
             raise ValueError(f"smallest_crop must lie in (0, 1], got {self.smallest_crop}")
         for name in ("class_weight", "flatness_decay"):
@@ -159,42 +153,9 @@ def edc(
     config = EDCConfig() if config is None else config
     settings = resolve(config, task, PUBLISHED)
     real = check_data(task, data, settings.classes)
-    assert settings.image_size is not None
-    assert settings.iterations is not None
-    assert settings.bn_weight is not None
     assert settings.smallest_crop is not None
-    assert settings.momentum is not None
-    assert settings.drop_rate is not None
-    assert settings.cell is not None
     official = settings.semantics == "official"
     batch_size, pad = _DATA_PASS[settings.preset]
-    objective = partial(
-        _Objective,
-        flatness=settings.flatness_weight,
-        decay=settings.flatness_decay,
-        by_classes=official,
-        data_pass=DataPass(
-            data=real,
-            normalization=task.normalization,
-            size=settings.image_size,
-            pad=pad,
-            batch_size=batch_size,
-            batch_variances=official,
-            classes=task.num_classes,
-            within_images=official,
-            swapped=official,
-            cell=settings.cell,
-            seed=settings.seed,
-        ),
-        weight=settings.bn_weight,
-        first_multiplier=settings.first_multiplier,
-        momentum=settings.momentum,
-        from_zero=official,
-        class_weight=settings.class_weight,
-        drop_rate=settings.drop_rate,
-        iterations=settings.iterations,
-        seed=settings.seed,
-    )
     smallest = settings.smallest_crop
     return recover(
         "edc",
@@ -204,7 +165,19 @@ def edc(
         job or Job(),
         source=source,
         min_scale=lambda step: smallest,
-        objective=objective,
+        objective=feature_objective(
+            _Objective,
+            settings,
+            task,
+            real,
+            pad=pad,
+            batch_size=batch_size,
+            classes=task.num_classes,
+            class_weight=settings.class_weight,
+            flatness=settings.flatness_weight,
+            decay=settings.flatness_decay,
+            by_classes=official,
+        ),
         with_replacement=official and settings.init != "noise",
         facts={"data": describe_data(real)},
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,11 +180,13 @@ def synthesize(
     ranks = join_ranks()
     if ranks.world > 1 and out is None:
         raise ValueError(f"out must be given where {ranks.world} processes share the work")
-    with frozen(teachers, target, channels_last=loop.channels_last):
+    with frozen(teachers, target, channels_last=loop.channels_last), ExitStack() as opened:
         for size in sorted({stage.size for stage in loop.stages}):
             _check_teachers(task, teachers, size, target)
         config = {**facts, "teachers": [model_digest(teacher) for teacher in teachers]}
         store = None if out is None else ChunkStore(out, config, ranks, resume=resume)
+        if store is not None and store.first:
+            opened.enter_context(store.run)  # unfit teachers leave no folder behind
         chunks = loop.chunks
         mine = chunks[ranks.rank :: ranks.world]
         total, before = len(mine) * loop.iterations, 0
@@ -208,15 +210,15 @@ def synthesize(
                     made[chunk.index] = finished
                 before += loop.iterations
                 _tell(on_progress, before, total, 0)
-    if store is not None:
-        ranks.wait()
-        for chunk in chunks:
-            found = store.finished(chunk)
-            if found is None:
-                raise ValueError(f"{store.file(chunk)} has disappeared")
-            made[chunk.index] = found
-        store.write_metrics([row for chunk in chunks for row in made[chunk.index][1]])
-        ranks.wait()
+        if store is not None:
+            ranks.wait()
+            for chunk in chunks:
+                found = store.finished(chunk)
+                if found is None:
+                    raise ValueError(f"{store.file(chunk)} has disappeared")
+                made[chunk.index] = found
+            store.write_metrics([row for chunk in chunks for row in made[chunk.index][1]])
+            ranks.wait()
     return _collect(loop, chunks, made)
 
 

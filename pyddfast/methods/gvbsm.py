@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,17 @@ from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.data.digest import describe_data
-from pyddfast.methods.chunks import Chunk, Order
-from pyddfast.methods.features import DataPass, FeatureObjective, check_data, check_features
+from pyddfast.methods.chunks import Chunk
+from pyddfast.methods.data_pass import check_data
+from pyddfast.methods.features import (
+    FeatureConfig,
+    FeatureObjective,
+    feature_objective,
+)
 from pyddfast.methods.objective import Forward, Site
 from pyddfast.methods.recover import Job, recover, teacher_list
 from pyddfast.methods.sre2l import SMALLEST_CROP
-from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
+from pyddfast.methods.synthesis import Task, Teachers, resolve
 
 __all__ = ["GVBSMConfig", "densification", "gvbsm"]
 
@@ -44,13 +48,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Of the passes over the training data; see DataPass.batch_size.
-DATA_BATCH = {"imagenet-1k": 256, "tiny-imagenet": 64, "cifar-100": 64, "cifar-10": 64}
+_DATA_BATCH = {"imagenet-1k": 256, "tiny-imagenet": 64, "cifar-100": 64, "cifar-10": 64}
 # Pixels a side that images are pooled to for the densification.
 _POOLED = 32
 
 
 @dataclass(frozen=True)
-class GVBSMConfig(SynthesisConfig):
+class GVBSMConfig(FeatureConfig):
     """Settings of G-VBSM; what is None takes the value published for the preset.
 
     A batch holds all images of a class, then those of the next.
@@ -62,28 +66,18 @@ class GVBSMConfig(SynthesisConfig):
     on, which depends on what a process made before and is forgotten within a few steps.
 
     Attributes:
-        bn_weight: Weight of the statistics, of BatchNorm and convolutions, in the loss.
         crop: Random resized crop and flip before the roll; False: padded crops and flip.
         pad: Pixels of padding around the image without a crop.
-        momentum: Weight of the past in the moving averages of the statistics.
-        drop_rate: Share of the steps in which a convolution is left out.
-        cell: Pixels a side of the cells, whose statistics convolutions have too.
         density_weight: Weight of the data densification; published: 1.
         density_temperature: Its temperature; published: 4.
     """
 
-    order: ClassVar[Order] = "class"
-
     pad: int | None = None
-    momentum: float | None = None
-    drop_rate: float | None = None
-    cell: int | None = None
     density_weight: float = 1.0
     density_temperature: float = 4.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_features(self)
         if self.pad is not None and self.pad < 0:
             raise ValueError(f"pad must not be negative, got {self.pad}")
         if not 0 <= self.density_weight < float("inf"):
@@ -176,39 +170,7 @@ def gvbsm(
     config = GVBSMConfig() if config is None else config
     settings = resolve(config, task, PUBLISHED)
     real = check_data(task, data)
-    assert settings.image_size is not None
-    assert settings.iterations is not None
-    assert settings.bn_weight is not None
-    assert settings.momentum is not None
-    assert settings.drop_rate is not None
-    assert settings.cell is not None
-    official = settings.semantics == "official"
     pad = None if settings.crop else settings.pad
-    objective = partial(
-        _Objective,
-        density=(settings.density_weight, settings.density_temperature),
-        data_pass=DataPass(
-            data=real,
-            normalization=task.normalization,
-            size=settings.image_size,
-            pad=pad,
-            batch_size=DATA_BATCH[settings.preset],
-            batch_variances=official,
-            classes=None,
-            within_images=False,
-            swapped=False,
-            cell=settings.cell,
-            seed=settings.seed,
-        ),
-        weight=settings.bn_weight,
-        first_multiplier=settings.first_multiplier,
-        momentum=settings.momentum,
-        from_zero=official,
-        class_weight=0.0,
-        drop_rate=settings.drop_rate,
-        iterations=settings.iterations,
-        seed=settings.seed,
-    )
     return recover(
         "gvbsm",
         task,
@@ -218,6 +180,14 @@ def gvbsm(
         source=source,
         min_scale=lambda step: SMALLEST_CROP,
         pad=pad,
-        objective=objective,
+        objective=feature_objective(
+            _Objective,
+            settings,
+            task,
+            real,
+            pad=pad,
+            batch_size=_DATA_BATCH[settings.preset],
+            density=(settings.density_weight, settings.density_temperature),
+        ),
         facts={"data": describe_data(real)},
     )

@@ -28,8 +28,8 @@ from pyddfast.methods import (
     fadrm,
     gvbsm,
 )
+from pyddfast.methods.data_pass import training_views
 from pyddfast.methods.edc import PUBLISHED as EDC
-from pyddfast.methods.features import training_views
 from pyddfast.methods.gvbsm import PUBLISHED as GVBSM
 from pyddfast.methods.gvbsm import densification
 from pyddfast.methods.synthesis import initial_noise, resolve
@@ -355,9 +355,9 @@ def test_a_stop_in_the_pass_or_in_a_batch_changes_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features, passes, ours = (
-        sys.modules[f"pyddfast.methods.{name}"] for name in ("features", "edc", "gvbsm")
+        sys.modules[f"pyddfast.methods.{name}"] for name in ("data_pass", "edc", "gvbsm")
     )
-    monkeypatch.setattr(ours, "DATA_BATCH", {"cifar-100": 6})
+    monkeypatch.setattr(ours, "_DATA_BATCH", {"cifar-100": 6})
     monkeypatch.setattr(passes, "_DATA_PASS", {"cifar-100": (6, 2)})
     networks = [teacher(0), teacher(1)]
     whole = method(dataset(), networks, config, job=Job(out=tmp_path / "whole"))
