@@ -28,8 +28,8 @@ from pyddfast.ops import kd_loss
 
 FORMS = ("float16", "int8", "top100", "top50", "top10")
 STUDENT_FORMS = ("float32", "float16", "int8", "top5", "top3", "top1")
-EPOCHS = {"labels": 20, "students": 60}
-SEEDS = 5
+EPOCHS = {"labels": 10, "students": 40, "teacher": 10}
+SEEDS = 3
 
 
 def photos() -> data.DistilledSet:
@@ -102,8 +102,10 @@ def label_costs(work: Path) -> list[dict[str, Any]]:
 def student_costs(work: Path) -> list[dict[str, Any]]:
     """Accuracy of students on the labels in each form."""
     source, test = (data.load("fashion-mnist-mini", split=s) for s in ("train", "test"))
-    model = ("convnet-d3", {"width": 64, "norm": "batch"})
-    teacher = train.train_teacher(source, model, test_set=test, epochs=20, device="cpu")
+    model = ("convnet-d3", {"width": 32, "norm": "batch"})
+    teacher = train.train_teacher(
+        source, model, test_set=test, epochs=EPOCHS["teacher"], device="cpu"
+    )
     picks = coresets.random_scores(len(source), seed=0)
     small = coresets.select(picks, source.labels, ipc=10).to_distilled(source)
     recipe = train.recipe("sl-kd", "large", batch_size=20, epochs=EPOCHS["students"])

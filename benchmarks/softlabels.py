@@ -26,8 +26,8 @@ from pyddfast.data import LabelBatch, SoftLabels, SoftLabelWriter, StoreInfo, ex
 
 CLASSES = 1000
 # Batch size and images of an epoch: 16 is the smallest of the published recipes (LPLD, FADRM), 1024
-# SRe2L's.  Enough images for 64 files; all fit the page cache.
-CASES = ((16, 2048), (128, 8192), (1024, 65536))
+# SRe2L's.  Images of whole batches, about those of IPC 10, 10 and 50; all fit the page cache.
+CASES = ((16, 10_000), (128, 10_240), (1024, 51_200))
 
 
 def make_store(folder: Path, batch: int, images: int) -> SoftLabels:
