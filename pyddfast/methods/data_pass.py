@@ -184,6 +184,8 @@ class DataPass:
         store, name, part = site.store, _name(turn), f"statistics/{turn:02d}.part.safetensors"
         finished = None if store is None else _read(store, name)
         if finished is not None:
+            assert store is not None
+            store.run.remove(part)  # it may have been killed before it could
             return finished
         accumulator = FeatureStatsAccumulator(site.teachers[turn], self.cell, self.classes)
         done = 0

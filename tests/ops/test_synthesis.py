@@ -196,6 +196,19 @@ def test_draws_without_crop_and_flip_only_roll() -> None:
         draw_crop_flip_roll(0, torch.arange(3), 0, (6, 8), shift=(2, 1))
 
 
+def test_draws_of_padded_crops_are_uniform_over_the_padding() -> None:
+    drawn = draw_crop_flip_roll(
+        0, torch.arange(4000), 0, (6, 8), scale=None, pad=2, flip=False, shift=(0, 0)
+    )
+    assert drawn[:, 2:].unique(dim=0).tolist() == [[6, 8, 0, 0, 0]]
+    # 25 corners, 160 expected; six standard deviations of 12.4.
+    corners, counts = drawn[:, :2].unique(dim=0, return_counts=True)
+    assert corners.tolist() == [[top, left] for top in range(5) for left in range(5)]
+    assert int((counts - 160).abs().max()) < 75
+    with pytest.raises(ValueError, match=r"pad must be 0 or more, and 0 with a scale"):
+        draw_crop_flip_roll(0, torch.arange(3), 0, (6, 8), pad=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_clamp_normalized(dtype: torch.dtype) -> None:
     images = (4 * randn(2, 3, 5, 6)).to(dtype)
