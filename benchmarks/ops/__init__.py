@@ -24,6 +24,7 @@ CASES: dict[str, Cases] = {
     "dynamics_update_": scores.dynamics_cases,
     "channel_stats": stats.channel_stats_cases,
     "bn_eval_stats": stats.bn_eval_stats_cases,
+    "patch_stats": stats.patch_stats_cases,
     "augment": augment.augment_cases,
     "multi_crop": patches.multi_crop_cases,
     "mosaic": patches.mosaic_cases,

@@ -4,7 +4,8 @@ A step is what the hooks add to a recover step: the loss of all layers, and its 
 with the gradient that arrives at each activation from the layers behind it.  `eager` is the
 official hook (SRe2L, recover/utils.py:BNFeatureHook) as it is; `torch.compile` is the sum of all
 hooks compiled as one function.  `channel_stats` has these losses alone; `bn_eval_stats` the
-eval-mode batch normalisations as well, for all providers.
+eval-mode batch normalisations as well, for all providers.  `patch_stats` is the hook of G-VBSM and
+EDC on one convolution's input.
 """
 
 from __future__ import annotations
@@ -178,3 +179,71 @@ def channel_stats_cases(device: torch.device, quick: bool) -> list[Case]:
 def bn_eval_stats_cases(device: torch.device, quick: bool) -> list[Case]:
     """The same with the batch normalisations that the statistics are fused into."""
     return cases(device, quick, norm=True)
+
+
+# --- patch_stats ---------------------------------------------------------------------------------
+
+# (channels, side) of the inputs of torchvision's resnet18's convolutions at 224 px, and of those of
+# its CIFAR form at 32 px.
+CONVOLUTIONS = {
+    224: [(3, 224), (64, 56), (128, 28), (256, 14), (512, 7)],
+    32: [(3, 32), (64, 32), (128, 16), (256, 8), (512, 4)],
+}
+CELL = 16
+
+
+def official_patches(x: Tensor) -> tuple[Tensor, ...]:
+    """The hook of a convolution in G-VBSM and EDC, and the activation itself to go on with."""
+    mean = x.mean([0, 2, 3])
+    var = x.permute(1, 0, 2, 3).contiguous().view([x.shape[1], -1]).var(1, unbiased=False)
+    down, across = (-(-side // CELL) for side in x.shape[2:])
+    size = (down * CELL, across * CELL)
+    planes = x if size == x.shape[2:] else F.interpolate(x, size, mode="bilinear")
+    cells = planes.view(*x.shape[:2], down, CELL, across, CELL).permute(2, 4, 0, 1, 3, 5)
+    cells = cells.reshape(down * across, -1)
+    return x.view_as(x), mean, var, cells.mean(1), cells.var(1, unbiased=False)
+
+
+def patch_inputs(shape: tuple[int, ...], device: torch.device) -> Callable[[int], Inputs]:
+    cells = (-(-shape[2] // CELL)) ** 2
+
+    def make(seed: int) -> Inputs:
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [shape, *[(n,) for n in (shape[1], shape[1], cells, cells)]]
+        grads = [torch.randn(size, generator=generator).to(device) for size in sizes]
+        x = torch.randn(shape, generator=generator).relu().to(device).requires_grad_()
+        return {"x": x, **{f"g{i}": grad for i, grad in enumerate(grads)}}
+
+    return make
+
+
+def patch_step(function: Callable[[Tensor], tuple[Tensor, ...]]) -> Callable[[Inputs], Step]:
+    def bind(inputs: Inputs) -> Step:
+        x, grads = inputs["x"], [inputs[f"g{i}"] for i in range(5)]
+        return lambda: torch.autograd.grad(function(x), x, grads)
+
+    return bind
+
+
+def patch_stats_cases(device: torch.device, quick: bool) -> list[Case]:
+    """What a hook adds to one convolution: its statistics, and their gradient."""
+    batch = 100 if device.type == "cuda" else 16
+    shapes = [(batch, c, s, s) for side in CONVOLUTIONS for c, s in CONVOLUTIONS[side]]
+    functions = {
+        "ours": ops.patch_stats,
+        "eager": official_patches,
+        "torch.compile": torch.compile(official_patches, fullgraph=True, dynamic=False),
+    }
+    return [
+        Case(
+            op="patch_stats",
+            part="forward+backward",
+            shape=shape,
+            dtype="float32",
+            # Forward: x read.  Backward: x and its gradient read, the gradient written.
+            bytes_floor=4 * 4 * torch.Size(shape).numel(),
+            make_inputs=patch_inputs(shape, device),
+            providers={name: patch_step(function) for name, function in functions.items()},
+        )
+        for shape in ([(2, 8, 7, 7)] if quick else shapes)
+    ]

@@ -8,6 +8,7 @@
 #include "common/half.h"
 #include "common/simt.h"
 #include "stats/channel_stats.h"
+#include "stats/moments_kernels.h"
 
 namespace pyddfast {
 namespace {
@@ -83,34 +84,6 @@ __device__ __forceinline__ void store(void* data, int64_t offset, const float (&
 #pragma unroll
   for (int v = 0; v < kVector; ++v) packed[v] = from_float<S>(x[v]);
   simt::store_vector(static_cast<S*>(data) + offset, packed);
-}
-
-// Mean and squared deviations of the first `count` values.
-template <int N>
-__device__ __forceinline__ Moments<float> moments_of(const float (&values)[N], int count) {
-  float sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += i < count ? values[i] : 0.0f;
-  const float mean = count > 0 ? sum / float(count) : 0.0f;
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const float deviation = i < count ? values[i] - mean : 0.0f;
-    squares += deviation * deviation;
-  }
-  return {float(count), mean, squares};
-}
-
-template <class T>
-__device__ __forceinline__ Moments<T> merge_lanes(Moments<T> moments) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const Moments<T> other{__shfl_xor_sync(0xffffffffu, moments.count, step),
-                           __shfl_xor_sync(0xffffffffu, moments.mean, step),
-                           __shfl_xor_sync(0xffffffffu, moments.squares, step)};
-    moments = merge_moments(moments, other);
-  }
-  return moments;
 }
 
 // ---- NCHW --------------------------------------------------------------------------------------

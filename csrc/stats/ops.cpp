@@ -5,6 +5,7 @@
 #include "common/torch_ops.h"
 #include "stats/bn_distance.h"
 #include "stats/channel_stats.h"
+#include "stats/patch_stats.h"
 
 namespace pyddfast {
 namespace {
@@ -220,6 +221,115 @@ Tensor bn_eval_stats_grad(const Tensor& x, const Tensor& mean, const Tensor& run
   return stats_backward<kCuda>(call, x, mean, grad_y, grad_mean, grad_var);
 }
 
+// ---- patch_stats -------------------------------------------------------------------------------
+
+// Whether the planes of (batch, channels, height, width) are contiguous.
+bool has_planes(const Tensor& tensor) {
+  const int64_t width = tensor.size(3);
+  return (width == 1 || tensor.stride(3) == 1) &&
+         (tensor.size(2) == 1 || tensor.stride(2) == width);
+}
+
+Tensor with_planes(const Tensor& tensor) {
+  return has_planes(tensor) ? tensor : torch::stable::contiguous(tensor);
+}
+
+PatchStatsParams patch_params(const Tensor& x, int64_t cell) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "pyddfast: expected (batch, channels, h, w)");
+  constexpr int64_t kMaxCell = 1 << 15;  // a cell's pixels are counted in int
+  STD_TORCH_CHECK(cell >= 1 && cell <= kMaxCell && std::max(x.size(2), x.size(3)) <= kMaxSide / 2,
+                  "pyddfast: cells have 1 to 2^15 pixels a side, planes up to 2^27");
+  PatchStatsParams params{};
+  params.x = x.const_data_ptr();
+  params.x_stride_n = x.stride(0);
+  params.x_stride_c = x.stride(1);
+  params.dtype = dtype_of(x);
+  params.batch = x.size(0);
+  params.channels = x.size(1);
+  params.height = x.size(2);
+  params.width = x.size(3);
+  params.cell = cell;
+  return params;
+}
+
+template <bool kCuda>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_stats(const Tensor& x_, int64_t cell) {
+  const Tensor x = with_planes(x_);
+  PatchStatsParams params = patch_params(x, cell);
+  const ScalarType type = accumulation_type(x);
+  const int64_t cells = CellGrid(params).cells(), channels = params.channels;
+  const Tensor mean = new_tensor(x, {channels}, type), var = new_tensor(x, {channels}, type);
+  const Tensor patch_mean = new_tensor(x, {cells}, type), patch_var = new_tensor(x, {cells}, type);
+  const Tensor kept = new_tensor(x, {channels + cells}, type);
+  params.mean = mean.mutable_data_ptr();
+  params.var = var.mutable_data_ptr();
+  params.patch_mean = patch_mean.mutable_data_ptr();
+  params.patch_var = patch_var.mutable_data_ptr();
+  params.kept = kept.mutable_data_ptr();
+  if constexpr (kCuda) {
+    const Tensor partials = new_tensor(x, {patch_stats_partials(params)}, ScalarType::Float);
+    params.partials = partials.mutable_data_ptr();
+    launch(patch_stats_cuda, params, x);
+  } else {
+    const int64_t blocks = patch_stats_blocks(params);
+    const Tensor partials = new_tensor(x, {blocks, 2, channels + cells}, ScalarType::Double);
+    params.partials = partials.mutable_data_ptr();
+    torch::stable::parallel_for(
+        0, blocks, 1, [&](int64_t begin, int64_t end) { patch_stats_cpu(params, begin, end); });
+    patch_stats_finish_cpu(params);
+  }
+  return {mean, var, patch_mean, patch_var, kept};
+}
+
+template <bool kCuda>
+Tensor patch_stats_grad(const Tensor& x_, const Tensor& kept, int64_t cell,
+                        std::optional<Tensor> grad_x, std::optional<Tensor> grad_mean,
+                        std::optional<Tensor> grad_var, std::optional<Tensor> grad_patch_mean,
+                        std::optional<Tensor> grad_patch_var) {
+  const Tensor x = with_planes(x_);
+  PatchStatsParams params = patch_params(x, cell);
+  const ScalarType type = accumulation_type(x);
+  const int64_t cells = CellGrid(params).cells(), channels = params.channels;
+  STD_TORCH_CHECK(kept.numel() == channels + cells && kept.scalar_type() == type,
+                  "pyddfast: `kept` is not this tensor's");
+  const Tensor means = torch::stable::contiguous(kept);
+  const auto vector_of = [&](const std::optional<Tensor>& vector, int64_t size) {
+    if (!vector) return vector;
+    STD_TORCH_CHECK(vector->numel() == size, "pyddfast: a gradient of the wrong size");
+    const Tensor cast = vector->scalar_type() == type ? *vector : torch::stable::to(*vector, type);
+    return std::optional<Tensor>(torch::stable::contiguous(cast));
+  };
+  const auto of_mean = vector_of(grad_mean, channels), of_var = vector_of(grad_var, channels);
+  const auto of_patch_mean = vector_of(grad_patch_mean, cells),
+             of_patch_var = vector_of(grad_patch_var, cells);
+  std::optional<Tensor> upstream;
+  if (grad_x) {
+    const bool same = grad_x->scalar_type() == x.scalar_type();
+    upstream = with_planes(same ? *grad_x : torch::stable::to(*grad_x, x.scalar_type()));
+    params.grad_x = upstream->const_data_ptr();
+    params.grad_stride_n = upstream->stride(0);
+    params.grad_stride_c = upstream->stride(1);
+  }
+  params.kept = const_cast<void*>(means.const_data_ptr());
+  params.grad_mean = data_of(of_mean);
+  params.grad_var = data_of(of_var);
+  params.grad_patch_mean = data_of(of_patch_mean);
+  params.grad_patch_var = data_of(of_patch_var);
+  const Tensor result =
+      new_tensor(x, {params.batch, channels, params.height, params.width}, x.scalar_type());
+  params.result = result.mutable_data_ptr();
+  if constexpr (kCuda) {
+    launch(patch_stats_backward_cuda, params, x);
+  } else {
+    constexpr int64_t kGrain = 65536;  // elements; the coefficients are made once a task
+    const int64_t each = params.height * params.width;
+    torch::stable::parallel_for(
+        0, params.batch * channels, std::max<int64_t>(1, kGrain / each),
+        [&](int64_t begin, int64_t end) { patch_stats_backward_cpu(params, begin, end); });
+  }
+  return has_planes(x_) ? result : copy_like(result, x_);
+}
+
 // ---- bn_distance -------------------------------------------------------------------------------
 
 struct DistanceCall {
@@ -333,6 +443,8 @@ void register_kernels(torch::stable::detail::StableLibrary& m) {
   m.impl("channel_stats_grad", TORCH_BOX(&channel_stats_grad<kCuda>));
   m.impl("bn_eval_stats", TORCH_BOX(&bn_eval_stats<kCuda>));
   m.impl("bn_eval_stats_grad", TORCH_BOX(&bn_eval_stats_grad<kCuda>));
+  m.impl("patch_stats", TORCH_BOX(&patch_stats<kCuda>));
+  m.impl("patch_stats_grad", TORCH_BOX(&patch_stats_grad<kCuda>));
   m.impl("bn_distance", TORCH_BOX(&bn_distance<kCuda>));
   m.impl("bn_distance_grad", TORCH_BOX(&bn_distance_grad<kCuda>));
 }
@@ -354,6 +466,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(PYDDFAST_NAMESPACE, m) {
       "bn_eval_stats_grad(Tensor x, Tensor mean, Tensor running_mean, Tensor running_var,"
       " Tensor? weight, Tensor? bias, Tensor? grad_y, Tensor? grad_mean, Tensor? grad_var,"
       " float eps, int activation) -> Tensor");
+  m.def(
+      "patch_stats(Tensor x, int cell) -> (Tensor mean, Tensor var, Tensor patch_mean,"
+      " Tensor patch_var, Tensor kept)");
+  m.def(
+      "patch_stats_grad(Tensor x, Tensor kept, int cell, Tensor? grad_x, Tensor? grad_mean,"
+      " Tensor? grad_var, Tensor? grad_patch_mean, Tensor? grad_patch_var) -> Tensor");
   m.def(
       "bn_distance(Tensor mean, Tensor var, Tensor target_mean, Tensor target_var, int[] sizes,"
       " float[] layer_weight, float[] target_weight, float var_weight, bool squared)"

@@ -63,27 +63,6 @@ struct RolledView {
   PYDD_HD static int turned(int place, int size) { return place < size ? place : place - size; }
 };
 
-// The results [first, last) of an axis whose windows hold a pixel of the crop.
-struct Span {
-  int first, last;
-};
-
-PYDD_HD Span results_of(const Axis& axis, int pixel) {
-  // |(2 pixel + 1) S - (2 i + 1) L| < reach, in the units of resample_math.h
-  const int64_t centre = (2 * int64_t(pixel) + 1) * axis.size - axis.length;
-  const int64_t low = centre - axis.reach(), high = centre + axis.reach();
-  const int step = 2 * axis.length;
-  return {low < 0 ? 0 : quotient(low, step) + 1,
-          smaller(axis.size, quotient(high + step - 1, step))};
-}
-
-// What result i of an axis takes of a pixel: weight_of / axis.window(i).total().
-PYDD_HD int64_t weight_of(const Axis& axis, int i, int pixel) {
-  const int64_t distance =
-      (2 * int64_t(pixel) + 1) * axis.size - (2 * int64_t(i) + 1) * axis.length;
-  return larger<int64_t>(0, axis.reach() - (distance < 0 ? -distance : distance));
-}
-
 // CPU: the images, or for the adjoint the planes (count * channels), are independent tasks.
 void crop_flip_roll_cpu(const CropFlipRollParams& params, int64_t begin, int64_t end);
 int crop_flip_roll_cuda(const CropFlipRollParams& params, void* stream);

@@ -73,6 +73,18 @@ def _like_x(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def _patch_stats(x: Tensor, cell: int) -> tuple[Tensor, ...]:
+    cells = -(-x.shape[2] // cell) * (-(-x.shape[3] // cell))
+    sizes = (x.shape[1], x.shape[1], cells, cells, x.shape[1] + cells)
+    return tuple(x.new_empty((size,), dtype=accumulation_dtype(x)) for size in sizes)
+
+
+def _patch_stats_grad(x: Tensor, *_: Any) -> Tensor:
+    height, width = x.shape[2:]
+    planes = (width == 1 or x.stride(3) == 1) and (height == 1 or x.stride(2) == width)
+    return x.new_empty(x.shape) if planes else torch.empty_like(x)
+
+
 def _bn_distance(mean: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     _, target_mean, _, sizes, *_ = rest
     layers, targets = len(sizes), target_mean.shape[0]
@@ -135,6 +147,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "channel_stats_grad": _like_x,
     "bn_eval_stats": _bn_eval_stats,
     "bn_eval_stats_grad": _like_x,
+    "patch_stats": _patch_stats,
+    "patch_stats_grad": _patch_stats_grad,
     "bn_distance": _bn_distance,
     "bn_distance_grad": _bn_distance_grad,
     "sample_scores": _sample_scores,

@@ -38,6 +38,8 @@ OPERATORS = (
     "channel_stats_grad",
     "bn_eval_stats",
     "bn_eval_stats_grad",
+    "patch_stats",
+    "patch_stats_grad",
     "bn_distance",
     "bn_distance_grad",
     "sample_scores",

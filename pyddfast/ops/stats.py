@@ -18,13 +18,14 @@ from pyddfast.ops import _checks, _native
 from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import stats as reference
-from pyddfast.ops.reference.kd import accumulation_dtype, widen
+from pyddfast.ops.reference.kd import widen
 
 Activation = Literal["none", "relu", "relu6"]
 
 ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "relu6")  # positions: the native codes
 # Of csrc/stats/bn_distance.h: what fits into a kernel's parameters.
 MAX_LAYERS, MAX_TARGETS = 256, 4
+MAX_CELL = 1 << 15  # a cell's pixels are counted in 32 bits
 
 
 def channel_stats(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -391,7 +392,7 @@ def patch_stats(x: Tensor, cell: int = 16) -> tuple[Tensor, Tensor, Tensor, Tens
 
     Args:
         x: (B, C, H, W), float16, bfloat16, float32 or float64.
-        cell: Pixels a side of a cell; 16 in both codebases.
+        cell: Pixels a side of a cell, at most 2^15; 16 in both codebases.
 
     Returns:
         ``(x_view, mean, var, patch_mean, patch_var)``: the first three as `channel_stats`, the
@@ -406,20 +407,39 @@ def patch_stats(x: Tensor, cell: int = 16) -> tuple[Tensor, Tensor, Tensor, Tens
         raise ValueError(f"x has shape {tuple(x.shape)}; (B, C, H, W) without a 0 is needed")
     if isinstance(cell, bool) or not isinstance(cell, int):
         raise TypeError(f"cell is an int, not {type(cell).__name__}")
-    if cell < 1:
-        raise ValueError(f"cell is {cell}; it must be 1 or more")
+    if not 1 <= cell <= MAX_CELL:
+        raise ValueError(f"cell is {cell}; it must be 1 to {MAX_CELL}")
     if functorch_active() or not _native.usable(x):
         return reference.patch_stats(x, cell=cell)
-    view, mean, var = channel_stats(x)
-    height, width = (-(-size // cell) * cell for size in x.shape[2:])
-    planes = view.to(accumulation_dtype(x))
-    if (height, width) != tuple(x.shape[2:]):
-        planes = F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)
-    # The cells as channels of one copy, whose statistics are again one pass each way.
-    cells = planes.reshape(-1, height // cell, cell, width // cell, cell).transpose(2, 3)
-    rows = cells.reshape(len(cells), -1, cell * cell)
-    _, patch_mean, patch_var = channel_stats(rows)
-    return view, mean, var, patch_mean, patch_var
+    if needs_graph(x):
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _PatchStats.apply(x, cell)  # type: ignore[no-untyped-call]
+        return outputs
+    mean, var, patch_mean, patch_var, _ = raw.patch_stats(x, cell)
+    return x.view_as(x), mean, var, patch_mean, patch_var
+
+
+class _PatchStats(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cell: int) -> Any:
+        *outputs, kept = raw.patch_stats(x, cell)
+        ctx.save_for_backward(x, kept)
+        ctx.cell = cell
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), *outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x, kept = ctx.saved_tensors
+        if all(grad is None for grad in grads[1:]):
+            return grads[0], None
+        if wants_graph():
+            with torch.enable_grad():
+                outputs = reference.patch_stats(x, cell=ctx.cell)
+                pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+                values, upstream = zip(*pairs, strict=True)
+                (grad_x,) = torch.autograd.grad(values, x, upstream, create_graph=True)
+            return grad_x, None
+        return raw.patch_stats_grad(x, kept, ctx.cell, *grads), None
 
 
 # --- checks ------------------------------------------------------------------------------------

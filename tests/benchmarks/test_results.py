@@ -236,6 +236,7 @@ def test_a_quick_run(tmp_path: Path) -> None:
     scores = ("sample_scores", "dynamics_update_")
     cases += [(op, "forward", (256, 100)) for op in scores]
     cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
+    cases += [("patch_stats", both, (2, 8, 7, 7))]
     cases += [("augment", "forward", (4, 3, 32, 32))] * 2  # float32 and bfloat16
     cases += [("multi_crop", "forward", (2, 3, 30, 40)), ("mosaic", "forward", (8, 3, 8, 8))]
     for side in (64, 32):

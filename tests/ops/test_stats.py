@@ -475,32 +475,6 @@ def check_official_hook(backend, dtype):
         assert_close(got, exact, allowed)
 
 
-# --- patch_stats -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(32, 16), (7, 7), (14, 28), (20, 9)])  # whole cells; G-VBSM's
-def test_patch_stats(backend, size):
-    x = backend.put(activation((3, 4, *size))).requires_grad_()
-    outputs = ops.patch_stats(x)
-    wide = x.detach().cpu().double().requires_grad_()
-    height, width = (16 * -(-n // 16) for n in size)
-    resized = F.interpolate(wide, (height, width), mode="bilinear", align_corners=False)
-    means, variances = [], []
-    for top in range(0, height, 16):
-        for left in range(0, width, 16):
-            part = resized[:, :, top : top + 16, left : left + 16]
-            means.append(part.mean())
-            variances.append(part.var(unbiased=False))
-    expected = (*twin.channel_stats(wide), torch.stack(means), torch.stack(variances))
-    for got, want in zip(outputs, expected, strict=True):
-        assert_close(got, want, FLOAT32)
-    grads = [
-        torch.autograd.grad(sum((t**2).sum() for t in o[1:]), i)[0]
-        for o, i in ((outputs, x), (expected, wide))
-    ]
-    assert_close(grads[0], grads[1], 2 * FLOAT32)
-
-
 # --- derivatives of any order, transforms, compilation -------------------------------------------
 
 
@@ -658,8 +632,6 @@ C = torch.zeros(3)
             "labels run from 4 to 4; allowed are 0 to 3",
         ),
         (lambda: ops.class_targets(X[0, 0], C), TypeError, "labels has dtype"),
-        (lambda: ops.patch_stats(X[0]), ValueError, "B, C, H, W"),
-        (lambda: ops.patch_stats(X, 0), ValueError, "cell is 0"),
     ],
 )
 def test_errors(call, error, message):
