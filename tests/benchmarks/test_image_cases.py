@@ -32,8 +32,9 @@ def test_providers_agree(op: str) -> None:
         assert all(torch.equal(inputs[name], before[name]) for name in inputs)
 
 
-def test_providers_agree_on_the_augmentation_of_a_step() -> None:
-    for case in CASES["crop_flip_roll"](CPU, True):
+@pytest.mark.parametrize("op", ["crop_flip_roll", "patch_stats"])
+def test_providers_agree_on_gradients(op: str) -> None:
+    for case in CASES[op](CPU, True):
         inputs = case.make_inputs(3)
         ours, eager = (case.providers[name](inputs)() for name in ("ours", "eager"))
         if case.part == "forward+backward":
