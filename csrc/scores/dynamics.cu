@@ -13,7 +13,8 @@ struct StateSink {
 
   __device__ void operator()(int64_t row, const float (&scores)[kScores], bool correct) const {
     const int64_t sample = indices[row * index_stride];
-    const bool sound = scores[kProb] == scores[kProb];
+    // Finite unless logits, teacher or features are not: el2n_sl is part of it.
+    const bool sound = scores[kGrand] - scores[kGrand] == 0.0f;
     if (!sound || sample < 0 || sample >= state.samples || *tick < 0) return;
     record(state, sample, *tick, scores, correct);
   }

@@ -66,6 +66,9 @@ PYDD_HD void record(const DynamicsArrays& state, int64_t sample, int64_t tick,
 
 // CPU.  The first row whose index is no sample or came before, or -1.
 int64_t find_bad_index(const DynamicsParams& params);
+// CPU.  The first row whose scores are not finite since its logits, teacher or features are not, or
+// -1.
+int64_t find_unsound_row(const DynamicsParams& params, const void* scores);
 // CPU: writes rows whose scores are in `scores` (kScores, rows), in the accumulation type.
 void record_rows_cpu(const DynamicsParams& params, const void* scores, const bool* correct);
 

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -16,13 +17,24 @@ void record_rows(const DynamicsParams& params, const T* scores, const bool* corr
   }
 }
 
+template <class T>
+int64_t find_unsound(const DynamicsParams& params, const T* scores) {
+  // Either is NaN where p_y is.
+  const T* const decisive = scores + (params.features ? kGrand : kEl2nSl) * params.rows;
+  for (int64_t r = 0; r < params.rows; ++r) {
+    if (!std::isfinite(decisive[r])) return r;
+  }
+  return -1;
+}
+
 }  // namespace
 
 int64_t find_bad_index(const DynamicsParams& params) {
   // A hash table at most half full; it costs less than the sort that torch would do.
   size_t slots = 2;
   while (slots < 2 * size_t(params.rows)) slots *= 2;
-  std::vector<int64_t> table(slots, -1);
+  thread_local std::vector<int64_t> table;  // kept: a step of a training allocates nothing
+  table.assign(slots, -1);
   for (int64_t r = 0; r < params.rows; ++r) {
     const int64_t index = params.indices[r * params.index_stride];
     if (index < 0 || index >= params.state.samples) return r;
@@ -34,6 +46,13 @@ int64_t find_bad_index(const DynamicsParams& params) {
     table[slot] = index;
   }
   return -1;
+}
+
+int64_t find_unsound_row(const DynamicsParams& params, const void* scores) {
+  if (params.logits_dtype == DType::kFloat64) {
+    return find_unsound(params, static_cast<const double*>(scores));
+  }
+  return find_unsound(params, static_cast<const float*>(scores));
 }
 
 void record_rows_cpu(const DynamicsParams& params, const void* scores, const bool* correct) {

@@ -3,6 +3,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "common/torch_ops.h"
 #include "scores/dynamics.h"
@@ -64,7 +65,7 @@ struct ScoreCall {
   }
 };
 
-// The CPU kernel, which refuses labels that are no classes, and NaN.
+// What sample_scores returns.
 struct ScoreTable {
   Tensor scores, correct;
 
@@ -72,23 +73,20 @@ struct ScoreTable {
       : scores(new_tensor(logits, {with_features ? kScores : kGrand, logits.size(0)},
                           accumulation_type(logits))),
         correct(new_tensor(logits, {logits.size(0)}, ScalarType::Bool)) {}
-
-  void set_in(SampleScoresParams& params) const {
-    params.scores = scores.mutable_data_ptr();
-    params.correct = correct.mutable_data_ptr<bool>();
-  }
-
-  void fill_cpu(const ScoreInputs& inputs) const {
-    constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-    std::atomic<int64_t> invalid_row = kNone;
-    SampleScoresParams params{inputs};
-    set_in(params);
-    params.invalid_row = &invalid_row;
-    run_rows(sample_scores_cpu, params);
-    STD_TORCH_CHECK(invalid_row == kNone, "pyddfast: the label of row ", invalid_row.load(),
-                    " is no class, or its logits hold NaN");
-  }
 };
+
+// The CPU kernel, which refuses labels that are no classes, and NaN.
+void fill_cpu(const ScoreInputs& inputs, void* scores, bool* correct) {
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
+  std::atomic<int64_t> invalid_row = kNone;
+  SampleScoresParams params{inputs};
+  params.scores = scores;
+  params.correct = correct;
+  params.invalid_row = &invalid_row;
+  run_rows(sample_scores_cpu, params);
+  STD_TORCH_CHECK(invalid_row == kNone, "pyddfast: the label of row ", invalid_row.load(),
+                  " is no class, or its logits hold NaN");
+}
 
 template <bool kCuda>
 std::tuple<Tensor, Tensor> sample_scores(const Tensor& logits, const Tensor& target,
@@ -98,11 +96,14 @@ std::tuple<Tensor, Tensor> sample_scores(const Tensor& logits, const Tensor& tar
   SampleScoresParams params{};
   call.set_in(params, temperature);
   const ScoreTable table(logits, features.has_value());
+  void* const scores = table.scores.mutable_data_ptr();
+  bool* const correct = table.correct.mutable_data_ptr<bool>();
   if constexpr (kCuda) {
-    table.set_in(params);
+    params.scores = scores;
+    params.correct = correct;
     launch(sample_scores_cuda, params, call.logits);
   } else {
-    table.fill_cpu(params);
+    fill_cpu(params, scores, correct);
   }
   return {table.scores, table.correct};
 }
@@ -175,9 +176,18 @@ void dynamics_update(const Tensor& ring, const Tensor& last_correct, const Tenso
     STD_TORCH_CHECK(*params.tick >= 0, "pyddfast: the tick is negative");
     const int64_t bad = find_bad_index(params);
     STD_TORCH_CHECK(bad < 0, "pyddfast: the index of row ", bad, " is no sample or occurs twice");
-    const ScoreTable table(logits, features.has_value());
-    table.fill_cpu(params);
-    record_rows_cpu(params, table.scores.const_data_ptr(), table.correct.const_data_ptr<bool>());
+    // Kept from call to call: a step of a training allocates nothing.
+    thread_local std::vector<double> scores;
+    thread_local std::vector<uint8_t> correct;
+    const size_t rows = size_t(params.rows);
+    if (scores.size() < kScores * rows) scores.resize(kScores * rows);
+    if (correct.size() < rows) correct.resize(rows);
+    bool* const is_correct = reinterpret_cast<bool*>(correct.data());
+    fill_cpu(params, scores.data(), is_correct);
+    const int64_t unsound = find_unsound_row(params, scores.data());
+    STD_TORCH_CHECK(unsound < 0, "pyddfast: logits, teacher or features of row ", unsound,
+                    " are not finite");
+    record_rows_cpu(params, scores.data(), is_correct);
   }
 }
 

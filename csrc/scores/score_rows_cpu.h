@@ -313,7 +313,7 @@ class ScoreRows {
       const double squares = detail::squared_norm(h, inputs_.features_dtype, inputs_.width);
       scores[kGrand] = scores[kEl2nSl] * std::sqrt(1.0 + squares);
     }
-    bool correct = valid && z_y == top.first;
+    bool correct = valid && z_y == top.first && row.odds == row.odds;
     if (correct && top.first == top.second) correct = is_first(z_[i], label);
     sink_(first_ + i, scores, correct);
   }

@@ -13,7 +13,7 @@ from pyddfast.ops._native import raw
 from pyddfast.ops.reference import dynamics as reference
 from pyddfast.ops.reference.dynamics import DynamicsState
 
-__all__ = ["DynamicsState", "Signal", "dynamics_update_"]
+__all__ = ["DynamicsState", "Signal", "check_dynamics_update", "dynamics_update_"]
 
 Signal: TypeAlias = Literal["1-p", "nlp", "el2n"]
 
@@ -49,30 +49,96 @@ def dynamics_update_(
 
     Args:
         state: Of all N samples; its tensors are contiguous and on one device.
-        logits: (B, C) floating point; may hold −inf, not NaN.
+        logits: (B, C) floating point; may hold −inf beside finite ones, not NaN or +inf.
         target: int64 (B,) labels.
         indices: int64 (B,), which samples these are; each at most once.
         tick: int64 scalar tensor on the device, not negative.  A tensor, so that a captured graph
             can be replayed in another tick.
         temperature: T of every probability, finite and positive.
-        teacher: (B, C) floating point logits, for ``el2n_sl`` and ``sharp``.
-        features: (B, D) floating point inputs of the last layer, for ``grand``.
+        teacher: (B, C) floating point logits as ``logits``, for ``el2n_sl`` and ``sharp``.
+        features: (B, D) finite floating point inputs of the last layer, for ``grand``.
         signal: What the ring holds: ``"1-p"`` (1 − p_y), ``"nlp"`` (−log p_y) or ``"el2n"``.  Not
             p_y itself: easy samples have p_y = 1 in half precision.
 
     Raises:
         TypeError: A dtype is wrong, or ``temperature`` is not a number.
-        ValueError: Shapes or devices do not fit; ``sharp`` is recorded without a teacher or
-            ``grand`` without features, or one of the two is given and nothing records it; an index
-            is out of range or occurs twice, a label is out of range, logits hold NaN, or the tick
-            is negative.  The state is unchanged then.  Values are checked on the CPU; elsewhere
-            under ``PYDDFAST_DEBUG=1`` only, since it waits for the device: without it a row whose
-            index, label or logits may not be leaves the state as it is, and of equal indices any
-            one may win.
+        ValueError: Shapes or devices do not fit; ``el2n_sl`` or ``sharp`` is recorded without a
+            teacher or ``grand`` without features, or one of the two is given and nothing records
+            it; an index is out of range or occurs twice, a label is out of range, logits, teacher
+            or features hold what they may not, or the tick is negative.  The state is unchanged
+            then.  Values are checked on the CPU; elsewhere under ``PYDDFAST_DEBUG=1`` only, since
+            it waits for the device: without it a row whose index, label or values may not be leaves
+            the state as it is, and of equal indices any one may win.
     """
-    temperature = _checks.temperature(temperature)
+    batch = (logits, target, indices, tick)
+    _check_arguments(state, *batch, temperature, teacher, features, signal)
+    native = not functorch_active() and _native.usable(state.ring, logits, teacher, features)
+    on_cuda = native and _native.recomputes(logits)  # the CPU kernel checks by itself
+    twin_on_cpu = not native and state.ring.device.type == "cpu"
+    readable = _readable()
+    if readable and (twin_on_cpu or (_native.debug() and (on_cuda or not native))):
+        _check_values(state, *batch, teacher, features)
+    if not native:
+        reference.dynamics_update_(state, *batch, float(temperature), teacher, features, signal)
+        return
+    with_teacher = teacher if state.el2n_sl is not None else None
+    arguments = (*state[:-1], *batch, with_teacher, features)
+    code = get_args(Signal).index(signal)
+    if readable:
+        if teacher is not None and with_teacher is None and not on_cuda:
+            _check_finite("teacher", teacher.amax(-1), indices)  # the kernel does not see it
+        try:
+            raw.dynamics_update_(*arguments, float(temperature), code)
+        except RuntimeError:  # the CPU kernel met a row that may not be: which, and why?
+            _check_values(state, *batch, teacher, features)
+            raise
+    else:
+        raw.dynamics_update_(*arguments, float(temperature), code)
+    if state.sharp is not None:
+        assert teacher is not None  # checked above
+        cosine = reference.teacher_cosine(logits, target, teacher, float(temperature))
+        state.sharp[indices] += cosine.to(state.sharp.dtype)
+
+
+@torch.no_grad()
+def check_dynamics_update(
+    state: DynamicsState,
+    logits: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    tick: Tensor,
+    *,
+    temperature: float = 1.0,
+    teacher: Tensor | None = None,
+    features: Tensor | None = None,
+    signal: Signal = "1-p",
+) -> None:
+    """Raise what :func:`dynamics_update_` would raise, and write nothing; arguments as there."""
+    _check_arguments(state, logits, target, indices, tick, temperature, teacher, features, signal)
+    if _readable() and (state.ring.device.type == "cpu" or _native.debug()):
+        _check_values(state, logits, target, indices, tick, teacher, features)
+
+
+def _readable() -> bool:
+    """Whether tensors have values that may be looked at."""
+    return not torch.compiler.is_compiling() and not functorch_active()
+
+
+def _check_arguments(
+    state: DynamicsState,
+    logits: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    tick: Tensor,
+    temperature: float,
+    teacher: Tensor | None,
+    features: Tensor | None,
+    signal: Signal,
+) -> None:
+    """All but the values of tensors."""
+    _checks.temperature(temperature)
     _checks.one_of(signal, get_args(Signal), "signal")
-    count = _check_state(state)
+    _check_state(state)
     device = state.ring.device
     _check_rows("logits", logits, device)
     rows, classes = logits.shape
@@ -99,43 +165,18 @@ def dynamics_update_(
             raise ValueError(
                 f"features has {len(features)} rows, logits {rows}; they must be the same"
             )
-    if state.sharp is not None and teacher is None:
-        raise ValueError("teacher is None; the state records sharp, which needs its logits")
+    for name in ("el2n_sl", "sharp"):
+        if getattr(state, name) is not None and teacher is None:
+            raise ValueError(f"teacher is None; the state records {name}, which needs its logits")
     if teacher is not None and state.sharp is None and state.el2n_sl is None:
         raise ValueError("teacher is given; the state records neither el2n_sl nor sharp")
     if (state.grand is None) != (features is None):
         have, lack = ("features", "grand") if state.grand is None else ("grand", "features")
         raise ValueError(f"{have} without {lack}: a state records grand from features")
-    native = not functorch_active() and _native.usable(state.ring, logits, teacher, features)
-    on_cuda = native and _native.recomputes(logits)  # the CPU kernel checks by itself
-    readable = not torch.compiler.is_compiling() and not functorch_active()
-    twin_on_cpu = not native and device.type == "cpu"
-    if readable and (twin_on_cpu or (_native.debug() and (on_cuda or not native))):
-        _check_values(logits, target, indices, tick, count)
-    if not native:
-        reference.dynamics_update_(
-            state, logits, target, indices, tick, temperature, teacher, features, signal
-        )
-        return
-    with_teacher = teacher if state.el2n_sl is not None else None
-    arguments = (*state[:-1], logits, target, indices, tick, with_teacher, features)
-    code = get_args(Signal).index(signal)
-    if readable:
-        try:
-            raw.dynamics_update_(*arguments, temperature, code)
-        except RuntimeError:  # the CPU kernel met a row that may not be: which, and why?
-            _check_values(logits, target, indices, tick, count)
-            raise
-    else:
-        raw.dynamics_update_(*arguments, temperature, code)
-    if state.sharp is not None:
-        assert teacher is not None  # checked above
-        cosine = reference.teacher_cosine(logits, target, teacher, temperature)
-        state.sharp[indices] += cosine.to(state.sharp.dtype)
 
 
-def _check_state(state: DynamicsState) -> int:
-    """The state's tensors fit each other; returns the number of samples."""
+def _check_state(state: DynamicsState) -> None:
+    """The state's tensors fit each other."""
     if not isinstance(state, DynamicsState):
         raise TypeError(f"state is a DynamicsState, not {type(state).__name__}")
     ring = state.ring
@@ -155,7 +196,6 @@ def _check_state(state: DynamicsState) -> int:
         if not tensor.is_contiguous():
             raise ValueError(f"state.{name} is not contiguous; it must be")
         _on_device(f"state.{name}", tensor, ring.device)
-    return len(ring)
 
 
 def _check_rows(name: str, value: Tensor, device: torch.device) -> None:
@@ -171,8 +211,15 @@ def _on_device(name: str, value: Tensor, device: torch.device) -> None:
 
 
 def _check_values(
-    logits: Tensor, target: Tensor, indices: Tensor, tick: Tensor, count: int
+    state: DynamicsState,
+    logits: Tensor,
+    target: Tensor,
+    indices: Tensor,
+    tick: Tensor,
+    teacher: Tensor | None,
+    features: Tensor | None,
 ) -> None:
+    count = len(state.ring)
     if int(tick) < 0:
         raise ValueError(f"tick is {int(tick)}; it must not be negative")
     if not len(logits):
@@ -189,7 +236,18 @@ def _check_values(
         raise ValueError(
             f"indices has {int(twice[0])} more than once; a batch presents a sample once"
         )
-    bad = logits.isnan().any(-1)
+    # A largest logit that is finite means no NaN, no +inf, and one class that is possible.
+    _check_finite("logits", logits.amax(-1), indices)
+    if teacher is not None:
+        _check_finite("teacher", teacher.amax(-1), indices)
+    if features is not None and features.shape[1]:
+        _check_finite("features", features.abs().amax(-1), indices)
+
+
+def _check_finite(name: str, largest: Tensor, indices: Tensor) -> None:
+    """``largest`` is finite in every row of the argument ``name``."""
+    bad = ~largest.isfinite()
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        raise ValueError(f"logits has NaN in row {row} (sample {int(indices[row])})")
+        what = "inf" if name == "features" else "+inf, or -inf throughout,"
+        raise ValueError(f"{name} has NaN or {what} in row {row} (sample {int(indices[row])})")

@@ -468,8 +468,9 @@ def _rows(
     if student.dim() == 2:
         return student, other, weight
     classes = student.shape[-1]
+    rows = student.numel() // classes  # -1 is ambiguous where a dimension is 0
     return (
-        student.reshape(-1, classes),
-        other.reshape(-1, classes),
-        None if weight is None else weight.reshape(-1),
+        student.reshape(rows, classes),
+        other.reshape(rows, classes),
+        None if weight is None else weight.reshape(rows),
     )

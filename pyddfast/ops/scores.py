@@ -72,11 +72,12 @@ def sample_scores(
         return reference.sample_scores(logits, target, temperature, teacher, features)
 
     classes = logits.shape[-1]
+    rows = logits.numel() // classes  # -1 is ambiguous where a dimension is 0
     inputs = [
-        logits.reshape(-1, classes),
-        target.reshape(-1) if hard else target.reshape(-1, classes),
-        None if teacher is None else teacher.reshape(-1, classes),
-        None if features is None else features.reshape(-1, features.shape[-1]),
+        logits.reshape(rows, classes),
+        target.reshape(rows) if hard else target.reshape(rows, classes),
+        None if teacher is None else teacher.reshape(rows, classes),
+        None if features is None else features.reshape(rows, features.shape[-1]),
     ]
     if readable:
         try:
@@ -87,7 +88,8 @@ def sample_scores(
     else:
         table, correct = raw.sample_scores(*inputs, temperature)
     if logits.dim() != 2:
-        table, correct = table.reshape(-1, *logits.shape[:-1]), correct.reshape(logits.shape[:-1])
+        table = table.reshape(len(table), *logits.shape[:-1])
+        correct = correct.reshape(logits.shape[:-1])
     columns: dict[str, Any] = dict(zip(_COLUMNS, table.unbind(0), strict=False))  # grand: optional
     return SampleScores(correct=correct, **columns)
 

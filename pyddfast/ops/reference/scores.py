@@ -73,6 +73,8 @@ def sample_scores(
     y = label.unsqueeze(-1)
 
     best, guess = z.max(-1, keepdim=True)
+    # A row without probabilities: NaN throughout.
+    unsound = ~best.isfinite().squeeze(-1)
     shifted = (z - best) / temperature
     total = shifted.exp().sum(-1, keepdim=True)
     p = shifted.exp() / total
@@ -105,21 +107,25 @@ def sample_scores(
     grand = None
     if features is not None:
         grand = el2n_sl * (1 + widen(features).square().sum(-1)).sqrt()
+
+    def column(score: Tensor) -> Tensor:
+        return score.masked_fill(unsound, torch.nan).to(result)
+
     return SampleScores(
-        p_y=p_y.to(result),
-        one_minus_p_y=not_y.sum(-1).to(result),
-        nll=nll.to(result),
-        el2n=el2n.to(result),
-        el2n_sl=el2n_sl.to(result),
-        margin=margin.to(result),
-        margin_prob=margin_prob.to(result),
-        top2_margin=top2_margin.to(result),
-        entropy=entropy.to(result),
-        max_prob=p_max.to(result),
-        max_logit=best.squeeze(-1).to(result),
-        correct=guess.squeeze(-1) == label,
-        loss=loss.to(result),
-        grand=None if grand is None else grand.to(result),
+        p_y=column(p_y),
+        one_minus_p_y=column(not_y.sum(-1)),
+        nll=column(nll),
+        el2n=column(el2n),
+        el2n_sl=column(el2n_sl),
+        margin=column(margin),
+        margin_prob=column(margin_prob),
+        top2_margin=column(top2_margin),
+        entropy=column(entropy),
+        max_prob=column(p_max),
+        max_logit=column(best.squeeze(-1)),
+        correct=(guess.squeeze(-1) == label) & ~unsound,
+        loss=column(loss),
+        grand=None if grand is None else column(grand),
     )
 
 
