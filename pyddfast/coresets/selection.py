@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -123,6 +125,14 @@ def select(
         ValueError: Shapes do not fit, a budget is missing or out of range, a class has fewer
             than ``ipc`` samples, or scores to be binned are infinite.
     """
+    if not isinstance(scores, Scores):
+        raise TypeError(
+            f"scores must be Scores, got {type(scores).__name__}; "
+            'Scores(values, name="...", high_means="...") makes them of a tensor'
+        )
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    check_ipc(ipc)
     count = len(scores)
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}")
@@ -134,8 +144,6 @@ def select(
         raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
     if (ipc is None) == (fraction is None):
         raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
-    if ipc is not None and ipc < 0:
-        raise ValueError(f"ipc must not be negative, got {ipc}")
     if fraction is not None and not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
     if not 0 <= offset <= 1:
@@ -164,7 +172,8 @@ def select(
         if strategy == "stratified":
             picks.append(_stratified(values, members, budget, bins, seed))
             continue
-        start = int(offset * (len(members) - budget))
+        # As the decimal that was written: 0.7 of 1290 is 903, and the float's product 902.99...
+        start = math.floor(Fraction(str(float(offset))) * (len(members) - budget))
         picks.append(members[start : start + budget])
     indices = torch.cat(picks) if picks else ranked
     meta = {
@@ -231,8 +240,12 @@ def mean_scores(scores: Sequence[Scores], *, meta: Mapping[str, Any] | None = No
     return Scores(values, first.name, first.high_means, record)
 
 
-def check_ipc(ipc: int | None, sizes: Sequence[int]) -> None:
-    """Raise unless every class has ``ipc`` images; the message names the classes."""
+def check_ipc(ipc: int | None, sizes: Sequence[int] = ()) -> None:
+    """Raise unless it is a number of images, and every class has so many; it names the classes."""
+    if ipc is not None and (isinstance(ipc, bool) or not isinstance(ipc, int)):
+        raise TypeError(f"ipc must be an int, got {ipc!r}")
+    if ipc is not None and ipc < 0:
+        raise ValueError(f"ipc must not be negative, got {ipc}")
     short = {label: size for label, size in enumerate(sizes) if ipc is not None and size < ipc}
     if short:
         shown = ", ".join(f"class {label} has {size}" for label, size in list(short.items())[:5])

@@ -228,6 +228,9 @@ def _read_batch(content: bytes, where: str, version: _Version) -> tuple[Bytes, n
     labels, pixels = batch.get(version.labels_key), batch.get("data")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise ValueError(f"{where} has no list of integers {version.labels_key!r}")
+    for position, label in enumerate(labels):
+        if abs(label) >= 2**63:  # beyond int64; the others are checked with their range
+            raise ValueError(f"{where} has the label {label} at position {position}: no class")
     if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), _PIXELS):
         got = pixels.shape if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(

@@ -37,6 +37,9 @@ def python2(value: object) -> bytes:
             return b"U" + bytes([len(value)]) + value
         return b"T" + struct.pack("<i", len(value)) + value
     if isinstance(value, int):
+        if not -(2**31) <= value < 2**31:  # LONG1: bytes
+            size = value.bit_length() // 8 + 1
+            return b"\x8a" + bytes([size]) + value.to_bytes(size, "little", signed=True)
         return b"J" + struct.pack("<i", value)
     if isinstance(value, list):
         return b"](" + b"".join(map(python2, value)) + b"e"
@@ -348,6 +351,7 @@ def batch(**changes) -> bytes:
         (batch(data=np.zeros((3, 3072), np.int16)), "an array of type i2, uint8 expected"),
         (batch(labels=[1, 10, 3]), "has the label 10 at position 1; cifar10 has the labels 0 to 9"),
         (batch(labels=[1, 2, -1]), "has the label -1 at position 2"),
+        (batch(labels=[1, 2**70, 3]), f"has the label {2**70} at position 1"),
         # A shape that its bytes do not fill, and an array without content.
         (
             batch().replace(b"J\0\x0c\0\0", b"J\1\x0c\0\0"),
