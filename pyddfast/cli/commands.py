@@ -68,6 +68,7 @@ from pyddfast.train import (
     Steps,
     Teacher,
     progress,
+    teacher_recipe,
     train_student,
     train_teacher,
 )
@@ -173,6 +174,13 @@ class TeacherOptions:
     teacher_model: str = "convnet-d3"
     teacher_option: tuple[str, ...] = ()
     teacher_epochs: int = 20
+
+    def check(self) -> None:
+        """Refuse a folder without a teacher before the work that comes first."""
+        if self.teacher is not None:
+            read_record(_teacher_folder(self.teacher) / RECORD)
+        else:
+            teacher_recipe(self.teacher_epochs)
 
     def ranks(self) -> Ranks:
         """This process's place under torchrun, where a teacher cannot be trained on the way."""
@@ -730,6 +738,16 @@ def train(
     print(f"results: {out / 'students' / 'result.json'}")
 
 
+def _teacher_folder(folder: Path) -> Path:
+    """The folder itself, or the one of the teacher in it."""
+    if (folder / "teacher" / "teacher.json").is_file():
+        folder = folder / "teacher"
+    for name in (RECORD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
+    return folder
+
+
 def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher:
     """Read a teacher that :func:`pyddfast.train.train_teacher` wrote.
 
@@ -742,11 +760,7 @@ def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher
         FileNotFoundError: There is no teacher.
         ValueError: A file is damaged, the model was not made by name, or it is one for other data.
     """
-    if (folder / "teacher" / "teacher.json").is_file():
-        folder = folder / "teacher"
-    for name in (RECORD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
+    folder = _teacher_folder(folder)
     channels, height, width = data[0].shape
     target = resolve_device(device)
     record = read_record(folder / RECORD)
@@ -896,11 +910,23 @@ def make_set(
         if run is None:
             return
         made = DistilledSet.load(folder)
-        if png and not (out / "png").exists():
-            export_png(made, out / "png")
+        if png:
+            _export(made, out / "png")
     size = "x".join(str(side) for side in made.images.shape[-2:])
     print(f"{len(made):,} images of {size}, {made.ipc} for each of {made.num_classes} classes")
     print(f"set: {folder}")
+
+
+def _export(made: DistilledSet, folder: Path) -> None:
+    """Write the PNG files, unless they are there already."""
+    if not folder.exists():
+        export_png(made, folder)
+    # Whole when it appeared; somebody may have removed some since.
+    found = sum(1 for _ in folder.glob("*/*.png"))
+    if found < len(made):
+        raise FileExistsError(
+            f"{folder} has {found} of {len(made)} images; remove it, and --resume writes all again"
+        )
 
 
 @contextmanager

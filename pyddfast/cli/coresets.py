@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ from pyddfast.coresets import (
     select,
 )
 from pyddfast.coresets.cad_prune import check_cad
-from pyddfast.coresets.recorded import check_epochs, training_device
+from pyddfast.coresets.el2n import check_offsets
+from pyddfast.coresets.recorded import check_recording, training_device
 from pyddfast.coresets.selection import Strategy, check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
 from pyddfast.data.digest import describe_data
@@ -44,7 +46,7 @@ from pyddfast.data.stored import read_json, read_tensors, tensors_digest
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, check_rded
 from pyddfast.ops.dynamics import Signal
-from pyddfast.train import Epochs, RunFolder
+from pyddfast.train import Epochs, RunFolder, teacher_recipe
 
 __all__ = [
     "CADOptions",
@@ -153,24 +155,23 @@ def score(
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
     """
-    count = epochs if ticks == "epoch" else ticks
-    needed = max(window + 1, cad_window + cad_average)
-    if count < needed:
-        raise ValueError(
-            f"window = {window}, cad_window = {cad_window} and cad_average = {cad_average} need "
-            f"{needed} ticks, the training has {count}"
-        )
     source = data.resident("train", image_size)
     dynamics = TrainingDynamics(
         len(source),
         window=window,
         cad_window=cad_window,
         cad_average=cad_average,
-        record=("entropy", "nll", *(() if signal == "el2n" else ("mean_p",))),
+        record=("entropy", "nll", *(() if signal == "el2n" else ("one_minus_p",))),
         signal=signal,
         ring_dtype=torch.float16 if half else torch.float32,
         device=training_device(device),
     )
+    # Without a teacher's logits and the last layer's inputs.
+    absent = {"el2n_sl", "grand", "sharp"}
+    if signal == "el2n":
+        absent |= {"dyn_unc", "dual", "one_minus_p"}
+    names = [name for name in DYNAMICS_SCORES if name not in absent]
+    check_recording(dynamics, names, teacher_recipe(epochs), ticks=ticks, mode=mode)
     facts = {
         "task": "score",
         "epochs": epochs,
@@ -199,11 +200,12 @@ def score(
             device=device,
             out=out / "run",
         )
-        # Without a teacher's logits and the last layer's inputs.
-        absent = {"el2n_sl", "grand", "sharp"}
-        if signal == "el2n":
-            absent |= {"dyn_unc", "dual", "mean_p"}
-        scores = {name: recorded.scores(name) for name in DYNAMICS_SCORES if name not in absent}
+        scores, failed = {}, []
+        for name in names:
+            try:
+                scores[name] = recorded.scores(name)
+            except ValueError as error:  # the others are worth the training
+                failed.append(str(error))
         run.write_tensors("scores.safetensors", {name: s.values for name, s in scores.items()})
         about = {n: {"high_means": s.high_means, "meta": dict(s.meta)} for n, s in scores.items()}
         run.write_json("scores.json", about)
@@ -213,6 +215,8 @@ def score(
         f"recorder {dynamics.nbytes / len(source):.0f} bytes an image"
     )
     print(f"scores: {out / 'scores.safetensors'}")
+    for reason in failed:
+        print(f"not written: {reason}", file=sys.stderr)
 
 
 def coreset_el2n(
@@ -244,6 +248,7 @@ def coreset_el2n(
             out=to.out / "el2n",
         )
 
+    _check_networks(repeats, epochs)
     _coreset("el2n", to, data, model, scores, {"repeats": repeats, "epochs": epochs})
 
 
@@ -273,6 +278,11 @@ def coreset_el2n_best(
         student_epochs: Epochs of a student; default the paper's.
         student_seeds: Students a window.
     """
+    if student_seeds < 1:
+        raise ValueError(f"--student-seeds must be at least 1, got {student_seeds}")
+    check_offsets(offsets)
+    _check_networks(repeats, epochs)
+    budget = None if student_epochs is None else Epochs(student_epochs)
 
     def pick(source: ImageDataset) -> Selection:
         scores = el2n_scores(
@@ -291,7 +301,7 @@ def coreset_el2n_best(
             test_set=data.resident("test", to.image_size),
             model=model.spec(),
             offsets=offsets,
-            budget=None if student_epochs is None else Epochs(student_epochs),
+            budget=budget,
             seeds=tuple(range(to.seed, to.seed + student_seeds)),
             device=to.device,
             out=to.out / "windows",
@@ -343,6 +353,8 @@ def coreset_el2n_sl(
             out=to.out / "el2n",
         )
 
+    _check_networks(repeats, epochs)
+    teacher.check()
     facts = {"temperature": temperature, "repeats": repeats, "epochs": epochs, **plain(teacher)}
     _coreset("el2n-sl", to, data, model, scores, facts)
 
@@ -470,15 +482,15 @@ def coreset_recorded(
         offset: Start of the window, as a share of the positions it can start at.
         bins: Of stratified.
         beta: Draw by DUAL's Beta sampling for so large a share pruned (0.9 keeps a tenth) instead
-            of taking the highest; needs mean_p in the run.
+            of taking the highest; needs one_minus_p in the run.
     """
     if beta is not None and strategy != "topk":
         raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
     source = data.resident("train", to.image_size)
     known = _read_scores(scores, score, len(source))
     if beta is not None:
-        mean_p = _read_scores(scores, "mean_p", len(source))
-        known = beta_sampling(known, mean_p.values, pruned=beta, seed=to.seed)
+        rest = _read_scores(scores, "one_minus_p", len(source))
+        known = beta_sampling(known, rest.values, pruned=beta, seed=to.seed)
 
     def pick() -> DistilledSet:
         return select(
@@ -593,6 +605,7 @@ def distill_ca2d(
         on_error=on_error,
     )
     check_rded(source, config)
+    teacher.check()
 
     def make() -> DistilledSet:
         values = rank()  # before the teacher, whose training is shorter
@@ -623,6 +636,13 @@ def distill_ca2d(
     make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png, ranks=ranks)
 
 
+def _check_networks(repeats: int, epochs: int) -> None:
+    """Scoring networks that can be trained."""
+    if repeats < 1:
+        raise ValueError(f"--repeats must be at least 1, got {repeats}")
+    teacher_recipe(epochs)
+
+
 def _read_scores(folder: Path, name: str, count: int) -> Scores:
     """A score of so many images from a run of ``pyddfast score``."""
     file, about = folder / "scores.safetensors", folder / "scores.json"
@@ -644,14 +664,7 @@ def _read_scores(folder: Path, name: str, count: int) -> Scores:
 
 def _check_cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions) -> None:
     check_ipc(to.ipc, source.class_counts.tolist())
-    check_cad(
-        source,
-        ipc=to.ipc,
-        downstream_epochs=cad.downstream_epochs,
-        ticks=cad.ticks,
-        cad_window=cad.cad_window,
-        cad_average=cad.cad_average,
-    )
+    check_cad(source, ipc=to.ipc, **plain(cad))
 
 
 def _cad(source: ImageDataset, to: CoresetOptions, cad: CADOptions, model: ModelOptions) -> Scores:
@@ -675,7 +688,15 @@ def _dynamics(
     options: dict[str, Any],
 ) -> None:
     """A coreset of the highest of a score of recorded trainings."""
-    check_epochs(name.replace("-", "_"), options["epochs"], options.get("window", 0))
+    if options["repeats"] < 1:
+        raise ValueError(f"--repeats must be at least 1, got {options['repeats']}")
+    check_recording(
+        TrainingDynamics(1, window=options.get("window", 10)),
+        (name.replace("-", "_"),),
+        teacher_recipe(options["epochs"]),
+        mode=options.get("mode", "train"),
+        drop_last=options.get("drop_last"),
+    )
 
     def scores(source: ImageDataset) -> Scores:
         return function(

@@ -23,12 +23,14 @@ from typing import Literal
 import torch
 
 from pyddfast.coresets.dynamics import TrainingDynamics
-from pyddfast.coresets.recorded import record_training, training_device
+from pyddfast.coresets.recorded import check_recording, record_training, training_device
 from pyddfast.coresets.selection import Scores, Selection, check_ipc, select
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.train import Samples, teacher_recipe
 from pyddfast.train.models import ModelSpec
+from pyddfast.train.plan import Plan
 from pyddfast.train.recipes import Recipe
+from pyddfast.train.record import tick_ends
 
 __all__ = ["cad_prune", "cad_scores", "check_cad"]
 
@@ -60,7 +62,9 @@ def cad_scores(
         ipc: Images a class that will be trained on.
         downstream_epochs: E, how long they will be trained on: 300 at small, 200 at large scale.
         ticks: Number of equally spaced snapshots of the run; or ``"epoch"``: one an epoch, the
-            paper's counting (with ``cad_window=6`` its ImageNet-1k setting).
+            paper's counting (with ``cad_window=6`` its ImageNet-1k setting).  The paper's run of
+            7.8 epochs for 50 images a class has to be eight ticks for that: a last partial epoch of
+            a half or more is a tick, too (:func:`pyddfast.train.record.tick_ends`).
         cad_window: J; None: all ticks but W.
         cad_average: W; 2 in the paper.
         drop_last: The formula's sum ends at k = K − J − 1, which leaves the window at the last tick
@@ -68,8 +72,7 @@ def cad_scores(
         signal: ``"p_y"``, or EL2N, as a reproduction reads the paper.
         mode: ``"eval"``: snapshots of un-augmented data in evaluation mode, each about a third of
             an epoch's time.  ``"train"``: the logits of the training steps, which cost nothing, but
-            see each sample once an epoch: with more ticks than epochs most windows lack samples.
-            The paper does not say.
+            see each sample once an epoch: ticks are whole epochs then.  The paper does not say.
         recipe: How to train; default :func:`pyddfast.train.teacher_recipe`, in batches small
             enough for a step a tick.
         test_set: For the network's accuracy in the record; default ``dataset`` itself.
@@ -85,34 +88,23 @@ def cad_scores(
         ValueError: The run is too short for its ticks, the ticks are fewer than J + W (before any
             work), or what :func:`pyddfast.coresets.record_training` refuses.
     """
-    if signal not in ("p_y", "el2n"):
-        raise ValueError(f"signal must be 'p_y' or 'el2n', got {signal!r}")
-    count, samples = check_cad(
+    dynamics, used, samples = check_cad(
         dataset,
         ipc=ipc,
         downstream_epochs=downstream_epochs,
         ticks=ticks,
         cad_window=cad_window,
         cad_average=cad_average,
+        drop_last=drop_last,
+        signal=signal,
+        mode=mode,
+        recipe=recipe,
+        device=device,
     )
-    epochs = samples / len(dataset)  # K
-    used = recipe
-    if used is None:
-        # Where the run is short, smaller batches, so that each tick has a step of its own.
-        batch = 128 if ticks == "epoch" else max(2, min(128, samples // count))
-        used = teacher_recipe(math.ceil(epochs), batch_size=batch)
     recorded = record_training(
         dataset,
         model,
-        TrainingDynamics(
-            len(dataset),
-            window=2,  # of scores that are not asked for
-            ring=count if cad_window is None else None,
-            cad_window=cad_window,
-            cad_average=cad_average,
-            signal="1-p" if signal == "p_y" else "el2n",
-            device=training_device(device),
-        ),
+        dynamics,
         recipe=used,
         budget=Samples(samples),
         ticks=ticks,
@@ -140,30 +132,60 @@ def check_cad(
     ticks: int | Literal["epoch"] = 30,
     cad_window: int | None = None,
     cad_average: int = 2,
-) -> tuple[int, int]:
-    """Whether the compute-matched run has ticks enough; arguments as for :func:`cad_scores`.
+    drop_last: bool = True,
+    signal: Literal["p_y", "el2n"] = "p_y",
+    mode: Literal["train", "eval"] = "eval",
+    recipe: Recipe | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[TrainingDynamics, Recipe, int]:
+    """The compute-matched run, if it has ticks enough; arguments as for :func:`cad_scores`.
 
     Returns:
-        Number of ticks, and of images that the run sees.
+        Its recorder, how it trains, and the number of images that it sees.
 
     Raises:
-        ValueError: It has not, or a number is below 1.
+        TypeError: ``ipc`` or ``downstream_epochs`` is no int.
+        ValueError: It has not, or an argument is out of range.
     """
+    if signal not in ("p_y", "el2n"):
+        raise ValueError(f"signal must be 'p_y' or 'el2n', got {signal!r}")
     for name, value in (("ipc", ipc), ("downstream_epochs", downstream_epochs)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     samples = downstream_epochs * ipc * dataset.num_classes
     epochs = samples / len(dataset)  # K
-    count = int(epochs) if ticks == "epoch" else ticks
-    needed = (2 if cad_window is None else cad_window) + cad_average
-    if count < needed:
-        unit = f"{epochs:.2f} epochs are {count} ticks" if ticks == "epoch" else f"ticks = {count}"
-        raise ValueError(
-            f"CAD needs J + W = {needed} ticks at least "
-            f"(J = {'2, the smallest' if cad_window is None else cad_window}, W = {cad_average}), "
-            f"but {unit}; give more ticks or a smaller cad_window"
+    used = recipe
+    if used is None:
+        # Where the run is short, smaller batches, so that each tick has a step of its own.
+        short = mode == "eval" and isinstance(ticks, int) and ticks > 0
+        batch = max(2, min(128, samples // int(ticks))) if short else 128
+        used = teacher_recipe(math.ceil(epochs), batch_size=batch)
+    plan = Plan(len(dataset), used.batch_size, used.drop_last, Samples(samples))
+    count = len(tick_ends(ticks, mode, plan))
+    dynamics = TrainingDynamics(
+        len(dataset),
+        window=2,  # of scores that are not asked for
+        ring=max(2, count) if cad_window is None else None,
+        cad_window=cad_window,
+        cad_average=cad_average,
+        signal="1-p" if signal == "p_y" else "el2n",
+        device=training_device(device),
+    )
+    try:
+        check_recording(
+            dynamics,
+            ("cad",),
+            used,
+            budget=Samples(samples),
+            ticks=ticks,
+            mode=mode,
+            drop_last=drop_last,
         )
-    return count, samples
+    except ValueError as error:
+        raise ValueError(f"{error}; the run has {epochs:.2f} epochs") from error
+    return dynamics, used, samples
 
 
 def cad_prune(

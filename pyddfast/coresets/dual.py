@@ -49,7 +49,7 @@ def dual_scores(
 
 def beta_sampling(
     scores: Scores,
-    mean_p: Tensor,
+    one_minus_p: Tensor,
     *,
     pruned: float,
     c_d: float = 4.0,
@@ -59,47 +59,55 @@ def beta_sampling(
     """Random keys, so that the highest are DUAL's Beta sampling of that many samples.
 
     Sample i is drawn without replacement with a weight ∝ Beta(mean p; a, b) · score, where
-    b = 15 (1 − m)(1 − r^c_d), m is the mean of ``mean_p`` over the ten highest scores, r the pruned
+    b = 15 (1 − m)(1 − r^c_d), m is the mean of "mean p" over the ten highest scores, r the pruned
     share, and a = c_total − b: at high r easier samples are taken.  A key is log weight plus a
     Gumbel draw keyed by the sample, so ``select(keys, labels, ...)`` of any budget is such a draw.
 
+    At high r the density is infinite at p = 1, where the score vanishes: how far p is from 1
+    decides their product, and a number p does not tell that.  So it is given as 1 − p.
+
     Args:
         scores: Of DUAL; not negative.
-        mean_p: Floating point (N,), mean of p_y: ``TrainingDynamics.values("mean_p")``.
+        one_minus_p: Floating point (N,), 1 − mean p: ``TrainingDynamics.values("one_minus_p")``.
         pruned: r, the share that is left out, in [0, 1].
         c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k.
         c_total: 15 in the paper, 16 in its code.
         seed: Of the draw.
 
     Returns:
-        float64 keys; −inf for samples of weight 0.
+        float64 keys; −inf for samples of weight 0: of score 0, or whose p is exactly 0 or 1, so
+        that it never moved.
 
     Raises:
         ValueError: A value is out of range, or the sizes differ.
     """
-    if mean_p.shape != scores.values.shape:
-        raise ValueError(f"mean_p has shape {tuple(mean_p.shape)}, there are {len(scores)} scores")
+    if one_minus_p.shape != scores.values.shape:
+        raise ValueError(
+            f"one_minus_p has shape {tuple(one_minus_p.shape)}, there are {len(scores)} scores"
+        )
     if not 0 <= pruned <= 1:
         raise ValueError(f"pruned must lie in [0, 1], got {pruned}")
-    if not bool(((mean_p >= 0) & (mean_p <= 1)).all()):
+    if not bool(((one_minus_p >= 0) & (one_minus_p <= 1)).all()):
         raise ValueError(
-            f"mean_p must lie in [0, 1], got values from {float(mean_p.min())} "
-            f"to {float(mean_p.max())}"
+            f"one_minus_p must lie in [0, 1], got values from {float(one_minus_p.min())} "
+            f"to {float(one_minus_p.max())}"
         )
     if float(scores.values.min()) < 0:
         raise ValueError(f"scores must not be negative, got {float(scores.values.min())}")
     if c_total not in (15, 16):
         raise ValueError(f"c_total must be 15 (paper) or 16 (its code), got {c_total}")
-    values, p = scores.values.double().cpu(), mean_p.double().cpu()
-    anchor = float(p[values.topk(min(10, len(values))).indices].mean())
-    b = 15 * (1 - anchor) * (1 - pruned**c_d)
+    values, rest = scores.values.double().cpu(), one_minus_p.double().cpu()
+    anchor = float(rest[values.topk(min(10, len(values))).indices].mean())  # 1 - m
+    b = 15 * anchor * (1 - pruned**c_d)
     a = c_total - b
-    # xlogy: 0 · log 0 is 0.
-    log_weight = torch.xlogy(torch.tensor(a - 1), p) + torch.xlogy(torch.tensor(b - 1), 1 - p)
+    log_weight = (a - 1) * torch.log1p(-rest) + (b - 1) * rest.log() + values.log()
+    # A factor 0 wins against an infinite density: 1 - p and p vanish more slowly than the score.
+    nothing = (values == 0) | (rest == 0) | (rest == 1)
+    log_weight = log_weight.masked_fill(nothing, -torch.inf)
     # Lane 2: random_scores has lane 0 and stratified selection lane 1.
-    draw = uniform(seed, Purpose.SELECTION, torch.arange(len(p)), lanes=2)
+    draw = uniform(seed, Purpose.SELECTION, torch.arange(len(rest)), lanes=2)
     gumbel = -torch.log(-torch.log(draw.clamp(min=1e-300)))
-    keys = log_weight.double() + values.log() + gumbel
+    keys = log_weight + gumbel
     return Scores(
         keys,
         f"{scores.name}-beta",

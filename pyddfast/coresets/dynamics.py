@@ -22,14 +22,15 @@ from torch import Tensor
 
 from pyddfast.coresets.selection import Scores
 from pyddfast.data.stored import read_tensors, write_tensors
-from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
+from pyddfast.ops import _checks
+from pyddfast.ops.dynamics import DynamicsState, Signal, check_dynamics_update, dynamics_update_
 from pyddfast.ops.reference.dynamics import COUNT_LIMIT
 
 __all__ = ["DYNAMICS_SCORES", "Extra", "Missing", "NeverLearned", "TrainingDynamics"]
 
 Missing: TypeAlias = Literal["skip", "nan", "carry"]
 NeverLearned: TypeAlias = Literal["max", "inf", "zero"]
-Extra: TypeAlias = Literal["el2n_sl", "entropy", "nll", "grand", "sharp", "mean_p"]
+Extra: TypeAlias = Literal["el2n_sl", "entropy", "nll", "grand", "sharp", "one_minus_p"]
 
 # Name of each score: what a high value means.
 DYNAMICS_SCORES: dict[str, str] = {
@@ -46,11 +47,16 @@ DYNAMICS_SCORES: dict[str, str] = {
     "nll": "hard",
     "grand": "hard",
     "sharp": "label and teacher pull the same way",
-    "mean_p": "easy",
+    "one_minus_p": "hard",
 }
+# Those of windows: they need a sample in every tick of a window.
+WINDOW_SCORES = ("dyn_unc", "dual", "cad", "one_minus_p")
 _MEANS = ("el2n", "aum", "el2n_sl", "entropy", "nll", "grand", "sharp")
 # 64 Ki rows of a ring of 30 are 16 MB in float64: what a pass over the ring takes at once.
 _CHUNK = 1 << 16
+# DUAL of an easy sample goes with (1 - p)^2, below float32's smallest number from 1 - p = 1e-23 on.
+# Its sums are kept times this power of two, which changes no digit; 32767 windows still fit.
+_DUAL_SCALE = 2.0**110
 
 
 class TrainingDynamics:
@@ -67,12 +73,12 @@ class TrainingDynamics:
         cad_window: J of CAD; None takes all ticks but W, for which the ring must hold all ticks.
         cad_average: W of CAD, the number of windows it averages.
         record: Further sums to keep, 4 bytes a sample each: ``"el2n_sl"``, ``"entropy"``,
-            ``"nll"``, ``"grand"`` (needs features), ``"sharp"`` (needs a teacher), ``"mean_p"``
-            (mean of p_y over the windows, for DUAL's sampling).
+            ``"nll"``, ``"grand"`` (needs features), ``"sharp"`` (like ``"el2n_sl"`` it needs a
+            teacher), ``"one_minus_p"`` (mean of 1 − p_y over the windows, for DUAL's sampling).
         signal: What the ring holds: ``"1-p"``, ``"nlp"`` (keeps the digits of samples with small
             p_y, too) or ``"el2n"`` (for CAD of EL2N; then there is no Dyn-Unc and DUAL).
         ring_dtype: float32, or float16 for half the ring.
-        temperature: T of all probabilities.
+        temperature: T of all probabilities, finite and positive.
         missing: What a tick without a sample means for its windows: ``"skip"`` leaves such windows
             out, ``"nan"`` makes the score NaN, ``"carry"`` repeats the sample's previous tick.
         initially_correct: Whether a first wrong presentation is a forgetting event; False as in
@@ -80,6 +86,7 @@ class TrainingDynamics:
         device: Of the state; batches are moved there, so best where the logits are.
 
     Raises:
+        TypeError: ``temperature`` is not a number.
         ValueError: A size is out of range or a name is unknown.
 
     Attributes:
@@ -126,17 +133,21 @@ class TrainingDynamics:
         ):
             if given not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {given!r}")
-        if signal == "el2n" and "mean_p" in record:
-            raise ValueError("mean_p needs a ring of probabilities, got signal='el2n'")
+        if signal == "el2n" and "one_minus_p" in record:
+            raise ValueError("one_minus_p needs a ring of probabilities, got signal='el2n'")
         self.count, self.window, self.ring = count, window, length
         self.cad_window, self.cad_average = cad_window, cad_average
         self.record: tuple[Extra, ...] = tuple(e for e in get_args(Extra) if e in record)
         self.signal: Signal = signal
-        self.temperature, self.missing = float(temperature), missing
+        self.temperature, self.missing = _checks.temperature(temperature), missing
         self.initially_correct = initially_correct
         self.device = torch.device(device)
         self.tick = 0
         self._open = False  # whether the slot of the current tick has been cleared
+        # For merging: what ``seen`` was when the recorders last agreed (None: nothing), and the
+        # tick of the first update since then.
+        self._agreed: Tensor | None = None
+        self._since: int | None = None
 
         def zeros(dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=self.device)
@@ -150,7 +161,7 @@ class TrainingDynamics:
             first_learned=zeros(torch.int16) - 1,
             aum=zeros(),
             el2n=zeros(),
-            **{name: zeros() for name in self.record if name != "mean_p"},
+            **{name: zeros() for name in self.record if name != "one_minus_p"},
         )
         # Sums over windows; the newest one joins them when the next tick begins, so that leaving
         # it out is exact.
@@ -160,7 +171,7 @@ class TrainingDynamics:
                 "count": zeros(torch.int16),
                 "dyn_unc": zeros(),
                 "dual": zeros(),
-                **({"mean_p": zeros()} if "mean_p" in self.record else {}),
+                **({"one_minus_p": zeros()} if "one_minus_p" in self.record else {}),
             }
         self._tick = torch.zeros((), dtype=torch.int64, device=self.device)
 
@@ -171,6 +182,11 @@ class TrainingDynamics:
     def nbytes(self) -> int:
         """Bytes of the state; 67 a sample by default."""
         return sum(t.numel() * t.element_size() for t in self._tensors().values())
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was recorded."""
+        return self._open or self.tick > 0
 
     @torch.no_grad()
     def update(
@@ -196,20 +212,27 @@ class TrainingDynamics:
 
         Raises:
             TypeError: What :func:`pyddfast.ops.dynamics.dynamics_update_` refuses.
-            ValueError: As there; nothing is recorded then.
+            ValueError: As there; nothing is changed then.
         """
-        self._begin()
-        dynamics_update_(
-            self._state,
-            self._here(logits),
-            self._here(targets),
-            self._here(indices),
+        batch = (
+            self._here(logits, "logits"),
+            self._here(targets, "targets"),
+            self._here(indices, "indices"),
             self._tick,
-            temperature=self.temperature,
-            teacher=None if teacher is None else self._here(teacher),
-            features=None if features is None else self._here(features),
-            signal=self.signal,
         )
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "teacher": None if teacher is None else self._here(teacher, "teacher"),
+            "features": None if features is None else self._here(features, "features"),
+            "signal": self.signal,
+        }
+        if not self._open:
+            # A batch that is refused must not begin a tick: that forgets the ring's oldest one.
+            check_dynamics_update(self._state, *batch, **options)
+            self._begin()
+        dynamics_update_(self._state, *batch, **options)
+        if self._since is None:
+            self._since = self.tick
 
     @torch.no_grad()
     def end_tick(self) -> None:
@@ -245,11 +268,12 @@ class TrainingDynamics:
         values = self.values(name, drop_last=drop_last, never_learned=never_learned)
         lacking = values.isnan().nonzero().squeeze(1)
         if len(lacking):
-            why = (
-                "no complete window of ticks"
-                if name in ("dyn_unc", "dual", "cad", "mean_p")
-                else "never been presented"
-            )
+            if name in WINDOW_SCORES:
+                why = "no complete window of ticks"
+            elif int(self._state.seen[int(lacking[0])]):
+                why = "no number: -inf logits gave infinite margins of both signs"
+            else:
+                why = "never been presented"
             raise ValueError(
                 f"{name}: {len(lacking)} of {self.count} samples have {why}, "
                 f"sample {int(lacking[0])} the first; record every sample in every tick, "
@@ -302,24 +326,20 @@ class TrainingDynamics:
             ValueError: The name is unknown or not recorded, ticks or the ring are too few, a tick
                 has not ended (window scores), or a counter has reached its limit.
         """
-        if name not in DYNAMICS_SCORES:
-            raise ValueError(f"unknown score {name!r}; known are {', '.join(DYNAMICS_SCORES)}")
-        if never_learned not in get_args(NeverLearned):
-            raise ValueError(
-                f"never_learned must be one of {get_args(NeverLearned)}, got {never_learned!r}"
-            )
-        if name == "cad":
-            return self._cad(_drops_last(name, drop_last))
-        if name in ("dyn_unc", "dual", "mean_p"):
-            return self._window_mean(name, _drops_last(name, drop_last))
+        self.check(name, self.tick, drop_last=drop_last, never_learned=never_learned)
+        if name in WINDOW_SCORES:
+            if self._open:
+                raise ValueError(
+                    f"{name} counts whole ticks; end tick {self.tick} by end_tick() first"
+                )
+            last = _drops_last(name, drop_last)
+            return self._cad(last) if name == "cad" else self._window_mean(name, last)
         seen = self._state.seen.double().cpu()
         if float(seen.max()) >= COUNT_LIMIT:
             raise ValueError(f"a sample was presented {COUNT_LIMIT} times or more; counters end")
         unseen = seen == 0
         if name in _MEANS:
-            total: Tensor | None = getattr(self._state, name)
-            if total is None:
-                raise ValueError(f"{name} was not recorded; give record=({name!r}, ...)")
+            total: Tensor = getattr(self._state, name)
             return total.double().cpu() / torch.where(unseen, torch.nan, seen)
         if name == "correctness":
             return self._state.correct.double().cpu() / torch.where(unseen, torch.nan, seen)
@@ -330,33 +350,82 @@ class TrainingDynamics:
         else:
             values = self._state.first_learned.double().cpu()
             at_never = {"max": seen}
-            if never_learned == "zero":
-                raise ValueError("first_learned has no never_learned='zero': 0 is the earliest")
         changed = at_never.get(never_learned, torch.full_like(values, torch.inf))
         return torch.where(never, changed, values).masked_fill(unseen, torch.nan)
+
+    def check(
+        self,
+        name: str,
+        ticks: int,
+        *,
+        drop_last: bool | None = None,
+        never_learned: NeverLearned = "max",
+    ) -> None:
+        """Raise what :meth:`values` would after so many ticks, before they are recorded.
+
+        Args:
+            name: One of ``DYNAMICS_SCORES``.
+            ticks: K.
+            drop_last: As for :meth:`values`.
+            never_learned: As for :meth:`values`.
+
+        Raises:
+            ValueError: The name is unknown or not recorded, ticks or the ring are too few, or the
+                policy is none or does not suit the score.
+        """
+        if name not in DYNAMICS_SCORES:
+            raise ValueError(f"unknown score {name!r}; known are {', '.join(DYNAMICS_SCORES)}")
+        if never_learned not in get_args(NeverLearned):
+            raise ValueError(
+                f"never_learned must be one of {get_args(NeverLearned)}, got {never_learned!r}"
+            )
+        if name == "first_learned" and never_learned == "zero":
+            raise ValueError("first_learned has no never_learned='zero': 0 is the earliest")
+        last = _drops_last(name, drop_last)
+        if name == "cad":
+            self._check_cad(ticks, last)
+        elif name in WINDOW_SCORES:
+            if not self._windows:
+                raise ValueError(f"{name} needs a ring of probabilities, got signal='el2n'")
+            needed = self.window + last
+            if ticks < needed and name in self._windows:
+                raise ValueError(
+                    f"{name} with window = {self.window} and drop_last = {last} needs {needed} "
+                    f"ticks, there are {ticks}"
+                )
+        known = self._windows if name in WINDOW_SCORES else self._state._asdict()
+        if name in get_args(Extra) and known.get(name) is None:
+            raise ValueError(f"{name} was not recorded; give record=({name!r}, ...)")
 
     @torch.no_grad()
     def merge(self, other: TrainingDynamics) -> None:
         """Take over the samples that another recorder has seen and this one has not.
 
         Both come from the same state (or from none), and since then each sample belonged to one of
-        them: the two ranks of a tick, or two halves of a data set.  A sample that both have seen
-        equally often, as those that a ``DistributedSampler`` repeats to fill the last batch, counts
-        once, as here.
+        them: the two ranks of a tick, or two halves of a data set.  Within one tick both may have
+        seen a sample, as those that a ``DistributedSampler`` repeats to fill the last batch: it
+        counts as on the one that saw it more often, else as here.
 
         Raises:
             ValueError: The two differ in their settings or tick, or have seen a sample in different
-                ticks.
+                ticks.  Nothing is changed then.
         """
-        ours, theirs = self._meta(), other._meta()
+        ours, theirs = (
+            {k: v for k, v in r._meta().items() if k not in ("since", "agreed")}
+            for r in (self, other)
+        )
         if ours != theirs:
             raise ValueError(f"the recorders differ: {_difference(ours, theirs)}")
-        mine, yours = ~self._state.ring.isnan(), ~other._state.ring.to(self.device).isnan()
-        _refuse_mixed((mine & ~yours).any(1) & (yours & ~mine).any(1))
-        take = other._state.seen.to(self.device) > self._state.seen
-        theirs_tensors = other._tensors()
-        for name, tensor in self._tensors().items():
+        mine, yours = self._state.seen, other._state.seen.to(self.device)
+        take = yours > mine
+        if self._spans_ticks() or other._spans_ticks():
+            my_base, your_base = self._base(), other._base().to(self.device)
+            of_mine, of_yours = _lost(mine, my_base, your_base), _lost(yours, your_base, my_base)
+            _refuse_mixed(torch.where(take, of_mine, of_yours))
+        theirs_tensors = other._recorded()
+        for name, tensor in self._recorded().items():
             tensor[take] = theirs_tensors[name].to(self.device)[take]
+        self._agree()
 
     @torch.no_grad()
     def all_reduce(self, group: Any = None) -> None:
@@ -369,27 +438,42 @@ class TrainingDynamics:
             group: Process group of ``torch.distributed``; default all.
 
         Raises:
-            ValueError: The ranks have seen a sample in different ticks (on every rank).
+            ValueError: The ranks have seen a sample in different ticks (on every rank).  Nothing is
+                changed then.
         """
         self._begin()
         ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-        key = self._state.seen.int() * ranks + (ranks - 1 - rank)
+        seen, base = self._state.seen.int(), self._base().int()
+        key = seen * ranks + (ranks - 1 - rank)
         best = key.clone()
         dist.all_reduce(best, dist.ReduceOp.MAX, group=group)
         owner = key == best
-        before = ~self._state.ring.isnan()
-        reduced: dict[str, Tensor] = {}
-        for name, tensor in self._tensors().items():
+        owners_base = torch.where(owner, base, torch.zeros_like(base))
+        dist.all_reduce(owners_base, group=group)
+        lost = ~owner & _lost(seen, base, owners_base)
+        lost = torch.cat((lost, lost.new_full((1,), self._spans_ticks()))).int()
+        dist.all_reduce(lost, dist.ReduceOp.MAX, group=group)
+        if int(lost[-1]):
+            _refuse_mixed(lost[:-1] > 0)
+        for tensor in self._recorded().values():
             # Counters as int32, which every backend can add; sums of one value and zeros are exact.
             wide = tensor if tensor.dtype.is_floating_point else tensor.int()
             mask = owner if wide.dim() == 1 else owner[:, None]
-            reduced[name] = torch.where(mask, wide, torch.zeros_like(wide))
-            dist.all_reduce(reduced[name], group=group)
-        mixed = (before & reduced["ring"].isnan()).any(1).int()
-        dist.all_reduce(mixed, dist.ReduceOp.MAX, group=group)
-        _refuse_mixed(mixed > 0)
-        for name, tensor in self._tensors().items():
-            tensor.copy_(reduced[name])
+            reduced = torch.where(mask, wide, torch.zeros_like(wide))
+            dist.all_reduce(reduced, group=group)
+            tensor.copy_(reduced)
+        self._agree()
+
+    def _base(self) -> Tensor:
+        """Presentations of each sample that are common to all recorders."""
+        return torch.zeros_like(self._state.seen) if self._agreed is None else self._agreed
+
+    def _spans_ticks(self) -> bool:
+        """Whether updates since the recorders agreed belong to more than the newest tick."""
+        return self._since is not None and self._since < self.tick - (not self._open)
+
+    def _agree(self) -> None:
+        self._agreed, self._since = self._state.seen.clone(), None
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state: tensors by name, and ``"meta"`` with JSON values."""
@@ -406,13 +490,16 @@ class TrainingDynamics:
         meta = state.get("meta")
         if not isinstance(meta, Mapping):
             raise ValueError("the state has no 'meta': it is not of a TrainingDynamics")
-        moving = ("tick", "open")
         want, have = (
-            {k: v for k, v in values.items() if k not in moving} for values in (self._meta(), meta)
+            {k: v for k, v in values.items() if k not in _PROGRESS}
+            for values in (self._meta(), meta)
         )
         if want != have:
             raise ValueError(f"the state is of another recorder: {_difference(want, have)}")
-        tensors = self._tensors()
+        _check_progress(meta)
+        tensors = self._recorded()
+        if meta["agreed"]:
+            tensors["agreed"] = torch.empty_like(self._state.seen)
         for name, tensor in tensors.items():
             given = state.get(name)
             if not isinstance(given, Tensor):
@@ -422,9 +509,18 @@ class TrainingDynamics:
                     f"the state's {name} is {given.dtype} {tuple(given.shape)}, "
                     f"needed is {tensor.dtype} {tuple(tensor.shape)}"
                 )
+        for name in ("seen", "forgetting", "correct", "first_learned", "agreed"):
+            if name not in tensors:
+                continue
+            low, high = -1 if name == "first_learned" else 0, state["seen"]
+            if bool(((state[name] < low) | (state[name] > high)).any()):
+                raise ValueError(
+                    f"the state's {name} has a value below {low} or above the presentations"
+                )
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
-        self.tick, self._open = int(meta["tick"]), bool(meta["open"])
+        self.tick, self._open, self._since = meta["tick"], meta["open"], meta["since"]
+        self._agreed = tensors.get("agreed")
         self._tick.fill_(self.tick)
 
     def save(self, path: str | Path) -> None:
@@ -444,8 +540,14 @@ class TrainingDynamics:
             raise FileNotFoundError(f"{file} does not exist")
         tensors, meta = read_tensors(file)
         try:
-            settings = {k: v for k, v in meta.items() if k not in ("tick", "open")}
+            settings = {k: v for k, v in meta.items() if k not in _PROGRESS}
             settings["ring_dtype"] = getattr(torch, settings["ring_dtype"])
+            # Before memory is taken for what the file does not hold.
+            shape = tuple(tensors["ring"].shape)
+            if shape != (settings["count"], settings["ring"]):
+                raise ValueError(
+                    f"its ring is {shape}, its meta says {(settings['count'], settings['ring'])}"
+                )
             recorder = cls(**settings, device=device)
             recorder.load_state_dict({**tensors, "meta": meta})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -453,7 +555,8 @@ class TrainingDynamics:
             raise ValueError(f"{file} holds no training dynamics: {error}") from error
         return recorder
 
-    def _here(self, tensor: Tensor) -> Tensor:
+    def _here(self, tensor: Tensor, name: str) -> Tensor:
+        _checks.tensor(tensor, name)
         # A copy to the host that does not block could be read before it has arrived.
         return tensor.detach().to(self.device, non_blocking=self.device.type == "cuda")
 
@@ -474,9 +577,9 @@ class TrainingDynamics:
             rest = -torch.expm1(-signal) if self.signal == "nlp" else signal  # 1 - p_y
             std, mean = rest.std(1, correction=1), rest.mean(1)
             complete = ~std.isnan()
-            terms = {"dyn_unc": std, "dual": std * mean}
-            if "mean_p" in self.record:
-                terms["mean_p"] = 1 - mean
+            terms = {"dyn_unc": std, "dual": std * mean * _DUAL_SCALE}
+            if "one_minus_p" in self.record:
+                terms["one_minus_p"] = mean
             if self.missing != "nan":
                 terms = {k: torch.where(complete, v, 0.0) for k, v in terms.items()}
             yield rows, {**terms, "count": complete}
@@ -489,43 +592,38 @@ class TrainingDynamics:
             yield rows, _wide(self._state.ring[rows][:, slots])
 
     def _window_mean(self, name: str, drop_last: bool) -> Tensor:
-        if not self._windows:
-            raise ValueError(f"{name} needs a ring of probabilities, got signal='el2n'")
-        if name not in self._windows:
-            raise ValueError(f"{name} was not recorded; give record=({name!r}, ...)")
-        self._between_ticks(name)
-        needed = self.window + drop_last
-        if self.tick < needed:
-            raise ValueError(
-                f"{name} with window = {self.window} and drop_last = {drop_last} needs {needed} "
-                f"ticks, {self.tick} were recorded"
-            )
         total, count = self._windows[name].double(), self._windows["count"].double()
         if not drop_last:
             for rows, terms in self._newest_window():
                 total[rows] += terms[name]
                 count[rows] += terms["count"]
+        if name == "dual":
+            total = total / _DUAL_SCALE
         return (total / torch.where(count == 0, torch.nan, count)).cpu()
 
     def _cad_window(self) -> int:
         return self.tick - self.cad_average if self.cad_window is None else self.cad_window
 
-    def _cad(self, drop_last: bool) -> Tensor:
-        self._between_ticks("cad")
-        J, W, K = self._cad_window(), self.cad_average, self.tick
-        if J < 2 or K < J + W:
+    def _check_cad(self, ticks: int, drop_last: bool) -> None:
+        W = self.cad_average
+        J = ticks - W if self.cad_window is None else self.cad_window
+        if J < 2 or ticks < J + W:
             needed = (2 if self.cad_window is None else J) + W
             raise ValueError(
                 f"cad needs J + W ticks; J = {'ticks - W' if self.cad_window is None else J} and "
-                f"W = {W} make {needed} at least, {K} were recorded"
+                f"W = {W} make {needed} at least, there are {ticks}"
             )
-        # Windows end at tick K - 1, or one before it.
         span = J + W - (not drop_last)
         if span > self.ring:
             raise ValueError(
                 f"cad with J = {J} and W = {W} needs the last {span} ticks, the ring holds "
                 f"{self.ring}: give cad_window, or a ring as long as the run"
             )
+
+    def _cad(self, drop_last: bool) -> Tensor:
+        J, W = self._cad_window(), self.cad_average
+        # Windows end at tick K - 1, or one before it.
+        span = J + W - (not drop_last)
         values = torch.empty(self.count, dtype=torch.float64)
         for rows, signal in self._last_ticks(span):
             if self.signal == "nlp":
@@ -535,13 +633,13 @@ class TrainingDynamics:
             values[rows] = mean.cpu()
         return values
 
-    def _between_ticks(self, name: str) -> None:
-        if self._open:
-            raise ValueError(f"{name} counts whole ticks; end tick {self.tick} by end_tick() first")
-
-    def _tensors(self) -> dict[str, Tensor]:
+    def _recorded(self) -> dict[str, Tensor]:
         state = {k: v for k, v in self._state._asdict().items() if v is not None}
         return {**state, **{f"windows_{k}": v for k, v in self._windows.items()}}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        merged = {} if self._agreed is None else {"agreed": self._agreed}
+        return {**self._recorded(), **merged}
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -559,11 +657,45 @@ class TrainingDynamics:
         }
 
     def _meta(self) -> dict[str, Any]:
-        return {**self._settings(), "tick": self.tick, "open": self._open}
+        return {
+            **self._settings(),
+            "tick": self.tick,
+            "open": self._open,
+            "since": self._since,
+            "agreed": self._agreed is not None,
+        }
 
 
 def _drops_last(name: str, drop_last: bool | None) -> bool:
     return name in ("cad", "dyn_unc") if drop_last is None else drop_last
+
+
+# What of the meta changes while it records; the rest are settings.
+_PROGRESS = ("tick", "open", "since", "agreed")
+
+
+def _check_progress(meta: Mapping[str, Any]) -> None:
+    """The progress in a state's meta is one that a recorder can have."""
+    for name in _PROGRESS:
+        if name not in meta:
+            raise ValueError(f"the state's meta has no {name!r}")
+    tick = meta["tick"]
+    if type(tick) is not int or not 0 <= tick < COUNT_LIMIT:
+        raise ValueError(f"the state's tick must be an int in [0, {COUNT_LIMIT}), got {tick!r}")
+    for name in ("open", "agreed"):
+        if type(meta[name]) is not bool:
+            raise ValueError(f"the state's {name!r} must be true or false, got {meta[name]!r}")
+    since = meta["since"]
+    if since is not None and (type(since) is not int or not 0 <= since <= tick):
+        raise ValueError(f"the state's since must be null or a tick up to {tick}, got {since!r}")
+
+
+def _lost(seen: Tensor, base: Tensor, base_of_other: Tensor) -> Tensor:
+    """Samples of which a recorder knows presentations that the other one, which wins, does not.
+
+    Those since they agreed, or those that they never agreed on.
+    """
+    return (seen > base) | (seen > base_of_other)
 
 
 def _refuse_mixed(mixed: Tensor) -> None:

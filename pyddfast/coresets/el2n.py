@@ -27,7 +27,7 @@ from pyddfast.train import Budget, Scale, predict, teacher_recipe, train_student
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["el2n_best", "el2n_of_models", "el2n_scores", "scoring_networks"]
+__all__ = ["check_offsets", "el2n_best", "el2n_of_models", "el2n_scores", "scoring_networks"]
 
 
 def el2n_of_models(
@@ -253,8 +253,7 @@ def el2n_best(
     Raises:
         ValueError: There are no offsets, or what :func:`select` or ``train_student`` refuses.
     """
-    if not offsets:
-        raise ValueError("offsets must hold at least one")
+    check_offsets(offsets)
     windows = [
         select(
             scores,
@@ -287,3 +286,16 @@ def el2n_best(
     best = max(range(len(windows)), key=lambda number: (accuracies[number], -number))
     sweep = {"offsets": list(offsets), "accuracies": accuracies, "seeds": list(seeds)}
     return replace(windows[best], meta={**windows[best].meta, "sweep": sweep})
+
+
+def check_offsets(offsets: Sequence[float]) -> None:
+    """Raise unless they are starts of windows.
+
+    Raises:
+        ValueError: There is none, or one lies outside [0, 1].
+    """
+    if not offsets:
+        raise ValueError("offsets must hold at least one")
+    for offset in offsets:
+        if not 0 <= offset <= 1:
+            raise ValueError(f"offsets must lie in [0, 1], got {offset}")

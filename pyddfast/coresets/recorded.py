@@ -9,16 +9,19 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from pyddfast.coresets.dynamics import Extra, NeverLearned, TrainingDynamics
+from pyddfast.coresets.dynamics import WINDOW_SCORES, Extra, NeverLearned, TrainingDynamics
 from pyddfast.coresets.selection import Scores, mean_scores
 from pyddfast.data import ImageDataset, ImageSource
+from pyddfast.ops.reference.dynamics import COUNT_LIMIT
 from pyddfast.random import Purpose, generator
-from pyddfast.train import Budget, Recording, Teacher, teacher_recipe, train_teacher
+from pyddfast.train import Budget, Epochs, Recording, Teacher, teacher_recipe, train_teacher
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.models import ModelSpec, describe_model
+from pyddfast.train.plan import Plan
 from pyddfast.train.recipes import Recipe
+from pyddfast.train.record import tick_ends
 
-__all__ = ["Recorded", "check_epochs", "dynamics_scores", "record_training", "training_device"]
+__all__ = ["Recorded", "check_recording", "dynamics_scores", "record_training", "training_device"]
 
 
 class Recorded(NamedTuple):
@@ -83,19 +86,27 @@ def record_training(
         The recorder, the network, and how they came about.
 
     Raises:
-        ValueError: The recorder is of another size or has recorded before, or what
+        ValueError: The recorder is of another size or has recorded before, it is to record what
+            needs a teacher or features, or what :func:`check_recording` or
             :func:`pyddfast.train.train_teacher` refuses.
     """
     if len(dynamics) != len(dataset):
         raise ValueError(f"dynamics is of {len(dynamics)} samples, the data set has {len(dataset)}")
-    if dynamics.tick:
-        raise ValueError(f"dynamics has recorded {dynamics.tick} ticks; give a new one")
+    if dynamics.started:
+        raise ValueError(
+            f"dynamics has recorded before ({dynamics.tick} whole ticks); give a new one"
+        )
+    if (epochs is None) == (recipe is None):
+        raise ValueError("give either epochs or recipe")
+    if recipe is None:
+        assert epochs is not None
+        recipe = teacher_recipe(epochs)
+    check_recording(dynamics, (), recipe, budget=budget, ticks=ticks, mode=mode)
     recording = Recording(dynamics, ticks, mode)
     teacher = train_teacher(
         dataset,
         model,
         test_set=dataset if test_set is None else test_set,
-        epochs=epochs,
         recipe=recipe,
         budget=budget,
         seed=seed,
@@ -161,21 +172,24 @@ def dynamics_scores(
         float64 scores (N,).
 
     Raises:
-        ValueError: ``repeats`` is below 1, there are too few epochs for the window, or what
+        ValueError: ``repeats`` is below 1, the trainings would not give the score, or what
             :func:`record_training` refuses.
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    check_epochs(name, epochs, window)
     used = teacher_recipe(epochs) if recipe is None else replace(recipe, epochs=epochs)
     each = []
     for repeat in range(repeats):
+        dynamics = TrainingDynamics(
+            len(dataset), window=window, record=record, device=training_device(device)
+        )
+        check_recording(
+            dynamics, (name,), used, mode=mode, drop_last=drop_last, never_learned=never_learned
+        )
         recorded = record_training(
             dataset,
             model,
-            TrainingDynamics(
-                len(dataset), window=window, record=record, device=training_device(device)
-            ),
+            dynamics,
             recipe=used,
             mode=mode,
             test_set=test_set,
@@ -193,12 +207,57 @@ def training_device(device: torch.device | str | None) -> torch.device:
     return resolve_device(device)
 
 
-def check_epochs(name: str, epochs: int, window: int) -> None:
-    """Refuse before hours of training what the recorder would refuse after them.
+def check_recording(
+    dynamics: TrainingDynamics,
+    names: Sequence[str],
+    recipe: Recipe,
+    *,
+    budget: Budget | None = None,
+    ticks: int | Literal["epoch"] = "epoch",
+    mode: Literal["train", "eval"] = "train",
+    drop_last: bool | None = None,
+    never_learned: NeverLearned = "max",
+) -> int:
+    """Refuse before a training what the recorder would refuse during or after it.
+
+    Args:
+        dynamics: The recorder.
+        names: The scores that will be asked for.
+        recipe: How will be trained.
+        budget: As for :func:`record_training`, as all that follow.
+        ticks: When ticks end.
+        mode: Whose logits.
+        drop_last: As for :meth:`TrainingDynamics.values`.
+        never_learned: As for :meth:`TrainingDynamics.values`.
+
+    Returns:
+        The number of ticks.
 
     Raises:
-        ValueError: Windows of ``window`` ticks do not fit into so many epochs.
+        ValueError: A score is unknown, not recorded or needs more ticks; the training is too short
+            for its ticks or too long for the recorder's counters; in training mode, a window score
+            of a recipe that leaves images out of each epoch.
     """
-    needed = {"dyn_unc": window + 1, "dual": window, "mean_p": window}.get(name, 1)
-    if epochs < needed:
-        raise ValueError(f"{name} with window = {window} needs {needed} epochs, got {epochs}")
+    plan = Plan(len(dynamics), recipe.batch_size, recipe.drop_last, budget or Epochs(recipe.epochs))
+    count = len(tick_ends(ticks, mode, plan))
+    shown = int(plan.epochs) if mode == "train" else count
+    if max(count, shown) >= COUNT_LIMIT:
+        raise ValueError(
+            f"the training shows an image {shown} times in {count} ticks; "
+            f"the recorder counts to {COUNT_LIMIT - 1}"
+        )
+    for extra, needed in (("el2n_sl", "teacher"), ("sharp", "teacher"), ("grand", "features")):
+        if extra in dynamics.record:
+            raise ValueError(
+                f"dynamics records {extra}, for which update() takes {needed}=; a training of ours "
+                "gives it logits only"
+            )
+    for name in names:
+        dynamics.check(name, count, drop_last=drop_last, never_learned=never_learned)
+        if name in WINDOW_SCORES and mode == "train" and plan.samples_per_epoch < plan.count:
+            raise ValueError(
+                f"{name} in mode 'train' needs every image in every epoch, and drop_last of the "
+                f"recipe leaves {plan.count - plan.samples_per_epoch} of {plan.count} out: "
+                "drop_last = False or mode = 'eval'"
+            )
+    return count

@@ -85,13 +85,13 @@ def fit(
     name, ranks = dict(key or {}), trainer.ranks
     at = set(trainer.plan.evaluation_steps(evaluations))
     tick_ends = frozenset[int]() if ticks is None else ticks.ends
-    if ticks is not None and ticks.in_training:
-        trainer.on_logits = ticks.take
     result = _restore(trainer, folder, name, ticks)
     advance(trainer.step)
     per_epoch = trainer.plan.steps_per_epoch
     saved = began = time.perf_counter()
     while not trainer.done:
+        if ticks is not None:
+            trainer.on_logits = ticks.take if ticks.takes(trainer.step) else None
         trainer.run_step()
         advance(1)
         epoch_ends = trainer.step % per_epoch == 0

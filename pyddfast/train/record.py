@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyddfast.train.plan import Plan
 
-__all__ = ["RECORDER", "Recorder", "Recording", "Ticks"]
+__all__ = ["RECORDER", "Recorder", "Recording", "Ticks", "tick_ends"]
 
 RECORDER = "recorder.safetensors"
 
@@ -45,8 +45,7 @@ class Recording:
 
     Attributes:
         recorder: at its start; a resumed training puts it back to where the checkpoint is.
-        ticks: ``"epoch"``: a tick a whole epoch; or a number of ticks that end at equally spaced
-            steps, the last step among them, whatever the length of the training.
+        ticks: ``"epoch"`` or a number of ticks; see :func:`tick_ends`.
         mode: ``"train"``: the logits of the training steps themselves, augmented, in training mode;
             costs next to nothing.  ``"eval"``: at the end of each tick a pass over the un-augmented
             data in evaluation mode; about a third of an epoch's time each.
@@ -57,37 +56,63 @@ class Recording:
     mode: Literal["train", "eval"] = "train"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.ticks, int) and not isinstance(self.ticks, bool)
-        if self.ticks != "epoch" and not (whole and int(self.ticks) >= 1):
-            raise ValueError(f"ticks must be 'epoch' or an int of at least 1, got {self.ticks!r}")
-        if self.mode not in ("train", "eval"):
-            raise ValueError(f"mode must be 'train' or 'eval', got {self.mode!r}")
-
-    def steps(self, plan: Plan) -> list[int]:
-        """The optimiser steps after which a tick ends.
-
-        Raises:
-            ValueError: the training has fewer steps than ticks, or not a whole epoch.
-        """
-        total = plan.total_steps
-        if self.ticks == "epoch":
-            epochs = total // plan.steps_per_epoch
-            if epochs < 1:
-                raise ValueError(
-                    f"ticks = 'epoch', but the training has {total} steps of the "
-                    f"{plan.steps_per_epoch} of an epoch; give a number of ticks"
-                )
-            return [plan.steps_per_epoch * (k + 1) for k in range(epochs)]
-        if total < self.ticks:
-            raise ValueError(
-                f"ticks = {self.ticks} is more than the {total} steps of the training; "
-                "give fewer ticks or smaller batches"
-            )
-        return [math.ceil(total * (k + 1) / self.ticks) for k in range(self.ticks)]
+        _check(self.ticks, self.mode)
 
     def to_dict(self) -> dict[str, Any]:
         """Ticks and mode, JSON values."""
         return {"ticks": self.ticks, "mode": self.mode}
+
+
+def tick_ends(
+    ticks: int | Literal["epoch"], mode: Literal["train", "eval"], plan: Plan
+) -> list[int]:
+    """The optimiser steps after which a tick ends.
+
+    In the mode ``"train"`` a tick is one whole epoch or several, since only in those every image is
+    seen: ``"epoch"`` makes each a tick, a number spreads the ends over them evenly.  What is left
+    of the training after its last whole epoch is not recorded.
+
+    In the mode ``"eval"`` a tick may end anywhere: a number of ticks end at equally spaced steps.
+    The last tick ends with the training; under ``"epoch"`` a last partial epoch of a half or more
+    is a tick of its own (7.8 epochs are 8 ticks), a shorter one belongs to the tick before.
+
+    Args:
+        ticks: ``"epoch"``, or how many.
+        mode: of the recording.
+        plan: of the training.
+
+    Raises:
+        ValueError: the training is too short for them, or an argument is none of these.
+    """
+    _check(ticks, mode)
+    total, epoch = plan.total_steps, plan.steps_per_epoch
+    if mode == "train":
+        whole = plan.samples(total) // plan.samples_per_epoch
+        count = whole if ticks == "epoch" else ticks
+        if whole < max(count, 1):
+            raise ValueError(
+                f"ticks = {ticks!r} in mode 'train' needs {max(count, 1)} whole epochs, since each "
+                f"image is seen once an epoch; the training has {total} steps of the {epoch} of an "
+                "epoch: give fewer ticks, more epochs or mode = 'eval'"
+            )
+        return [epoch * math.ceil(whole * (k + 1) / count) for k in range(count)]
+    if ticks == "epoch":
+        count = max(1, int(plan.epochs + 0.5))
+        return [*(epoch * (k + 1) for k in range(count - 1)), total]
+    if total < ticks:
+        raise ValueError(
+            f"ticks = {ticks} is more than the {total} steps of the training; "
+            "give fewer ticks or smaller batches"
+        )
+    return [math.ceil(total * (k + 1) / ticks) for k in range(ticks)]
+
+
+def _check(ticks: object, mode: object) -> None:
+    whole = isinstance(ticks, int) and not isinstance(ticks, bool) and ticks >= 1
+    if ticks != "epoch" and not whole:
+        raise ValueError(f"ticks must be 'epoch' or an int of at least 1, got {ticks!r}")
+    if mode not in ("train", "eval"):
+        raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
 
 
 class Ticks:
@@ -107,9 +132,13 @@ class Ticks:
         self, recording: Recording, plan: Plan, labels: Tensor, snapshot: Snapshot
     ) -> None:
         self.recorder = recording.recorder
-        self.ends = frozenset(recording.steps(plan))
+        self.ends = frozenset(tick_ends(recording.ticks, recording.mode, plan))
         self.in_training = recording.mode == "train"
         self._labels, self._snapshot = labels.cpu(), snapshot
+
+    def takes(self, step: int) -> bool:
+        """Whether the logits of a training step (from 0) are recorded."""
+        return self.in_training and step < max(self.ends)
 
     def take(self, logits: Tensor, ids: Tensor) -> None:
         """The logits of a training step."""

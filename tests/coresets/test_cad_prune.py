@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pyddfast.coresets import cad_prune, cad_scores
+from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.coresets.dynamics import TrainingDynamics
-from pyddfast.data import ImageDataset
+from pyddfast.data import ImageDataset, Normalization
 from pyddfast.train import Samples, teacher_recipe
 from pyddfast.train.plan import Plan
+from pyddfast.train.record import tick_ends
 
 MODEL = ("convnet-d1", {"width": 4, "norm": "batch"})
 RUN: dict[str, Any] = {"device": "cpu", "progress": False, "seed": 3}
@@ -30,8 +32,8 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         update(self, logits, targets, indices)
 
     def close(self: TrainingDynamics) -> None:
-        ids = torch.cat([i for i, _ in seen])
-        ticks.append(torch.cat([z for _, z in seen])[ids.argsort()])
+        last = {int(i): z for ids, logits in seen for i, z in zip(ids, logits, strict=True)}
+        ticks.append(torch.stack([last[i] for i in range(len(self))]))
         seen.clear()
         end(self)
 
@@ -57,6 +59,14 @@ def signal(ticks: list[Tensor], labels: Tensor, name: str) -> Tensor:
         # 5 epochs of 48 images = 12 · 10 · 2.
         ({"ticks": "epoch", "cad_window": 3}, [(0, 3), (1, 4)]),
         ({"ticks": "epoch", "cad_window": 3, "mode": "train"}, [(0, 3), (1, 4)]),
+        # 12 · 9 · 2 images are 4.5 epochs: four whole ones, and in snapshots a fifth tick.
+        (
+            {"ticks": "epoch", "cad_window": 2, "cad_average": 1, "mode": "train", "ipc": 9},
+            [(1, 3)],
+        ),
+        ({"ticks": "epoch", "cad_window": 3, "ipc": 9}, [(0, 3), (1, 4)]),
+        # Ticks of 1, 1, 1 and 2 epochs, of which the last presentation counts.
+        ({"ticks": 4, "mode": "train", "cad_average": 1}, [(0, 3)]),
     ],
 )
 def test_cad_is_its_formula_on_the_runs_own_logits(
@@ -66,14 +76,16 @@ def test_cad_is_its_formula_on_the_runs_own_logits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ticks = kept(monkeypatch)
-    scores = cad_scores(blobs, MODEL, ipc=10, downstream_epochs=12, **options, **RUN)
-    assert len(ticks) == (5 if options["ticks"] == "epoch" else options["ticks"])
+    given = {"ipc": 10, **options}
+    scores = cad_scores(blobs, MODEL, downstream_epochs=12, **given, **RUN)
+    partial = given["ipc"] == 9 and given.get("mode") == "train"
+    assert len(ticks) == (4 if partial else 5 if given["ticks"] == "epoch" else given["ticks"])
     values = signal(ticks, blobs.labels, options.get("signal", "p_y"))
     want = torch.stack([values[a:b].std(0, correction=1) for a, b in windows]).mean(0)
     assert (scores.values - want).abs().max() < 1e-6
     assert scores.values.std() > 1e-4
-    assert scores.meta["samples"] == 240
-    assert scores.meta["epochs"] == 5.0
+    assert scores.meta["samples"] == 24 * given["ipc"]
+    assert scores.meta["epochs"] == given["ipc"] / 2
 
 
 def test_the_run_has_the_compute_of_the_downstream_training(blobs: ImageDataset) -> None:
@@ -108,9 +120,22 @@ def test_prune_keeps_the_highest_of_each_class(blobs: ImageDataset, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ticks": 7, "cad_window": 6}, r"J \+ W = 8 ticks at least \(J = 6, W = 2\), but ticks"),
-        ({"ticks": 3}, r"J \+ W = 4 ticks at least \(J = 2, the smallest, W = 2\), but ticks = 3"),
-        ({"ticks": "epoch", "cad_window": 6}, "but 5.00 epochs are 5 ticks"),
+        ({"ticks": 7, "cad_window": 6}, "J = 6 and W = 2 make 8 at least, there are 7"),
+        ({"ticks": 3}, "J = ticks - W and W = 2 make 4 at least, there are 3"),
+        ({"ticks": "epoch", "cad_window": 6}, "at least, there are 5; the run has 5.00 epochs"),
+        # In training mode an image is seen once an epoch.
+        ({"ticks": 6, "mode": "train"}, "ticks = 6 in mode 'train' needs 6 whole epochs"),
+        (
+            {
+                "ticks": "epoch",
+                "mode": "train",
+                "cad_window": 2,
+                "recipe": teacher_recipe(5, batch_size=7, drop_last=True),
+            },
+            "leaves 6 of 48 out",
+        ),
+        ({"cad_average": 0}, "cad_average must be an int of at least 1"),
+        ({"ticks": "foo"}, "ticks must be 'epoch' or an int"),
         ({"signal": "p"}, "signal must be"),
         ({"downstream_epochs": 0}, "downstream_epochs"),
         ({"ipc": 25}, "ipc = 25 is larger than a class"),
@@ -123,3 +148,23 @@ def test_refuses_before_any_work(
     with pytest.raises(ValueError, match=message):
         cad_prune(blobs, MODEL, out=tmp_path / "run", **given, **RUN)
     assert not (tmp_path / "run").exists()
+
+
+def test_refuses_budgets_that_are_no_ints(blobs: ImageDataset) -> None:
+    with pytest.raises(TypeError, match=r"ipc must be an int, got 1\.5"):
+        cad_prune(blobs, MODEL, ipc=1.5, **RUN)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"downstream_epochs must be an int, got 2\.5"):
+        cad_scores(blobs, MODEL, ipc=1, downstream_epochs=2.5, **RUN)  # type: ignore[arg-type]
+
+
+def test_the_papers_setting_for_50_images_a_class_of_imagenet() -> None:
+    # N / C = 1281, 200 epochs: 200 · 50 / 1281 = 7.81 epochs, the paper's eight ticks.
+    labels = torch.arange(2562) % 2
+    images = torch.zeros(2562, 1, 1, 1, dtype=torch.uint8)
+    data = ImageDataset(images, labels, ("a", "b"), Normalization((0.4,), (0.3,)))
+    dynamics, recipe, samples = check_cad(
+        data, ipc=50, downstream_epochs=200, ticks="epoch", cad_window=6
+    )
+    plan = Plan(2562, recipe.batch_size, recipe.drop_last, Samples(samples))
+    assert len(tick_ends("epoch", "eval", plan)) == 8
+    assert (dynamics.ring, recipe.epochs) == (8, 8)

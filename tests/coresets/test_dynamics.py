@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyddfast.coresets import DYNAMICS_SCORES, TrainingDynamics, select
 from pyddfast.data.stored import write_tensors
+from pyddfast.ops.reference.dynamics import COUNT_LIMIT
 
 Array = npt.NDArray[np.float64]
 N, C, K = 60, 6, 14
@@ -27,7 +28,7 @@ LOGITS = torch.randn(K, N, C, generator=GEN)
 LOGITS[:, torch.arange(N), LABELS] += torch.linspace(-1, 12, N) * torch.linspace(0.3, 1, K)[:, None]
 TEACHER = 3 * torch.randn(K, N, C, generator=GEN)
 FEATURES = torch.randn(K, N, 4, generator=GEN)
-EXTRAS = ("el2n_sl", "entropy", "nll", "grand", "sharp", "mean_p")
+EXTRAS = ("el2n_sl", "entropy", "nll", "grand", "sharp", "one_minus_p")
 # Sums of 14 float32 numbers of at most 20; windows of float32 1 - p_y.
 BOUND = 14 * 20 * 6e-8
 
@@ -68,7 +69,7 @@ def offline(window: int, ticks: int = K, T: float = 1.0) -> dict[str, Array]:
         "nll": -np.log(p_y).mean(0),
         "grand": (el2n_sl * np.sqrt(1 + (h**2).sum(-1))).mean(0),
         "sharp": cosine.mean(0),
-        "mean_p": mean.mean(0),
+        "one_minus_p": 1 - mean.mean(0),
     }
 
 
@@ -96,7 +97,10 @@ def shuffled(tick: int) -> list[Tensor]:
 
 
 def same_state(a: TrainingDynamics, b: TrainingDynamics) -> bool:
-    one, two = a.state_dict(), b.state_dict()
+    """Of the same training; who saw which part of it may differ."""
+    one, two = ({k: v for k, v in r.state_dict().items() if k != "agreed"} for r in (a, b))
+    for state in (one, two):
+        state["meta"] = {k: v for k, v in state["meta"].items() if k not in ("since", "agreed")}
     return one.pop("meta") == two.pop("meta") and all(
         torch.equal(one[k].nan_to_num(-9), two[k].nan_to_num(-9)) for k in one.keys() | two.keys()
     )
@@ -132,6 +136,37 @@ def test_easy_samples_keep_their_windows_digits() -> None:
     std = offline(4)["cad"][easy]
     assert std.max() < 1e-2
     assert np.abs(recorder.values("cad")[easy].numpy() / std - 1).max() < 1e-5
+
+
+def two_classes(rest: Tensor) -> Tensor:
+    """Logits (B, 2) whose first class has the probability 1 - rest, to float64's last digits."""
+    return torch.stack((torch.log1p(-rest) - rest.log(), torch.zeros_like(rest)), dim=1)
+
+
+# 1 - p_y of eight samples from 1e-3 down to 1e-30 at five ticks: float32's p_y is 1 from 6e-8 on.
+RESTS = 10.0 ** -torch.linspace(3, 30, 8, dtype=torch.float64) * torch.tensor(
+    [[2.0], [7.0], [1.0], [5.0], [3.0]], dtype=torch.float64
+)
+
+
+@pytest.mark.parametrize(("signal", "bound"), [("1-p", 3e-7), ("nlp", 3e-7)])
+def test_windows_of_easy_samples_are_exact_relatively(signal: Any, bound: float) -> None:
+    recorder = TrainingDynamics(
+        8, window=3, cad_window=2, cad_average=2, record=("one_minus_p",), signal=signal
+    )
+    for rest in RESTS:
+        recorder.update(two_classes(rest), torch.zeros(8, dtype=torch.int64), torch.arange(8))
+        recorder.end_tick()
+    std = torch.stack([RESTS[k : k + 3].std(0, correction=1) for k in range(3)])
+    mean = torch.stack([RESTS[k : k + 3].mean(0) for k in range(3)])
+    for name, want in (
+        ("dyn_unc", std[:2].mean(0)),
+        ("dual", (std * mean).mean(0)),  # 1e-60: below float32's smallest number
+        ("one_minus_p", mean.mean(0)),
+        ("cad", torch.stack([RESTS[k : k + 2].std(0, correction=1) for k in (1, 2)]).mean(0)),
+    ):
+        got = recorder.values(name)
+        assert (got / want - 1).abs().max() < bound, name
 
 
 def test_the_state_is_67_bytes_a_sample() -> None:
@@ -261,6 +296,22 @@ def test_missing_ticks() -> None:
     assert values["carry"][1] == pytest.approx(carried, rel=1e-6)
 
 
+def test_cad_of_samples_that_miss_a_tick() -> None:
+    values = {}
+    for missing in ("skip", "nan"):
+        recorder = TrainingDynamics(2, window=2, cad_window=2, missing=missing)  # type: ignore[arg-type]
+        for tick, value in enumerate(TOY[:5]):
+            p = (value + 1) / 8
+            ids = torch.tensor([0] if tick == 1 else [0, 1])  # of the windows 1, 2 and 2, 3
+            logits = torch.tensor([[math.log(p), math.log(1 - p)]]).expand(len(ids), 2)
+            recorder.update(logits, torch.zeros_like(ids), ids)
+            recorder.end_tick()
+        values[missing] = recorder.values("cad").tolist()
+    assert values["skip"][1] == pytest.approx(deviation(2, 3), rel=1e-6)
+    assert math.isnan(values["nan"][1])
+    assert values["nan"][0] == pytest.approx((deviation(1, 2) + deviation(2, 3)) / 2, rel=1e-6)
+
+
 def test_a_sample_without_a_score_is_named() -> None:
     recorder = TrainingDynamics(4, window=2)
     for _ in range(3):
@@ -271,6 +322,63 @@ def test_a_sample_without_a_score_is_named() -> None:
     with pytest.raises(ValueError, match=r"dyn_unc: 2 of 4 .* no complete window of ticks"):
         recorder.scores("dyn_unc")
     assert recorder.values("aum").isnan().tolist() == [False, True, True, False]
+    # Certainty for the label, then against it: margins of +inf and -inf have no mean.
+    recorder = TrainingDynamics(1)
+    for logits in ([[0.0, -math.inf]], [[-math.inf, 0.0]]):
+        recorder.update(torch.tensor(logits), torch.tensor([0]), torch.tensor([0]))
+    with pytest.raises(ValueError, match="infinite margins of both signs, sample 0"):
+        recorder.scores("aum")
+    assert recorder.scores("el2n").values.tolist() == [pytest.approx(2**-0.5)]
+
+
+@pytest.mark.parametrize("name", ["logits", "teacher", "features"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
+@pytest.mark.parametrize("tick_is_open", [False, True])
+def test_a_refused_batch_changes_nothing(name: str, value: float, tick_is_open: bool) -> None:
+    recorder = record(ticks=4, window=4, record=("el2n_sl", "grand"))
+    if tick_is_open:
+        feed(recorder, 4, torch.arange(5, 9))
+    before = {k: v.clone() for k, v in recorder.state_dict().items() if k != "meta"}
+    meta = recorder.state_dict()["meta"]
+    given = {"logits": LOGITS[5, :3], "teacher": TEACHER[5, :3], "features": FEATURES[5, :3]}
+    given[name] = given[name].clone()
+    given[name][1] = value  # the whole row: a single -inf is a class without probability
+    with pytest.raises(ValueError, match=rf"{name} has NaN .*in row 1 \(sample 1\)"):
+        recorder.update(targets=LABELS[:3], indices=torch.arange(3), **given)
+    after = recorder.state_dict()
+    assert after["meta"] == meta
+    assert all(torch.equal(v.nan_to_num(-9), after[k].nan_to_num(-9)) for k, v in before.items())
+
+
+def test_refuses_what_is_no_tensor() -> None:
+    recorder = TrainingDynamics(2)
+    ids = torch.arange(2)
+    with pytest.raises(TypeError, match=r"logits is a torch.Tensor, not ndarray"):
+        recorder.update(np.eye(2), ids, ids)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"indices is a torch.Tensor, not list"):
+        recorder.update(torch.eye(2), ids, [0, 1])  # type: ignore[arg-type]
+    assert not recorder.started
+
+
+@pytest.mark.parametrize("name", ["el2n_sl", "sharp"])
+def test_scores_of_a_teacher_need_it(name: Any) -> None:
+    recorder = TrainingDynamics(2, record=(name,))
+    with pytest.raises(ValueError, match=f"teacher is None; the state records {name}"):
+        recorder.update(torch.eye(2), torch.arange(2), torch.arange(2))
+
+
+def test_counters_end() -> None:
+    recorder = TrainingDynamics(1)
+    state = recorder.state_dict()
+    state["meta"]["tick"] = COUNT_LIMIT - 1
+    recorder.load_state_dict(state)
+    with pytest.raises(ValueError, match="this is tick 32766; counters end at 32767"):
+        recorder.end_tick()
+    recorder._state.seen.fill_(COUNT_LIMIT)
+    with pytest.raises(ValueError, match="presented 32767 times or more"):
+        recorder.values("el2n")
+    recorder._state.seen.fill_(COUNT_LIMIT - 1)
+    assert recorder.values("correctness").tolist() == [0]
 
 
 def split_run(owner: Callable[[int], Tensor], every_tick: bool) -> TrainingDynamics:
@@ -307,6 +415,63 @@ def test_samples_that_change_ranks_merge_every_tick() -> None:
         split_run(owner, every_tick=False)
 
 
+def present(recorder: TrainingDynamics, *ids: int) -> None:
+    """One tick in which these samples are seen."""
+    if ids:
+        index = torch.tensor(ids)
+        recorder.update(torch.eye(3)[index % 3], index % 3, index)
+    recorder.end_tick()
+
+
+@pytest.mark.parametrize("missing", ["skip", "nan", "carry"])
+@pytest.mark.parametrize("ticks_since", [0, 3])  # 3: both ticks have left the ring
+def test_merging_never_loses_a_presentation(missing: Any, ticks_since: int) -> None:
+    def pair() -> tuple[TrainingDynamics, TrainingDynamics]:
+        return tuple(TrainingDynamics(3, window=2, missing=missing) for _ in range(2))  # type: ignore[return-value]
+
+    one, two = pair()
+    for ids in ((0,), (), *[()] * ticks_since):
+        present(one, *ids)
+    for ids in ((), (0,), *[()] * ticks_since):
+        present(two, *ids)
+    before = one.state_dict()["seen"].tolist()
+    with pytest.raises(ValueError, match="sample 0 was seen by several recorders in different"):
+        one.merge(two)
+    assert one.state_dict()["seen"].tolist() == before
+    # Merged one way only, and seen by the other one again: neither knows all.
+    one, two = pair()
+    present(one, 1)
+    present(two, 0)
+    one.merge(two)
+    assert one.state_dict()["seen"].tolist() == [1, 1, 0]
+    present(one, 1)
+    present(two, 0)
+    for _ in range(ticks_since):
+        present(one)
+        present(two)
+    # Sample 0: once, and twice of which this one is the first; refused rather than guessed.
+    with pytest.raises(ValueError, match="sample 0"):
+        one.merge(two)
+
+
+def test_parts_of_the_data_merge_one_after_the_other() -> None:
+    parts = [TrainingDynamics(3, window=2, cad_window=2, cad_average=1) for _ in range(3)]
+    whole = TrainingDynamics(3, window=2, cad_window=2, cad_average=1)
+    for _ in range(3):
+        for rank, part in enumerate(parts):
+            present(part, rank)
+        present(whole, 0, 1, 2)
+    parts[0].merge(parts[1])
+    parts[0].merge(parts[2])
+    assert same_state(parts[0], whole)
+    # A merged state is saved and goes on.
+    copy = TrainingDynamics(3, window=2, cad_window=2, cad_average=1)
+    copy.load_state_dict(parts[0].state_dict())
+    assert copy.state_dict()["meta"] == parts[0].state_dict()["meta"]
+    copy.merge(parts[0])
+    assert same_state(copy, whole)
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
@@ -322,13 +487,15 @@ def _rank(rank: int, folder: str) -> None:
         recorder.all_reduce()
         recorder.end_tick()
     recorder.save(f"{folder}/{rank}.safetensors")
-    for tick in range(2):
+    # Without the call in between: refused also once both ticks have left the ring.
+    for tick in range(8):
         if tick == rank:
             feed(recorder, tick, torch.arange(3))
-        if tick == 0:
-            recorder.end_tick()
-    with pytest.raises(ValueError, match="in different ticks"):
+        recorder.end_tick()
+    before = recorder.state_dict()["seen"].clone()
+    with pytest.raises(ValueError, match=r"sample 0 was seen .* in different ticks"):
         recorder.all_reduce()
+    assert torch.equal(recorder.state_dict()["seen"], before)
     torch.distributed.destroy_process_group()
 
 
@@ -400,7 +567,12 @@ def test_autocast_compile_and_gradients_change_nothing() -> None:
         ({"signal": "p"}, "signal must be one of"),
         ({"ring_dtype": torch.bfloat16}, "ring_dtype must be one of"),
         ({"record": ("loss",)}, "record must be one of"),
-        ({"signal": "el2n", "record": ("mean_p",)}, "mean_p needs a ring of probabilities"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        (
+            {"signal": "el2n", "record": ("one_minus_p",)},
+            "one_minus_p needs a ring of probabilities",
+        ),
     ],
 )
 def test_refuses_settings(options: dict[str, Any], message: str) -> None:
@@ -410,11 +582,11 @@ def test_refuses_settings(options: dict[str, Any], message: str) -> None:
 
 def test_refuses_what_was_not_recorded() -> None:
     recorder = record(ticks=6, window=4, cad_window=5, ring=7)
-    with pytest.raises(ValueError, match="J = 5 and W = 2 make 7 at least, 6 were recorded"):
+    with pytest.raises(ValueError, match="J = 5 and W = 2 make 7 at least, there are 6"):
         recorder.values("cad")
     with pytest.raises(ValueError, match="needs the last 14 ticks, the ring holds 10"):
         record(window=4, ring=10).values("cad")
-    with pytest.raises(ValueError, match="window = 4 and drop_last = True needs 5 ticks, 4 were"):
+    with pytest.raises(ValueError, match="window = 4 and drop_last = True needs 5 ticks"):
         record(ticks=4, window=4).values("dyn_unc")
     with pytest.raises(ValueError, match="entropy was not recorded"):
         recorder.values("entropy")
@@ -424,7 +596,7 @@ def test_refuses_what_was_not_recorded() -> None:
     with pytest.raises(ValueError, match=r"end tick 6 by end_tick\(\) first"):
         recorder.values("dual")
     before = {k: v.clone() for k, v in recorder.state_dict().items() if k != "meta"}
-    with pytest.raises(ValueError, match="NaN in row 1"):
+    with pytest.raises(ValueError, match=r"logits has NaN .* in row 1"):
         recorder.update(torch.tensor([[0, 1.0], [0, math.nan]]), LABELS[:2] * 0, torch.arange(2))
     with pytest.raises(ValueError, match="indices has values from 0 to 60"):
         recorder.update(torch.eye(2), LABELS[:2] * 0, torch.tensor([0, 60]))
@@ -446,6 +618,32 @@ def test_refuses_states_of_others(tmp_path: Path) -> None:
         TrainingDynamics(5).load_state_dict(cut)
     with pytest.raises(ValueError, match="no 'meta'"):
         TrainingDynamics(5).load_state_dict({})
+    for key, value in (
+        ("tick", None), ("tick", -3), ("tick", 2.7), ("tick", 10**9), ("tick", True),
+        ("open", 1), ("since", 5), ("agreed", None),
+    ):  # fmt: skip
+        other = recorder.state_dict()
+        other["meta"] = {**other["meta"], key: value}
+        fresh = TrainingDynamics(5)
+        with pytest.raises(ValueError, match=key):
+            fresh.load_state_dict(other)
+        assert same_state(fresh, TrainingDynamics(5))  # nothing is changed
+        write_tensors(tmp_path / "meta", recorder._tensors(), other["meta"])
+        with pytest.raises(ValueError, match=f"meta holds no training dynamics.*{key}"):
+            TrainingDynamics.load(tmp_path / "meta")
+    for key in ("tick", "open"):
+        other = recorder.state_dict()
+        other["meta"] = {k: v for k, v in other["meta"].items() if k != key}
+        with pytest.raises(ValueError, match=f"meta has no '{key}'"):
+            TrainingDynamics(5).load_state_dict(other)
+    for name, wrong in (("seen", -5), ("forgetting", 2), ("first_learned", -2), ("correct", 2)):
+        other = {**recorder.state_dict(), name: torch.full((5,), wrong, dtype=torch.int16)}
+        with pytest.raises(ValueError, match=f"the state's {name} has a value below"):
+            TrainingDynamics(5).load_state_dict(other)
+    meta = {**recorder.state_dict()["meta"], "count": 10**13}
+    write_tensors(tmp_path / "huge", recorder._tensors(), meta)
+    with pytest.raises(ValueError, match=r"its ring is \(5, 10\), its meta says"):
+        TrainingDynamics.load(tmp_path / "huge")
     with pytest.raises(ValueError, match="open is False here, True there"):
         TrainingDynamics(5).merge(recorder)
     recorder.save(tmp_path / "state")

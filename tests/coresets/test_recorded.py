@@ -71,11 +71,47 @@ def test_refuses(blobs: ImageDataset) -> None:
         record_training(blobs, MODEL, TrainingDynamics(5), epochs=1, **RUN)
     used = TrainingDynamics(48)
     used.end_tick()
-    with pytest.raises(ValueError, match="has recorded 1 ticks"):
+    with pytest.raises(ValueError, match=r"has recorded before \(1 whole ticks\)"):
         record_training(blobs, MODEL, used, epochs=1, **RUN)
+    used = TrainingDynamics(48)
+    used.update(torch.eye(2), torch.arange(2), torch.arange(2))  # no tick has ended
+    with pytest.raises(ValueError, match=r"has recorded before \(0 whole ticks\)"):
+        record_training(blobs, MODEL, used, epochs=1, **RUN)
+    with pytest.raises(ValueError, match="either epochs or recipe"):
+        record_training(blobs, MODEL, TrainingDynamics(48), **RUN)
     with pytest.raises(ValueError, match="repeats"):
         dynamics_scores(blobs, MODEL, "aum", epochs=1, repeats=0)
-    with pytest.raises(ValueError, match="dyn_unc with window = 10 needs 11 epochs, got 10"):
+    with pytest.raises(
+        ValueError, match=r"dyn_unc with window = 10 .* needs 11 ticks, there are 10"
+    ):
         dyn_unc_scores(blobs, MODEL, epochs=10)
     with pytest.raises(ValueError, match="unknown score"):
         dynamics_scores(blobs, MODEL, "fame", epochs=1, recipe=teacher_recipe(9), **RUN)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fame", {}, "unknown score 'fame'"),
+        ("entropy", {}, "entropy was not recorded"),
+        ("aum", {"never_learned": "foo"}, "never_learned must be one of"),
+        ("first_learned", {"never_learned": "zero"}, "0 is the earliest"),
+        ("cad", {"epochs": 12}, "needs the last 12 ticks, the ring holds 10"),
+        ("dual", {"window": 5, "drop_last": True}, "needs 6 ticks, there are 5"),
+        ("el2n_sl", {"record": ("el2n_sl",)}, r"el2n_sl, for which update\(\) takes teacher="),
+        ("grand", {"record": ("grand",)}, r"grand, for which update\(\) takes features="),
+        ("aum", {"epochs": 40_000}, "shows an image 40000 times in 40000 ticks"),
+        (
+            "dyn_unc",
+            {"window": 3, "recipe": teacher_recipe(1, batch_size=7, drop_last=True)},
+            "leaves 6 of 48 out",
+        ),
+    ],
+)
+def test_refuses_before_any_training(
+    name: str, options: dict[str, Any], message: str, blobs: ImageDataset, tmp_path: Path
+) -> None:
+    given = {"epochs": 5, **options}
+    with pytest.raises(ValueError, match=message):
+        dynamics_scores(blobs, MODEL, name, out=tmp_path / "run", **given, **RUN)
+    assert not (tmp_path / "run").exists()

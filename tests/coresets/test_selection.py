@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -52,6 +54,27 @@ def test_window_slides_from_the_highest_to_the_lowest_scores() -> None:
     assert window(0.0) == [6, 5, 7, 2]
     assert window(0.5) == [5, 4, 2, 1]
     assert window(1.0) == [4, 3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "ipc", "offset", "start"),
+    [
+        # Binary fractions: the floats' products are 902.99..., 28.99... and 57.99...
+        (1300, 10, 0.7, 903),
+        (110, 10, 0.29, 29),
+        (110, 10, 0.58, 58),
+        # Rounded down where the share is not whole.
+        (14, 10, 0.7, 2),
+    ],
+)
+def test_offsets_are_the_decimals_that_were_written(
+    count: int, ipc: int, offset: float, start: int
+) -> None:
+    picked = select(
+        scores(torch.arange(count).flip(0).double()), torch.zeros(count, dtype=torch.int64),
+        strategy="window", ipc=ipc, offset=offset,
+    )  # fmt: skip
+    assert picked.indices.tolist() == list(range(start, start + ipc))
 
 
 def test_fraction_rounds_each_class_halves_to_even() -> None:
@@ -122,6 +145,12 @@ def test_refuses_scores_that_have_no_order() -> None:
         Scores(torch.tensor([1, 2]), "toy", "hard")
     with pytest.raises(ValueError, match="labels"):
         select(scores([0.0, 1.0]), torch.tensor([0]), ipc=1)
+    with pytest.raises(TypeError, match=r"scores must be Scores, got Tensor"):
+        select(torch.zeros(2), torch.tensor([0, 0]), ipc=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"labels must be a torch\.Tensor, got list"):
+        select(scores([0.0, 1.0]), [0, 0], ipc=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"ipc must be an int, got 1\.5"):
+        select(scores([0.0, 1.0]), torch.tensor([0, 0]), ipc=1.5)  # type: ignore[arg-type]
 
 
 def test_stratified_takes_the_same_of_every_bin_where_it_has_them() -> None:
@@ -145,6 +174,13 @@ def test_stratified_takes_the_same_of_every_bin_where_it_has_them() -> None:
     assert taken(5) == [1, 1, 1, 1, 1]
     assert taken(20) == sizes
     assert taken(0) == [0] * 5
+    # With the emptiest bin last, too, the others share what it lacks.
+    back = sizes[::-1]
+    other = torch.cat([torch.linspace(2 * b, 2 * b + 1.9, n) for b, n in enumerate(back)])
+    other[-1] = 10
+    picked = select(scores(other), labels, strategy="stratified", bins=5, ipc=12)
+    bins = (other[picked.indices] / 2).long().clamp(max=4)
+    assert torch.bincount(bins, minlength=5).tolist() == [3, 3, 3, 2, 1]
     # Which of a bin is a keyed draw.
     first = [
         select(scores(values), labels, strategy="stratified", bins=5, ipc=5, seed=s) for s in (0, 1)
@@ -169,12 +205,55 @@ def test_beta_sampling_draws_by_the_weights_of_its_formula() -> None:
         want = weight / weight.sum()
         draws = torch.zeros(5)
         for seed in range(4000):
-            keys = beta_sampling(dual, p, pruned=0.5, c_d=1, c_total=total, seed=seed)
+            keys = beta_sampling(dual, 1 - p, pruned=0.5, c_d=1, c_total=total, seed=seed)
             draws[keys.values.argmax()] += 1 / 4000
         # Three standard errors of 4000 draws are 0.024 at most.
         assert (draws - want).abs().max() < 0.024
         assert keys.values[4] == -torch.inf
-        assert (keys.meta["a"], keys.meta["b"]) == (total - b, b)
+        assert (keys.meta["a"], keys.meta["b"]) == (total - b, pytest.approx(b))
+
+
+def test_beta_samplings_anchor_is_the_mean_of_the_ten_highest_scores() -> None:
+    rest = torch.linspace(0.01, 0.99, 40, dtype=torch.float64)
+    dual = Scores(rest.flip(0) + 1, "dual", "hard")  # the ten easiest are the highest
+    keys = beta_sampling(dual, rest, pruned=0.5)
+    want = 15 * float(rest[:10].mean()) * (1 - 0.5**4)
+    assert keys.meta["b"] == pytest.approx(want)
+    assert keys.meta["a"] == pytest.approx(15 - want)
+
+
+def test_beta_sampling_does_not_take_samples_for_being_certain() -> None:
+    # At 97 % pruned b < 1: the density is infinite at p = 1, where DUAL goes to 0 faster.
+    rest = torch.cat((torch.full((300,), 1e-26), torch.linspace(0.01, 0.4, 700))).double()
+    dual = Scores(0.4 * rest * rest * (1 - rest), "dual", "hard")
+    keys = beta_sampling(dual, rest, pruned=0.97)
+    assert keys.meta["b"] < 1
+    picked = select(keys, torch.zeros(1000, dtype=torch.int64), ipc=30)
+    assert int(picked.indices.min()) >= 300
+    # Three log weights apart from Beta's normalisation, and Gumbel draws that do not depend on p.
+    one, two, three = (
+        beta_sampling(
+            Scores(torch.tensor([score, 0.1], dtype=torch.float64), "dual", "hard"),
+            torch.tensor([rest, 0.5], dtype=torch.float64),
+            pruned=0.97,
+        ).values
+        for score, rest in ((1e-52, 1e-26), (1e-50, 1e-26), (1e-52, 1e-28))
+    )
+    assert float(two[0] - one[0]) == pytest.approx(math.log(100), rel=1e-9)
+    shapes = [15 * (r + 0.5) / 2 * (1 - 0.97**4) for r in (1e-26, 1e-28)]
+    moved = (shapes[1] - 1) * math.log(1e-28) - (shapes[0] - 1) * math.log(1e-26)
+    assert float(three[0] - one[0]) == pytest.approx(moved, rel=1e-6)
+
+
+def test_beta_samplings_weight_is_0_where_nothing_moved() -> None:
+    # p = 0 where a < 1, p = 1 where b < 1, and a score of 0 beside both: infinities and NaN.
+    for rest, pruned in (([1.0, 0.9], 0.0), ([0.0, 0.02], 0.97), ([1e-20, 0.02], 0.97)):
+        dual = Scores(torch.tensor([0.0, 0.1], dtype=torch.float64), "dual", "hard")
+        keys = beta_sampling(dual, torch.tensor(rest).double(), pruned=pruned)
+        assert keys.values[0] == -torch.inf
+        assert keys.values[1].isfinite()
+    certain = Scores(torch.tensor([0.2, 0.1], dtype=torch.float64), "dual", "hard")
+    assert beta_sampling(certain, torch.tensor([0.0, 0.02]), pruned=0.97).values[0] == -torch.inf
 
 
 def test_beta_sampling_takes_easier_samples_the_more_is_pruned() -> None:
@@ -183,7 +262,7 @@ def test_beta_sampling_takes_easier_samples_the_more_is_pruned() -> None:
     labels = torch.zeros(999, dtype=torch.int64)
     means = []
     for pruned in (0.3, 0.9):
-        keys = beta_sampling(dual, p, pruned=pruned)
+        keys = beta_sampling(dual, 1 - p, pruned=pruned)
         means.append(float(p[select(keys, labels, fraction=1 - pruned).indices].mean()))
     assert means[0] + 0.1 < means[1]
 
@@ -192,14 +271,14 @@ def test_beta_sampling_takes_easier_samples_the_more_is_pruned() -> None:
     ("change", "message"),
     [
         ({"pruned": 1.5}, "pruned"),
-        ({"mean_p": torch.tensor([0.5, 1.5])}, "mean_p must lie"),
-        ({"mean_p": torch.tensor([0.5])}, "mean_p has shape"),
+        ({"one_minus_p": torch.tensor([0.5, 1.5])}, "one_minus_p must lie"),
+        ({"one_minus_p": torch.tensor([0.5])}, "one_minus_p has shape"),
         ({"c_total": 14}, "c_total"),
         ({"scores": scores([0.5, -0.1])}, "must not be negative"),
     ],
 )
 def test_beta_sampling_refuses(change: dict[str, object], message: str) -> None:
-    given = {"scores": scores([0.5, 0.1]), "mean_p": torch.tensor([0.5, 0.5]), "pruned": 0.5}
+    given = {"scores": scores([0.5, 0.1]), "one_minus_p": torch.tensor([0.5, 0.5]), "pruned": 0.5}
     with pytest.raises(ValueError, match=message):
         beta_sampling(**{**given, **change})  # type: ignore[arg-type]
 

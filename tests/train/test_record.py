@@ -20,6 +20,7 @@ from pyddfast.train import (
 )
 from pyddfast.train.models import build_model
 from pyddfast.train.plan import Plan
+from pyddfast.train.record import tick_ends
 
 QUIET = {"progress": False, "device": "cpu"}
 DATA, TEST = blobs(), blobs(seed=1)
@@ -91,25 +92,50 @@ def test_recording_changes_no_weight(mode):
     assert recorded.record["sha256"] == plain.record["sha256"]
 
 
-def test_ticks_end_at_equally_spaced_steps():
-    def ends(ticks, budget, count=18, batch_size=7):
-        return Recording(Listing(), ticks).steps(Plan(count, batch_size, False, budget))
+def ends(ticks, budget, mode):
+    return tick_ends(ticks, mode, Plan(18, 7, False, budget))  # 7, 7 and 4 images an epoch
 
-    assert ends("epoch", Epochs(2)) == [3, 6]
-    assert ends("epoch", Steps(8)) == [3, 6]  # the last epoch is not whole
-    assert ends(4, Steps(8)) == [2, 4, 6, 8]
-    assert ends(3, Steps(8)) == [3, 6, 8]
-    assert ends(2, Samples(10)) == [1, 2]  # below an epoch
-    assert ends(1, Steps(8)) == [8]
+
+def test_snapshots_end_at_equally_spaced_steps():
+    assert ends(4, Steps(8), "eval") == [2, 4, 6, 8]
+    assert ends(3, Steps(8), "eval") == [3, 6, 8]
+    assert ends(2, Samples(10), "eval") == [1, 2]  # below an epoch
+    assert ends(1, Steps(8), "eval") == [8]
+    assert ends("epoch", Epochs(2), "eval") == [3, 6]
+    # 32 of 36 images are a second tick; 22 of them, the end of the first.
+    assert ends("epoch", Samples(32), "eval") == [3, 5]
+    assert ends("epoch", Samples(22), "eval") == [4]
+    assert ends("epoch", Samples(5), "eval") == [1]
     with pytest.raises(ValueError, match="ticks = 9 is more than the 8 steps"):
-        ends(9, Steps(8))
+        ends(9, Steps(8), "eval")
+
+
+def test_ticks_of_training_steps_end_with_an_epoch():
+    assert ends("epoch", Epochs(2), "train") == [3, 6]
+    assert ends("epoch", Steps(8), "train") == [3, 6]  # the last epoch is not whole
+    assert ends(7, Epochs(8), "train") == [6, 9, 12, 15, 18, 21, 24]
+    assert ends(2, Steps(17), "train") == [9, 15]  # 3 and 2 of 5 whole epochs
+    with pytest.raises(ValueError, match="ticks = 3 in mode 'train' needs 3 whole epochs"):
+        ends(3, Steps(8), "train")
     with pytest.raises(ValueError, match="has 2 steps of the 3 of an epoch"):
-        ends("epoch", Steps(2))
+        ends("epoch", Steps(2), "train")
+
+
+def test_refuses_what_is_no_tick_or_mode():
     for ticks in (0, True, 1.5, "epochs"):
         with pytest.raises(ValueError, match="ticks must be"):
             Recording(Listing(), ticks)
+        with pytest.raises(ValueError, match="ticks must be"):
+            ends(ticks, Epochs(1), "eval")
     with pytest.raises(ValueError, match="mode must be"):
         Recording(Listing(), mode="test")
+
+
+def test_the_last_partial_epoch_of_training_steps_is_not_told():
+    seen = Listing()
+    train(tiny, Recording(seen), budget=Samples(2 * COUNT + 10))
+    assert seen.ends == [COUNT, 2 * COUNT]
+    assert len(seen.rows) == 2 * COUNT
 
 
 def test_a_budget_compresses_the_schedule():
