@@ -134,6 +134,8 @@ def row_features(features: Any, logits: Tensor) -> None:
             f"features has shape {tuple(features.shape)}, logits {tuple(logits.shape)}; "
             f"one feature vector a row is {(*rows, 'D')}"
         )
+    if features.shape[-1] == 0:
+        raise ValueError(f"features has shape {tuple(features.shape)}; D >= 1 is needed")
     same_device(logits, features, "features", first="logits")
 
 

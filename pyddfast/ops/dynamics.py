@@ -161,6 +161,8 @@ def _check_arguments(
             )
     if features is not None:
         _check_rows("features", features, device)
+        if features.shape[1] == 0:
+            raise ValueError(f"features has shape {tuple(features.shape)}; D >= 1 is needed")
         if len(features) != rows:
             raise ValueError(
                 f"features has {len(features)} rows, logits {rows}; they must be the same"
@@ -240,7 +242,7 @@ def _check_values(
     _check_finite("logits", logits.amax(-1), indices)
     if teacher is not None:
         _check_finite("teacher", teacher.amax(-1), indices)
-    if features is not None and features.shape[1]:
+    if features is not None:
         _check_finite("features", features.abs().amax(-1), indices)
 
 

@@ -36,9 +36,10 @@ def sample_scores(
 
     Args:
         logits: (..., C), float16, bfloat16, float32 or float64, C at least 1; may hold −inf.
-        target: int64 (...) labels, or floating point (..., C) probabilities.  On CUDA a label
-            outside [0, C) or a NaN logit makes every score of its row NaN and ``correct`` False
-            instead of raising (checking would wait for the device; PYDDFAST_DEBUG=1 does check).
+        target: int64 (...) labels, or floating point (..., C) probabilities, whose values are not
+            checked.  On CUDA a label outside [0, C) or a NaN logit makes every score of its row NaN
+            and ``correct`` False instead of raising (checking would wait for the device;
+            PYDDFAST_DEBUG=1 does check).
         temperature: T, finite and positive.  1 gives the classic scores.
         teacher: (..., C) floating point teacher logits, for ``el2n_sl`` and ``loss``.
         features: (..., D) floating point inputs of the last layer, for ``grand``.

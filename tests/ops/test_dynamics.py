@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyddfast.ops.dynamics import DynamicsState, dynamics_update_
+from pyddfast.ops.dynamics import DynamicsState, check_dynamics_update, dynamics_update_
 
 GEN = torch.Generator().manual_seed(11)
 EXTRAS = ("el2n_sl", "entropy", "nll", "grand", "sharp")
@@ -206,6 +206,8 @@ def test_cosine_keeps_its_digits_where_the_teacher_agrees() -> None:
         ({"target": torch.tensor([0, 4])}, ValueError, "target has values from 0 to 4"),
         ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target"),
         ({"logits": torch.tensor([[0.0] * 4, [0, 1, torch.nan, 0]])}, ValueError, "row 1"),
+        ({"logits": torch.tensor([[0, math.inf, 0, 0], [0.0] * 4])}, ValueError, "row 0"),
+        ({"logits": torch.tensor([[0.0] * 4, [-math.inf] * 4])}, ValueError, "row 1"),
         ({"logits": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "logits"),
         ({"logits": torch.zeros(4)}, ValueError, "logits has shape"),
         ({"logits": torch.zeros(2, 0)}, ValueError, "at least one class"),
@@ -216,8 +218,24 @@ def test_cosine_keeps_its_digits_where_the_teacher_agrees() -> None:
         ({"signal": "p"}, ValueError, "signal is 'p'"),
         ({"teacher": torch.zeros(2, 4)}, ValueError, "neither el2n_sl nor sharp"),
         ({"features": torch.zeros(2, 4)}, ValueError, "features without grand"),
+        ({"features": torch.zeros(2, 0)}, ValueError, "D >= 1 is needed"),
         ({"state": new_state(3, extras=("grand",))}, ValueError, "grand without features"),
         ({"state": new_state(3, extras=("sharp",))}, ValueError, "teacher is None"),
+        ({"state": new_state(3, extras=("el2n_sl",))}, ValueError, "teacher is None"),
+        *(
+            (
+                {"state": new_state(3, extras=(extra,)), "teacher": torch.full((2, 4), value)},
+                ValueError,
+                "teacher has NaN",
+            )
+            for extra in ("el2n_sl", "sharp")
+            for value in (math.nan, math.inf, -math.inf)
+        ),
+        (
+            {"state": new_state(3, extras=("grand",)), "features": torch.full((2, 1), math.inf)},
+            ValueError,
+            "features has NaN or inf in row 0",
+        ),
         (
             {"state": new_state(3, extras=("sharp",)), "teacher": torch.zeros(2, 5)},
             ValueError,
@@ -243,6 +261,15 @@ def test_refuses_before_anything_is_written(
     state = arguments["state"]
     assert isinstance(state, DynamicsState)
     before = DynamicsState(*(None if t is None else t.clone() for t in state))
-    with pytest.raises(error, match=message):
-        dynamics_update_(**arguments)  # type: ignore[arg-type]
+    for refuses in (dynamics_update_, check_dynamics_update):
+        with pytest.raises(error, match=message):
+            refuses(**arguments)  # type: ignore[arg-type]
     assert equal(state, before)
+
+
+def test_a_check_writes_nothing() -> None:
+    state = new_state(3)
+    check_dynamics_update(
+        state, torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor(0)
+    )
+    assert equal(state, new_state(3))

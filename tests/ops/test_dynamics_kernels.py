@@ -127,6 +127,31 @@ def test_a_batch_split_in_two_gives_the_same_bits(backend: Backend) -> None:
 @pytest.mark.parametrize(
     "backend", ["simt", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True
 )
+def test_infinite_inputs_change_nothing_on_cuda(backend: Backend) -> None:
+    def state() -> DynamicsState:
+        return on(new_state(6, extras=("el2n_sl", "grand")), backend.device)
+
+    def update(given: DynamicsState, rows: list[int]) -> None:
+        part = {n: inputs[n][rows].to(backend.device) for n in inputs}
+        tick = torch.tensor(0, device=backend.device)
+        values = [part[n] for n in ("logits", "target", "indices")]
+        dynamics_update_(given, *values, tick, teacher=part["teacher"], features=part["features"])
+
+    inputs = batch(6, 20, 5, 6)
+    inputs["indices"] = torch.arange(len(inputs["indices"]))
+    inputs["logits"][1, 3] = torch.inf
+    inputs["teacher"][2, 3] = torch.inf
+    inputs["features"][3, 0] = torch.nan
+    got, want = state(), state()
+    update(got, [0, 1, 2, 3, 4])
+    update(want, [0, 4])
+    assert equal(got, want)
+    assert got.seen.tolist()[:5] == [1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "backend", ["simt", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True
+)
 def test_rows_that_may_not_be_change_nothing_on_cuda(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,38 @@ def test_minus_infinity_and_one_class_have_their_limits() -> None:
     assert single.margin_prob.tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [[0.0, float("inf"), 1.0], [-float("inf")] * 3, [float("inf"), float("inf"), 0.0]],
+    ids=["+inf", "-inf", "+inf twice"],
+)
+@pytest.mark.parametrize("soft", [False, True], ids=["label", "probabilities"])
+def test_a_row_without_probabilities_is_nan_throughout(
+    backend: Backend, row: list[float], soft: bool
+) -> None:
+    logits = backend.put(torch.tensor([[1.0, 2.0, 0.0], row, [0.0, 0.0, 3.0]]))
+    target = torch.tensor([1, 0, 2], device=backend.device)
+    given = torch.nn.functional.one_hot(target, 3).float() if soft else target
+    features = backend.put(torch.ones(3, 2))
+    got = sample_scores(logits, given, features=features)
+    for field in SampleScores._fields:
+        value = getattr(got, field)
+        want = [True, False, True] if field == "correct" else [False, True, False]
+        assert (value if field == "correct" else value.isnan()).tolist() == want, field
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (3, 0, 5), (0, 5)])
+@pytest.mark.parametrize("soft", [False, True], ids=["label", "probabilities"])
+def test_empty_batches_have_empty_scores(
+    backend: Backend, shape: tuple[int, ...], soft: bool
+) -> None:
+    logits = backend.put(torch.zeros(shape))
+    target = logits if soft else torch.zeros(shape[:-1], dtype=torch.int64, device=backend.device)
+    got = sample_scores(logits, target, teacher=logits, features=logits[..., :2])
+    for field in SampleScores._fields:
+        assert getattr(got, field).shape == shape[:-1], field
+
+
 def test_leading_dimensions_half_precision_and_the_batch_do_not_matter() -> None:
     logits = torch.randn(3, 4, 10, generator=GEN)
     label = torch.randint(0, 10, (3, 4), generator=GEN)
@@ -228,6 +260,7 @@ def test_leading_dimensions_half_precision_and_the_batch_do_not_matter() -> None
         ({"temperature": torch.tensor(1.0)}, TypeError, "temperature"),
         ({"teacher": torch.zeros(2, 5)}, ValueError, "teacher"),
         ({"features": torch.zeros(3, 5)}, ValueError, r"features has shape \(3, 5\)"),
+        ({"features": torch.zeros(2, 0)}, ValueError, r"shape \(2, 0\); D >= 1 is needed"),
         ({"features": torch.zeros(2)}, ValueError, r"one feature vector a row is \(2, 'D'\)"),
         ({"features": torch.zeros(2, 5, device="meta")}, ValueError, "features is on meta"),
     ],
