@@ -547,7 +547,7 @@ def distill_ca2d(
     pool: int = 300,
     factor: int | None = None,
     num_crops: int = 5,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     channels_last: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
@@ -568,7 +568,7 @@ def distill_ca2d(
         pool: Images of each class that compete, by falling CAD.
         factor: Each image is factor x factor patches; default 1 below 128 pixels, 2 from there on.
         num_crops: Random crops of each image.
-        batch_size: Crops in one forward pass of the teacher; no effect on the result but rounding.
+        batch_size: Crops in one forward pass of the teacher; default 500, on a CPU fewer.
         precision: Arithmetic of the teacher: fp32, or bf16 or fp16 by autocast.
         channels_last: Memory format in which the teacher runs.
         on_error: An image that cannot be decoded: raise stops with its name; skip leaves it out.

@@ -120,7 +120,7 @@ class ImageFolder(Labelled):
         """Decode image ``index``.
 
         Returns:
-            uint8 (C, H, W).
+            uint8 (C, H, W), a view of the decoder's (H, W, C).
 
         Raises:
             ValueError: The file is truncated or not an image; the message names it.
@@ -129,7 +129,7 @@ class ImageFolder(Labelled):
         if self.image_size is not None and self.resize is not None:
             image = resize_and_cut(image, self.resize, self.image_size)
         pixels = np.array(image)
-        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
     def verify(self, *, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Decode every image once, so that a long job cannot fail on a bad file half-way.

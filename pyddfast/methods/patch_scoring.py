@@ -37,7 +37,8 @@ class Scoring:
         scale: Smallest and largest share of the image that a crop covers.
         ratio: Smallest and largest width / height of a crop.
         seed: Of the crops.
-        batch_size: Crops in one forward pass.
+        batch_size: Crops that are made together.
+        forward_size: Crops in one forward pass.
         precision: Arithmetic of the teacher.
         channels_last: Memory format of the teacher's batch.
         on_error: What an image that cannot be decoded does.
@@ -51,6 +52,7 @@ class Scoring:
     ratio: tuple[float, float]
     seed: int
     batch_size: int
+    forward_size: int
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
     on_error: Literal["raise", "skip"]
@@ -276,18 +278,19 @@ def _ask(
     device: torch.device,
 ) -> _Scored:
     batch = crops[0] if len(crops) == 1 else torch.cat(crops, dim=1)
-    flat = batch.flatten(0, 1)
-    if scoring.channels_last:
-        flat = flat.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if scoring.channels_last else torch.contiguous_format
     half = torch.bfloat16 if scoring.precision == "bf16" else torch.float16
+    parts = []
     with torch.autocast(device.type, dtype=half, enabled=scoring.precision != "fp32"):
-        logits: Tensor = teacher(flat)
-    if logits.shape != (len(flat), dataset.num_classes):
-        raise ValueError(
-            f"teacher gives {logits.shape[-1]} logits, the data set has {dataset.num_classes} "
-            "classes"
-        )
-    logits = logits.float()
+        for part in torch.split(batch.flatten(0, 1), scoring.forward_size):
+            output: Tensor = teacher(part.contiguous(memory_format=layout))
+            if output.shape != (len(part), dataset.num_classes):
+                raise ValueError(
+                    f"teacher gives {output.shape[-1]} logits, the data set has "
+                    f"{dataset.num_classes} classes"
+                )
+            parts.append(output.float())
+    logits = torch.cat(parts)
     finite = logits.amax(dim=1).isfinite()  # NaN carries over; -inf has an order
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0]) % len(indices)

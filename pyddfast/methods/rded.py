@@ -35,6 +35,13 @@ from pyddfast.train.models import model_digest
 
 __all__ = ["RDEDConfig", "check_rded", "default_factor", "rded"]
 
+_BATCH = 500
+# glibc hands blocks beyond 32 MiB back to the kernel and takes new pages for the next batch, which
+# costs a third more processor time at 224 px.  A forward pass has to stay below it with the first
+# layer's output, five times an image in a ResNet.
+_CPU_BATCH_BYTES = 32 << 20
+_CPU_FORWARD_BYTES = 6 << 20
+
 
 @dataclass(frozen=True)
 class RDEDConfig:
@@ -56,6 +63,7 @@ class RDEDConfig:
             average) and refuses such classes, where that code fails.
         seed: Seed of the pool and of the crops.
         batch_size: Crops in one forward pass of the teacher; no effect on the result but rounding.
+            None: 500; on a CPU only so many as fill 6 MiB (10 of 224 px).
         precision: Arithmetic of the teacher: fp32, or bf16 or fp16 by autocast.
         channels_last: Memory format in which the teacher runs.
         on_error: An image that cannot be decoded: "raise" stops with its name (what is finished in
@@ -72,16 +80,16 @@ class RDEDConfig:
     ratio: tuple[float, float] = (1.0, 1.0)
     semantics: Literal["paper", "official"] = "paper"
     seed: int = 0
-    batch_size: int = 500
+    batch_size: int | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        for name in ("ipc", "num_crops", "pool", "batch_size"):
+        for name in ("ipc", "num_crops", "pool"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("factor", "image_size"):
+        for name in ("factor", "image_size", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -162,6 +170,11 @@ def rded(
     ranks = join_ranks()
     if ranks.world > 1 and out is None:
         raise ValueError(f"out must be given where {ranks.world} processes share the work")
+    batch_size = forward_size = config.batch_size or _BATCH
+    if config.batch_size is None and target.type == "cpu":
+        image_bytes = 4 * dataset.normalization.channels * size**2
+        batch_size = max(1, min(_BATCH, _CPU_BATCH_BYTES // image_bytes))
+        forward_size = max(1, min(_BATCH, _CPU_FORWARD_BYTES // image_bytes))
     scoring = Scoring(
         count=config.ipc * factor**2,
         patch_size=size // factor,
@@ -170,12 +183,14 @@ def rded(
         scale=config.scale,
         ratio=config.ratio,
         seed=config.seed,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
+        forward_size=forward_size,
         precision=config.precision,
         channels_last=config.channels_last,
         on_error=config.on_error,
     )
-    settings = {**asdict(config), "factor": factor, "image_size": size}
+    resolved = {"factor": factor, "image_size": size, "batch_size": forward_size}
+    settings = {**asdict(config), **resolved}
     store = None
     if out is not None:
         facts = {
