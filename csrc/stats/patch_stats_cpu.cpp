@@ -165,6 +165,7 @@ PYDD_HD void forward(const PatchStatsParams& params, int64_t begin, int64_t end)
   const int64_t planes = params.batch * channels, blocks = patch_stats_blocks(params);
   const int64_t outputs = channels + grid.cells();
   const double common = shift_of<S>(params, 0), count = double(grid.cell) * double(grid.cell);
+  const bool one_cell = grid.cells() == 1 && !grid.resized();
   const PaddedPlane<T> padded(blocks_of(pixels) * kLanes, params.width);
   const ColumnSums<T> columns(params.width);
   for (int64_t block = begin; block < end; ++block) {
@@ -185,9 +186,15 @@ PYDD_HD void forward(const PatchStatsParams& params, int64_t begin, int64_t end)
         std::copy(x + whole, x + pixels, tail);
         load_block(tail, pixels - whole, shift, sum, squares, padded.pixels + whole);
       }
-      first[c] += fold(sum, Sum());
-      second[c] += fold(squares, Sum());
+      const double of_plane = fold(sum, Sum()), squares_of_plane = fold(squares, Sum());
+      first[c] += of_plane;
+      second[c] += squares_of_plane;
       const double step = shift - common;
+      if (one_cell) {  // which is the plane
+        first[channels] += of_plane + count * step;
+        second[channels] += squares_of_plane + 2 * step * of_plane + count * step * step;
+        continue;
+      }
       for (int g = 0; g < grid.down; ++g) {
         add_rows<T>(padded.pixels, params.width, rows.cells[size_t(g)], columns);
         for (int h = 0; h < grid.across; ++h) {

@@ -1,6 +1,6 @@
-// Forward: the shared resampler, in the up to four parts that a roll cuts a view into.  Adjoint:
-// the same two steps transposed, the vertical one first, each a sum over what a pixel has
-// contributed to.
+// What is only rolled is copied.  Forward: the shared resampler, in the up to four parts that a
+// roll cuts a view into.  Adjoint: the same two steps transposed, the vertical one first, each a
+// sum over what a pixel has contributed to.
 #include <algorithm>
 #include <limits>
 #include <vector>
@@ -23,6 +23,41 @@ PixelType pixel_type_of(DType dtype) {
       break;
   }
   return PixelType::kFloat64;
+}
+
+// ---- only rolled -------------------------------------------------------------------------------
+
+// Whether the views are boxes as they are, rolled: the bits of their rows are copied.
+bool only_rolled(const CropFlipRollParams& params, const View& view) {
+  return view.valid && !view.flip && view.rows.length == view.rows.size &&
+         view.cols.length == view.cols.size && params.stride_w == 1;
+}
+
+// Of a plane of the result.
+void copy_rows(const CropFlipRollParams& params, const RolledView& rolled, int64_t plane) {
+  const View& view = rolled.view;
+  const int64_t bytes = element_size(params.dtype), width = view.cols.size;
+  const int64_t n = plane / params.channels, c = plane % params.channels;
+  const auto* const in =
+      static_cast<const char*>(params.in) + (n * params.stride_n + c * params.stride_c) * bytes;
+  const int64_t pixels = params.adjoint ? params.height * params.width : width * view.rows.size;
+  auto* const out = static_cast<char*>(params.out) + plane * pixels * bytes;
+  if (params.adjoint) std::fill_n(out, pixels * bytes, char(0));  // zero in every type
+  const int64_t right = rolled.right, rest = width - right;
+  for (int i = 0; i < view.rows.size; ++i) {
+    const int64_t box = view.top + i, turned = rolled.row(i);
+    if (params.adjoint) {
+      const char* const from = in + turned * params.stride_h * bytes;
+      char* const to = out + (box * params.width + view.left) * bytes;
+      std::copy_n(from + right * bytes, rest * bytes, to);
+      std::copy_n(from, right * bytes, to + rest * bytes);
+    } else {
+      const char* const from = in + (box * params.stride_h + view.left) * bytes;
+      char* const to = out + turned * width * bytes;
+      std::copy_n(from, rest * bytes, to + right * bytes);
+      std::copy_n(from + rest * bytes, right * bytes, to);
+    }
+  }
 }
 
 // ---- forward -----------------------------------------------------------------------------------
@@ -164,6 +199,14 @@ PYDD_ADJOINT_CLONES(f64, double, double)
 }  // namespace
 
 void crop_flip_roll_cpu(const CropFlipRollParams& params, int64_t begin, int64_t end) {
+  const RolledView rolled(params, nullptr);
+  if (only_rolled(params, rolled.view)) {
+    const int64_t each = params.adjoint ? 1 : params.channels;
+    for (int64_t plane = begin * each; plane < end * each; ++plane) {
+      copy_rows(params, rolled, plane);
+    }
+    return;
+  }
   if (!params.adjoint) {
     return params.dtype == DType::kFloat64 ? roll_f64(params, begin, end)
                                            : roll_f32(params, begin, end);

@@ -147,4 +147,4 @@ def test_a_recover_step_calls_few_operators(mode: Literal["tap", "fused"], most:
     assert names["pyddfast.crop_flip_roll.default"] == 2  # forward and backward
     assert names["aten.convolution.default"] == names["aten.convolution_backward.default"] == 20
     assert sum(names.values()) <= most
-    assert sum(official_step().values()) > 3.5 * sum(names.values())
+    assert sum(official_step().values()) > 900

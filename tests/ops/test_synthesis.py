@@ -36,11 +36,12 @@ BOXES = [
     [11, 15, 1, 1],  # one pixel, the corner
     [0, 0, 1, 16],  # one row
     [2, 1, 9, 13],
+    [1, 6, 9, 10],  # of the size of a view, whose pixels are copied where it is not mirrored
 ]
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)
-@pytest.mark.parametrize("size", [(12, 16), (9, 20), (5, 3)])  # kept; both ways; shrunk
+@pytest.mark.parametrize("size", [(12, 16), (9, 20), (5, 3), (9, 10)])  # kept; both; shrunk; cut
 @pytest.mark.parametrize("box", BOXES)
 def test_crop_flip_roll_is_the_official_chain(
     backend, box: list[int], size: tuple[int, int]
