@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import rded as benchmark
+from benchmarks import rded_photos
 from benchmarks.dropin import rded as dropin
 from benchmarks.photos import write_photos
 from benchmarks.schema import RESULTS
@@ -61,6 +62,17 @@ def test_the_committed_results() -> None:
             assert height == width > 0
             assert 0 <= top <= row["height"] - height
             assert 0 <= left <= row["width"] - width
+
+
+def test_the_photographs_of_imagenet_have_the_committed_boxes_and_scores() -> None:
+    committed = json.loads((RESULTS / "rded" / "photos.json").read_text())["photos"]["foolbox"]
+    rows, images = rded_photos.run(rded_photos.IMAGENET)
+    assert images.shape == (19, 3, 224, 224)  # two photographs show the same class
+    assert sum(row["picked"] for row in rows) == 19
+    for row, want in zip(rows, committed, strict=True):
+        assert (row["file"], row["boxes"]) == (want["file"], want["boxes"])
+        # 1 - p of the surest crops is a few float32 roundings of logits of about ten.
+        assert row["scores"] == pytest.approx(want["scores"], rel=0.01, abs=1e-5)
 
 
 def test_the_committed_drop_in_run() -> None:
