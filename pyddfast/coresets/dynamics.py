@@ -418,10 +418,11 @@ class TrainingDynamics:
             raise ValueError(f"the recorders differ: {_difference(ours, theirs)}")
         mine, yours = self._state.seen, other._state.seen.to(self.device)
         take = yours > mine
-        if self._spans_ticks() or other._spans_ticks():
-            my_base, your_base = self._base(), other._base().to(self.device)
-            of_mine, of_yours = _lost(mine, my_base, your_base), _lost(yours, your_base, my_base)
-            _refuse_mixed(torch.where(take, of_mine, of_yours))
+        my_base, your_base = self._base(), other._base().to(self.device)
+        of_mine, of_yours = _lost(mine, my_base, your_base), _lost(yours, your_base, my_base)
+        # Within a tick that both began alike, to be seen by both is no loss.
+        spans = self._spans_ticks() or other._spans_ticks()
+        _refuse_mixed(torch.where(take, of_mine, of_yours) & ((my_base != your_base) | spans))
         theirs_tensors = other._recorded()
         for name, tensor in self._recorded().items():
             tensor[take] = theirs_tensors[name].to(self.device)[take]
@@ -451,10 +452,11 @@ class TrainingDynamics:
         owners_base = torch.where(owner, base, torch.zeros_like(base))
         dist.all_reduce(owners_base, group=group)
         lost = ~owner & _lost(seen, base, owners_base)
-        lost = torch.cat((lost, lost.new_full((1,), self._spans_ticks()))).int()
-        dist.all_reduce(lost, dist.ReduceOp.MAX, group=group)
-        if int(lost[-1]):
-            _refuse_mixed(lost[:-1] > 0)
+        # 2: lost in any case; 1: if a rank has updates of several ticks, as the last entry says.
+        degree = lost.int() * (1 + (base != owners_base).int())
+        degree = torch.cat((degree, degree.new_full((1,), int(self._spans_ticks()))))
+        dist.all_reduce(degree, dist.ReduceOp.MAX, group=group)
+        _refuse_mixed(degree[:-1] > 1 - degree[-1])
         for tensor in self._recorded().values():
             # Counters as int32, which every backend can add; sums of one value and zeros are exact.
             wide = tensor if tensor.dtype.is_floating_point else tensor.int()

@@ -452,6 +452,18 @@ def test_merging_never_loses_a_presentation(missing: Any, ticks_since: int) -> N
     # Sample 0: once, and twice of which this one is the first; refused rather than guessed.
     with pytest.raises(ValueError, match="sample 0"):
         one.merge(two)
+    # As many presentations as a third one has merged before, but others.
+    one, two = pair()
+    three = TrainingDynamics(3, window=2, missing=missing)
+    present(one, 1)
+    present(two)
+    present(three, 0)
+    one.merge(three)
+    for ids in ((0,), *[()] * ticks_since):
+        present(one)
+        present(two, *ids)
+    with pytest.raises(ValueError, match="sample 0"):
+        one.merge(two)
 
 
 def test_parts_of_the_data_merge_one_after_the_other() -> None:
