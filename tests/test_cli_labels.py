@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,14 @@ def test_official_labels_find_their_images(
     assert main([*words, "--set", str(tmp_path / "set")]) == 0
     store, distilled = SoftLabels(tmp_path / "store"), data.read_layout(tmp_path / "set")
     store.check(distilled)
+    hidden = tmp_path / "set" / "3" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    Image.new("RGB", (4, 4)).save(hidden / "3-image9-checkpoint.png")
+    (tmp_path / "set" / ".ipynb_checkpoints").mkdir()
+    assert main([*words[:3], str(tmp_path / "again"), "--set", str(tmp_path / "set")]) == 0
+    assert SoftLabels(tmp_path / "again").sha256 == store.sha256
+    shutil.rmtree(hidden)
+    (tmp_path / "set" / ".ipynb_checkpoints").rmdir()
     # As torchvision's ImageFolder counts them.
     files = [f for d in sorted((tmp_path / "set").iterdir()) for f in sorted(d.iterdir())]
     for epoch in range(2):

@@ -24,7 +24,6 @@ from pyddfast.data import (
     read_layout,
     recode,
 )
-from pyddfast.data.folder import scan
 from pyddfast.data.layouts import open_layout
 from pyddfast.data.softlabels_fkd import FKDFolder
 from pyddfast.models import load_pretrained
@@ -288,8 +287,8 @@ def _image_order(
     images, _ = open_layout(
         folder, layout, num_classes=num_classes, normalization=distilled.normalization
     )
-    position = {path: number for number, path in enumerate(images.paths)}
-    order = torch.tensor([position[path] for path in scan(folder).paths])
+    text = [(path.parent.name, path.name) for path in images.paths]
+    order = torch.tensor(sorted(range(len(text)), key=text.__getitem__))
     return None if torch.equal(order, torch.arange(len(order))) else order
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "ImageFolder",
     "Listing",
     "cut_geometry",
+    "hidden",
     "read_image",
     "resize_and_cut",
     "scan",
@@ -59,9 +60,9 @@ class ImageFolder(Labelled):
     """A lazy data set over ``root/<class>/**/<image>``; sizes may differ between images.
 
     Classes are the sub-folders in sorted order, files are sorted within a class (the order of
-    torchvision's ``ImageFolder``).  Images are decoded by Pillow to RGB, or to grey when the
-    normalisation has one channel; an alpha channel is dropped and EXIF rotation is not applied, as
-    in torchvision.  Of 16-bit pixels the high byte is kept.
+    torchvision's ``ImageFolder``); hidden folders and files are left out.  Images are decoded by
+    Pillow to RGB, or to grey when the normalisation has one channel; an alpha channel is dropped
+    and EXIF rotation is not applied, as in torchvision.  Of 16-bit pixels the high byte is kept.
 
     Args:
         root: Folder whose sub-folders are the classes.
@@ -200,12 +201,16 @@ class ImageFolder(Labelled):
 def scan(root: Path) -> Listing:
     """List ``root/<class>/**/<image>``: classes sorted, files sorted within a class.
 
+    What is hidden is left out; torchvision's ``ImageFolder`` would take it.
+
     Raises:
         FileNotFoundError: ``root`` is no folder, has no class folders, or a class has no images.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is not a folder")
-    class_names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir()))
+    class_names = tuple(
+        sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not hidden(entry.name))
+    )
     if not class_names:
         raise FileNotFoundError(f"{root} has no class folders; images go in {root}/<class>/")
     paths: list[Path] = []
@@ -213,8 +218,12 @@ def scan(root: Path) -> Listing:
     for label, class_name in enumerate(class_names):
         before = len(paths)
         for folder, _, files in sorted(os.walk(root / class_name, followlinks=True)):
+            if any(hidden(part) for part in Path(folder).relative_to(root / class_name).parts):
+                continue
             paths += [
-                Path(folder, file) for file in sorted(files) if file.lower().endswith(EXTENSIONS)
+                Path(folder, file)
+                for file in sorted(files)
+                if file.lower().endswith(EXTENSIONS) and not hidden(file)
             ]
         if len(paths) == before:
             raise FileNotFoundError(
@@ -223,6 +232,11 @@ def scan(root: Path) -> Listing:
             )
         labels += [label] * (len(paths) - before)
     return Listing(class_names, tuple(paths), torch.tensor(labels, dtype=torch.int64))
+
+
+def hidden(name: str) -> bool:
+    """Whether a name is none of the user's: ``.ipynb_checkpoints``, macOS's ``._0.png``."""
+    return name.startswith(".")
 
 
 def read_image(path: Path, channels: int) -> Any:

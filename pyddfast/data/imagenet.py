@@ -10,7 +10,7 @@ import torch
 
 from pyddfast._extras import require
 from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
-from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing, scan
+from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing, hidden, scan
 
 __all__ = ["open_imagenet"]
 
@@ -72,7 +72,9 @@ def open_imagenet(
         raise FileNotFoundError(
             f"{root} has no folder {wanted}, nor {_BELOW[1]}/{wanted} as Kaggle's archive has"
         )
-    flat = folder == val and not any(entry.is_dir() for entry in folder.iterdir())
+    flat = folder == val and not any(
+        entry.is_dir() and not hidden(entry.name) for entry in folder.iterdir()
+    )
     listing = _flat(root, folder) if flat else scan(folder)
     if strange := [name for name in listing.class_names if not _WNID.fullmatch(name)]:
         raise ValueError(
@@ -80,7 +82,9 @@ def open_imagenet(
             "sets the labels' order (data set 'folder' reads any class folders)"
         )
     if folder == val and train is not None:
-        classes = {entry.name for entry in train.iterdir() if entry.is_dir()}
+        classes = {
+            entry.name for entry in train.iterdir() if entry.is_dir() and not hidden(entry.name)
+        }
         if differing := sorted(classes ^ set(listing.class_names)):
             raise ValueError(
                 f"{train} and {val} have different classes, so their labels would not agree: "
@@ -104,7 +108,11 @@ def _below(root: Path, name: str) -> Path | None:
 
 def _flat(root: Path, folder: Path) -> Listing:
     """Images without class folders, in sorted order, with the labels of the devkit or Kaggle."""
-    paths = sorted(path for path in folder.iterdir() if path.name.lower().endswith(EXTENSIONS))
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(EXTENSIONS) and not hidden(path.name)
+    )
     if not paths:
         raise FileNotFoundError(f"{folder} has neither class folders nor images")
     source, wnids = _truth(root, [path.stem for path in paths])

@@ -26,7 +26,7 @@ from pyddfast._extras import require
 from pyddfast.data.atomic import new_folder, refuse_non_empty
 from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
 from pyddfast.data.distilled import DistilledSet
-from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing
+from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing, hidden
 
 __all__ = ["Layout", "by_number", "open_layout", "read_layout", "write_layout"]
 
@@ -125,19 +125,21 @@ def read_layout(
 
     Args:
         folder: Holds one folder a class, or ``set.json`` (the other arguments are then unused).
-        layout: ``"auto"`` tells it by the folders' names.
+        layout: ``"auto"`` tells it by the folders' names; ``"synset"`` reads them as names, the
+            others as numbers.
         num_classes: Classes of the task; None: the length of ``class_names``, or as many as the
             highest label or the synsets tell.
-        class_names: One name a class.  Folders that all have such names are told apart by them;
-            for ``"synset"`` without them labels follow the synsets' sorted order.
+        class_names: One name a class.  Where one folder has such a name, all go by name.
+            ``"synset"`` without them takes labels from the synsets' sorted order.
         normalization: Of the source data; None: ImageNet's, for RGB only.
         kind: As in :class:`DistilledSet`.
         factor: As in :class:`DistilledSet`; an RDED set's has to be told.
 
     Raises:
         FileNotFoundError: ``folder`` is no folder, holds no class folders, or one has no images.
-        ValueError: Folder names fit no layout or not the one given, a label is outside the classes,
-            a file is no image or of another size, or a grey set comes without ``normalization``.
+        ValueError: Folder names fit no layout or not the one given, or mean one label as names and
+            another as numbers; a label is outside the classes, a file is no image or of another
+            size, or a grey set comes without ``normalization``.
         ModuleNotFoundError: Pillow, of the ``methods`` extra, is not installed.
     """
     path = Path(folder)
@@ -188,7 +190,9 @@ def open_layout(
     path = Path(folder)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not a folder")
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not hidden(p.name))
     if not folders:
         raise FileNotFoundError(f"{path} has no class folders")
     if layout == "auto":
@@ -197,7 +201,8 @@ def open_layout(
         _check_layout(layout)
         found = layout
     by_label = _labels(folders, found, tuple(class_names))
-    count = num_classes or len(class_names) or max(by_label) + 1
+    known = len(class_names) or max(by_label) + 1
+    count = known if num_classes is None else num_classes
     if max(by_label) >= count:
         raise ValueError(
             f"{by_label[max(by_label)]} has the label {max(by_label)}, there are {count} classes"
@@ -205,7 +210,11 @@ def open_layout(
     paths: list[Path] = []
     labels: list[int] = []
     for label in sorted(by_label):
-        files = [f for f in by_label[label].iterdir() if f.suffix.lower() in EXTENSIONS]
+        files = [
+            f
+            for f in by_label[label].iterdir()
+            if f.suffix.lower() in EXTENSIONS and not hidden(f.name) and f.is_file()
+        ]
         if not files:
             raise FileNotFoundError(f"{by_label[label]} holds no images")
         paths += sorted(files, key=by_number)
@@ -227,31 +236,42 @@ def _check_layout(layout: str) -> None:
 
 
 def _detect(names: Sequence[str], path: Path, class_names: tuple[str, ...]) -> str:
-    if class_names and set(names) <= set(class_names):
+    fitting = (k for k, p in _FOLDERS.items() if all(p.fullmatch(name) for name in names))
+    numbered = next(fitting, None)
+    named = [name for name in names if name in class_names]
+    if numbered is not None and numbered != "synset":
+        # Test classes may be called by numbers too, in the order of text: "0", "1", "10", "2".
+        for name in named:
+            match = _FOLDERS[numbered].fullmatch(name)
+            assert match is not None
+            if int(match[1]) != class_names.index(name):
+                raise ValueError(
+                    f"the folder {path / name} can be label {int(match[1])} by its number (layout "
+                    f"{numbered!r}) or label {class_names.index(name)} by its name (layout "
+                    "'synset'): give the layout (--layout)"
+                )
+        return numbered
+    if named:
         return "synset"
-    for layout, pattern in _FOLDERS.items():
-        if all(pattern.fullmatch(name) for name in names):
-            return layout
-    raise ValueError(
-        f"the folders of {path} fit none of the layouts {', '.join(_FOLDERS)}: {names[0]}, ..."
-    )
+    if numbered is None:
+        raise ValueError(
+            f"the folders of {path} fit none of the layouts {', '.join(_FOLDERS)}: {names[0]}, ..."
+        )
+    return numbered
 
 
 def _labels(folders: Sequence[Path], layout: str, synsets: tuple[str, ...]) -> dict[int, Path]:
     by_label: dict[int, Path] = {}
     for position, folder in enumerate(folders):
         match = _FOLDERS[layout].fullmatch(folder.name)
-        if match is None and not (layout == "synset" and folder.name in synsets):
-            raise ValueError(f"{folder} does not fit the layout {layout!r}")
-        if layout != "synset":
-            assert match is not None
-            label = int(match[1])
-        elif not synsets:
-            label = position
-        elif folder.name in synsets:
+        if layout == "synset" and folder.name in synsets:
             label = synsets.index(folder.name)
-        else:
+        elif layout == "synset" and synsets:
             raise ValueError(f"{folder} is none of the class_names given")
+        elif match is None:
+            raise ValueError(f"{folder} does not fit the layout {layout!r}")
+        else:
+            label = position if layout == "synset" else int(match[1])
         if label in by_label:
             raise ValueError(f"{folder} and {by_label[label]} have the same label {label}")
         by_label[label] = folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from pyddfast.data import (
     IMAGENET_NORMALIZATION,
     DistilledSet,
+    ImageFolder,
     Normalization,
+    ResidentDataset,
     read_layout,
     write_layout,
 )
@@ -100,6 +103,66 @@ def test_synsets_take_their_labels_from_the_names_or_the_order(tmp_path: Path) -
         read_layout(tmp_path / "set", class_names=SYNSETS[:2])
 
 
+def folders(root: Path, names: Sequence[str]) -> Path:
+    """One grey-level image a folder, the folder's position as its value."""
+    for value, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4), (value, value, value)).save(root / name / "0.png")
+    return root
+
+
+def labels_by_value(made: DistilledSet) -> list[int]:
+    return made.labels[made.images[:, 0, 0, 0].argsort()].tolist()
+
+
+def test_folders_named_as_classes_go_by_name(tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", ("dog", "cat"))
+    assert labels_by_value(read_layout(root, class_names=("cat", "cow", "dog"))) == [2, 0]
+    with pytest.raises(ValueError, match="dog is none of the class_names"):
+        read_layout(root, class_names=("cat", "cow"))
+
+
+@pytest.mark.parametrize("layout", ["sre2l", "rded", "d4m"])
+def test_numbers_that_are_class_names_too_have_to_be_told(layout, tmp_path: Path) -> None:
+    names = tuple(sorted(map(str, range(11))))  # "0", "1", "10", "2", ...
+    made = DistilledSet(
+        images=torch.arange(11, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4),
+        labels=torch.arange(11),
+        num_classes=11,
+        normalization=IMAGENET_NORMALIZATION,
+    )
+    root = write_layout(made, tmp_path / "set", layout)
+    if layout != "d4m":
+        assert labels_by_value(read_layout(root, class_names=names)) == list(range(11))
+        return
+    for reader in (read_layout, ResidentDataset.open):
+        with pytest.raises(ValueError, match=r"10 can be label 10 by its number .* label 2 by its"):
+            reader(root, class_names=names)
+    assert labels_by_value(read_layout(root, "d4m", class_names=names)) == list(range(11))
+    by_name = [names.index(str(k)) for k in range(11)]
+    assert labels_by_value(read_layout(root, "synset", class_names=names)) == by_name
+    # Where both readings agree there is nothing to tell.
+    plain = tuple(map(str, range(11)))
+    assert labels_by_value(read_layout(root, class_names=plain)) == list(range(11))
+    # Classes that are counted from 1: "0" is none, and "1" must not silently become class 1, "10".
+    from_one = tuple(sorted(map(str, range(1, 12))))
+    with pytest.raises(ValueError, match=r"1 can be label 1 by its number .* label 0 by its name"):
+        read_layout(root, class_names=from_one)
+
+
+def test_hidden_names_are_not_part_of_a_set(tmp_path: Path) -> None:
+    root = folders(tmp_path / "set", ("0", "1"))
+    for folder in (root / ".ipynb_checkpoints", root / "1" / ".ipynb_checkpoints"):
+        folder.mkdir()
+        Image.new("RGB", (4, 4)).save(folder / "0-checkpoint.png")
+    (root / "1" / "._0.png").write_bytes(b"\0\5\x16\7")  # AppleDouble
+    (root / "1" / "x.png").mkdir()
+    assert labels_by_value(read_layout(root)) == [0, 1]
+    folder = ImageFolder(root)
+    assert folder.class_names == ("0", "1")
+    assert [path.name for path in folder.paths] == ["0.png", "0.png"]
+
+
 def test_our_own_form_is_read_too(tmp_path: Path) -> None:
     made = distilled()
     made.save(tmp_path / "set")
@@ -121,6 +184,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         read_layout(root, "rded")
     with pytest.raises(ValueError, match="new002 has the label 2, there are 2 classes"):
         read_layout(root, num_classes=2)
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        read_layout(root, num_classes=0)
     with pytest.raises(ValueError, match="layout must be one of sre2l"):
         read_layout(root, "edc")  # type: ignore[arg-type]
     (root / "new0002").mkdir()
