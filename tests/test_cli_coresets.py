@@ -27,7 +27,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> ImageDataset:
 
     def load(name: str, *, split: str = "train", **rest: Any) -> ImageDataset:
         whole = data.load("fashion-mnist-mini", split=split)
-        rows = [(whole.labels == label).nonzero()[:6, 0] for label in range(10)]
+        first = 6 if name == "other" else 0
+        rows = [(whole.labels == k).nonzero()[first : first + 6, 0] for k in range(10)]
         return whole.subset(torch.cat(rows))
 
     monkeypatch.setattr(commands, "load", load)
@@ -222,6 +223,7 @@ def test_sets_from_one_scored_run(
     words = ["coreset", "recorded", "--scores", str(run), "--out", str(tmp_path / "no")]
     for options, message in (
         (["--score", "sharp"], "holds no sharp, only aum, cad"),
+        (["--score", "aum", "--data", "other"], "scored other images or labels"),
         (["--score", "dual", "--beta", "0.5", "--strategy", "bottomk"], "strategy must be topk"),
     ):
         assert main([*words, *options]) == 2

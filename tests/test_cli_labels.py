@@ -106,7 +106,7 @@ def test_relabel_and_train_on_what_it_stored(
     assert main([*words, *recipe]) == 0
     assert "2 epochs of 30 images, 10 classes, float32" in capsys.readouterr().out
     assert main([*words, *recipe]) == 2  # without --resume nothing is touched
-    assert "holds a run; resume it" in capsys.readouterr().err
+    assert "holds a run; resume it (--resume" in capsys.readouterr().err
     train = ["train", "--set", paths["set"], "--regime", "sl-kd", "--labels", paths["labels"]]
     train += ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch", "--seeds", "1"]
     train += ["--seed", "3", "--evaluations", "1", "--device", "cpu"]

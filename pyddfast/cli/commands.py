@@ -54,7 +54,7 @@ from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo, resolve
 from pyddfast.models import create, load_pretrained
 from pyddfast.quickstart import QuickstartConfig
 from pyddfast.quickstart import quickstart as run_quickstart
-from pyddfast.report import Result, percent
+from pyddfast.report import Result, differences, percent, summary
 from pyddfast.report.comparison import REGIMES
 from pyddfast.train import (
     Budget,
@@ -195,6 +195,11 @@ class TeacherOptions:
         """Load or train it on images of that side; a new one stays in ``out/teacher``."""
         if self.teacher is not None:
             return load_teacher(self.teacher, data.load("test", side), device)
+        if not (out / "teacher" / RECORD).is_file():
+            _note(
+                f"no --teacher is given: training {self.teacher_model} for {self.teacher_epochs} "
+                f"epochs (--teacher-epochs); it stays in {out / 'teacher'}"
+            )
         return train_teacher(
             data.resident("train", side),
             (self.teacher_model, _assignments("teacher-option", self.teacher_option)),
@@ -273,7 +278,7 @@ def quickstart(
     folder = out or Path("runs") / f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
     _note(f"run folder {folder}; if it is stopped: pyddfast quickstart --out {folder} --resume")
     result = run_quickstart(folder, config, resume=resume, device=device)
-    show_results(result.results, result.sentences)
+    show_results(result.results)
     print(f"\nThe teacher has {percent(result.teacher_accuracy)} %.")
     print(f"{result.seconds:.0f} s. Report: {result.report}")
 
@@ -1015,8 +1020,8 @@ def plain(options: Any) -> dict[str, Any]:
     }
 
 
-def show_results(results: Sequence[Result], sentences: Sequence[str]) -> None:
-    """The table of accuracies by set and regime, and what the differences say."""
+def show_results(results: Sequence[Result]) -> None:
+    """The table of accuracies by set and regime, and which differences are more than chance."""
     cells = {(r.method, r.regime): r for r in results}
     regimes = list(dict.fromkeys(r.regime for r in results))
     table = new_table("Test accuracy (%), mean ± std over seeds", "set", *regimes)
@@ -1026,7 +1031,7 @@ def show_results(results: Sequence[Result], sentences: Sequence[str]) -> None:
     print_table(table)
     worst = max(r.sampling_error for r in results)
     print(f"Test images leave a standard error of up to {percent(worst)} points on each.\n")
-    for sentence in sentences:
+    for sentence in summary(differences(results), brief=True):
         print(f"- {sentence}")
 
 

@@ -62,7 +62,7 @@ def compare(
         resume=resume,
         device=device,
     )
-    show_results(measured.results, measured.sentences)
+    show_results(measured.results)
     print(f"\nreport: {measured.report}")
 
 

@@ -41,7 +41,7 @@ from pyddfast.coresets.el2n import check_offsets
 from pyddfast.coresets.recorded import check_recording, training_device
 from pyddfast.coresets.selection import Strategy, check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
-from pyddfast.data.digest import describe_data
+from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.data.stored import read_json, read_tensors, tensors_digest
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.rded import RDEDConfig, check_rded
@@ -487,9 +487,9 @@ def coreset_recorded(
     if beta is not None and strategy != "topk":
         raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
     source = data.resident("train", to.image_size)
-    known = _read_scores(scores, score, len(source))
+    known = _read_scores(scores, score, source)
     if beta is not None:
-        rest = _read_scores(scores, "one_minus_p", len(source))
+        rest = _read_scores(scores, "one_minus_p", source)
         known = beta_sampling(known, rest.values, pruned=beta, seed=to.seed)
 
     def pick() -> DistilledSet:
@@ -587,7 +587,7 @@ def distill_ca2d(
 
     else:
         source = data.load("train")  # crops are cut at the images' own sizes
-        known_cad = _read_scores(scores, "cad", len(source))
+        known_cad = _read_scores(scores, "cad", source)
 
         def rank() -> Scores:
             return known_cad
@@ -643,10 +643,11 @@ def _check_networks(repeats: int, epochs: int) -> None:
     teacher_recipe(epochs)
 
 
-def _read_scores(folder: Path, name: str, count: int) -> Scores:
-    """A score of so many images from a run of ``pyddfast score``."""
+def _read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) -> Scores:
+    """A score of these images from a run of ``pyddfast score``."""
     file, about = folder / "scores.safetensors", folder / "scores.json"
-    for needed in (file, about):
+    facts, count = folder / "config.json", len(source)
+    for needed in (facts, file, about):
         if not needed.is_file():
             raise FileNotFoundError(
                 f"{needed} is missing; --scores takes a finished run of pyddfast score"
@@ -656,6 +657,10 @@ def _read_scores(folder: Path, name: str, count: int) -> Scores:
         raise ValueError(f"{file} holds no {name}, only {', '.join(sorted(tensors))}")
     if tensors[name].shape != (count,):
         raise ValueError(f"{file} is of {len(tensors[name])} images, the data set has {count}")
+    scored = read_json(facts).get("config", {}).get("dataset", {}).get("sha256")
+    # A folder was scored resized, and is read here at the files' own sizes: another digest.
+    if isinstance(source, ImageDataset) and scored != data_digest(source):
+        raise ValueError(f"{folder} scored other images or labels than the data set given")
     entry = read_json(about).get(name)
     if not isinstance(entry, dict) or not isinstance(entry.get("high_means"), str):
         raise ValueError(f"{about} does not say what {name} means")

@@ -210,17 +210,19 @@ def differences(results: Sequence[Result], *, level: float = LEVEL) -> list[Diff
     return compare(within_regime + within_method, level=level)
 
 
-def summary(judged: Sequence[Difference]) -> list[str]:
+def summary(judged: Sequence[Difference], *, brief: bool = False) -> list[str]:
     """What the differences say, one sentence a regime or method, computed from them alone.
 
     Args:
         judged: As :func:`differences` gives them.
+        brief: Only count the pairs that are not distinguishable.
 
     Returns:
         Sentences such as ``"HL: RDED above Random by 3.1 points (± 2.0); EL2N-Easy and Random are
         not distinguishable (0.4 ± 2.1)."``
     """
     groups: dict[str, list[str]] = {}
+    open_pairs: dict[str, int] = {}
     for d in judged:
         same_regime = d.first.regime == d.second.regime
         group = d.first.regime if same_regime else d.first.method
@@ -230,9 +232,15 @@ def summary(judged: Sequence[Difference]) -> list[str]:
         # A digit more where both would read the same, such as 7.2 ± 7.2.
         digits = 1 if percent(d.value) != percent(d.half_width) else 2
         points, width = percent(d.value, digits), percent(d.half_width, digits)
-        groups.setdefault(group, []).append(
+        parts = groups.setdefault(group, [])
+        if brief and not d.distinguishable:
+            open_pairs[group] = open_pairs.get(group, 0) + 1
+            continue
+        parts.append(
             f"{a} above {b} by {points} points (± {width})"
             if d.distinguishable
             else f"{a} and {b} not distinguishable ({points} ± {width})"
         )
+    for group, count in open_pairs.items():
+        groups[group].append(f"{count} pair{'s' if count > 1 else ''} not distinguishable")
     return [f"{group}: {'; '.join(parts)}." for group, parts in groups.items()]

@@ -228,6 +228,8 @@ def recipe(
         raise ValueError(f"scale must be one of {get_args(Scale)}, got {scale!r}")
     if ipc is not None and ipc < 1:
         raise ValueError(f"ipc must be positive, got {ipc}")
+    if unknown := sorted(overrides.keys() - {field.name for field in fields(Recipe)}):
+        raise TypeError(f"a recipe has no field {', '.join(unknown)}")
     base = _large(regime, ipc, overrides) if scale == "large" else _small(regime)
     return replace(base, **overrides)
 

@@ -110,7 +110,8 @@ class RunFolder:
                 self.write_json(_CONFIG, {"config": self.config, "environment": self._environment})
             elif not resume:
                 raise FileExistsError(
-                    f"the folder {self.path} holds a run; resume it or give another"
+                    f"the folder {self.path} holds a run; resume it (--resume, resume=True) or "
+                    "give another"
                 )
             else:
                 self._compare()

@@ -175,5 +175,5 @@ def check_stored(
     if epochs > store.info.epochs:
         raise ValueError(
             f"{store.path} has labels for {store.info.epochs} epochs, the training has {epochs}: "
-            "give a budget (--epochs)"
+            f"relabel for as many, or give a budget (--epochs {store.info.epochs})"
         )

@@ -145,6 +145,13 @@ def test_summary_says_what_the_differences_say() -> None:
     assert sl.startswith("SL: RDED and Random not distinguishable (0.2 ± ")
     assert random.startswith("Random: SL and HL not distinguishable")
     assert rded.startswith("RDED: HL above SL by 9.7 points")
+    brief = summary(judged, brief=True)
+    assert brief == [
+        hl,
+        "SL: 1 pair not distinguishable.",
+        "Random: 1 pair not distinguishable.",
+        rded,
+    ]
 
 
 @pytest.mark.parametrize(("accuracies", "count"), [((), 10), ((1.2,), 10), ((0.5,), 0)])
