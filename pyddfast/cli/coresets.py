@@ -647,7 +647,7 @@ def _read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) ->
     """A score of these images from a run of ``pyddfast score``."""
     file, about = folder / "scores.safetensors", folder / "scores.json"
     facts, count = folder / "config.json", len(source)
-    for needed in (facts, file, about):
+    for needed in (file, about, facts):
         if not needed.is_file():
             raise FileNotFoundError(
                 f"{needed} is missing; --scores takes a finished run of pyddfast score"
