@@ -28,7 +28,8 @@ class BNStatLoss:
             logits = teacher(images)
             loss = F.cross_entropy(logits, target) + 0.01 * bn_loss()
 
-    Statistics are of the last forward; call the loss once after it.
+    Statistics are of the last call of the model, of no other; call the loss once after it.  A copy
+    of the model that is made before `close` keeps hooks that nothing removes.
 
     Args:
         model: Its BatchNorm layers are in eval mode.
@@ -37,7 +38,9 @@ class BNStatLoss:
         layers: The BatchNorm modules to use, in this order.  Default: every ``nn.BatchNorm2d``, in
             the order of ``model.modules()``, as the official codes take them.
         mode: ``"tap"`` reads the layers' inputs and leaves the model as it is; ``"fused"`` replaces
-            the forward of each layer by `ops.bn_eval_stats` until `close`, which saves that read.
+            the forward of each layer by `ops.bn_eval_stats` until `close`, which saves that read;
+            layers whose forward is not torch's own, and those that another loss has replaced, are
+            tapped.
 
     Raises:
         TypeError: `model` or a layer of the wrong type.
@@ -69,17 +72,16 @@ class BNStatLoss:
         self._weights = [float(first_multiplier)] + [1.0] * (len(self._layers) - 1)
         self._var_weight = float(var_weight)
         self._stats: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
-        self._targets: tuple[Any, Tensor, Tensor] | None = None
         self._replaced: list[tuple[nn.Module, Any]] = []
         self.per_layer = None
-        self._hooks = [
-            layer.register_forward_pre_hook(partial(self._before, index, tap=mode == "tap"))
-            for index, layer in enumerate(self._layers)
-        ]
-        if mode == "fused":
-            for index, layer in enumerate(self._layers):
-                self._replaced.append((layer, layer.__dict__.get("forward")))
+        self._hooks = [model.register_forward_pre_hook(self._begin)]
+        for index, layer in enumerate(self._layers):
+            fused = mode == "fused" and _is_plain(layer)
+            hook = partial(self._before, index, tap=not fused)
+            self._hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            if fused:
                 layer.__dict__["forward"] = partial(self._fused, index)
+                self._replaced.append((layer, layer.__dict__["forward"]))
 
     def __call__(self) -> Tensor:
         """The loss of the last forward, a scalar."""
@@ -106,10 +108,8 @@ class BNStatLoss:
         for hook in self._hooks:
             hook.remove()
         for layer, forward in self._replaced:
-            if forward is None:
+            if layer.__dict__.get("forward") is forward:  # not what somebody has set since
                 del layer.__dict__["forward"]
-            else:
-                layer.__dict__["forward"] = forward
         self._hooks, self._replaced = [], []
         self._stats = [None] * len(self._layers)
 
@@ -124,7 +124,23 @@ class BNStatLoss:
     ) -> None:
         self.close()
 
-    def _before(self, index: int, layer: _BatchNorm, args: tuple[Any, ...], *, tap: bool) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the statistics: their graph cannot be copied with a model that has the hooks."""
+        return {**self.__dict__, "_stats": [None] * len(self._layers)}
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """The pre-hook of the model: a forward that fails leaves nothing of the one before."""
+        self._stats = [None] * len(self._layers)
+
+    def _before(
+        self,
+        index: int,
+        layer: _BatchNorm,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        tap: bool,
+    ) -> Any:
         """The pre-hook of a layer: checks it and, in mode tap, replaces its input by the tap."""
         check_layer(layer, self._names[index])
         if getattr(layer, "_is_replica", False):
@@ -134,17 +150,17 @@ class BNStatLoss:
             )
         if not tap:
             return None
-        view, mean, var = ops.channel_stats(args[0], layer.running_mean)
+        view, mean, var = ops.channel_stats(layer_input(args, kwargs), layer.running_mean)
         self._stats[index] = (mean, var)
-        return (view, *args[1:])
+        return with_input(view, args, kwargs)
 
-    def _fused(self, index: int, x: Tensor) -> Tensor:
-        """Stands for a layer's forward in mode fused."""
+    def _fused(self, index: int, input: Tensor) -> Tensor:
+        """Stands for a layer's forward in mode fused; the argument has the layer's name for it."""
         layer = self._layers[index]
         assert layer.running_mean is not None
         assert layer.running_var is not None
         y, mean, var = ops.bn_eval_stats(
-            x,
+            input,
             layer.running_mean,
             layer.running_var,
             layer.weight,
@@ -155,22 +171,35 @@ class BNStatLoss:
         return y
 
     def _packed_targets(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(1, channels) running statistics, packed again when one has changed or moved."""
+        """(1, channels) running statistics."""
+        # At each call: a tensor's version does not tell of all changes (``.data``, F.batch_norm in
+        # training), and to compare all versions takes as long as the two calls of cat.
         vectors = [
-            [layer.running_mean, layer.running_var]
+            (layer.running_mean, layer.running_var)
             for layer in self._layers
             if layer.running_mean is not None and layer.running_var is not None
         ]
-        state = [
-            (t.data_ptr(), t.device, 0 if t.is_inference() else t._version)
-            for pair in vectors
-            for t in pair
-        ]
-        key = (dtype, state)
-        if self._targets is None or self._targets[0] != key:
-            mean, var = (torch.cat(part).to(dtype)[None] for part in zip(*vectors, strict=True))
-            self._targets = (key, mean, var)
-        return self._targets[1:]
+        mean, var = (torch.cat(part).to(dtype)[None] for part in zip(*vectors, strict=True))
+        return mean, var
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's forward is torch's own, which `ops.bn_eval_stats` can stand for."""
+    return type(layer).forward is _BatchNorm.forward and "forward" not in layer.__dict__
+
+
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A layer's input, its first argument, in a pre-hook with keywords."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def with_input(
+    x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with another input, as a pre-hook with keywords returns them."""
+    if args:
+        return (x, *args[1:]), kwargs
+    return args, {**kwargs, next(iter(kwargs)): x}
 
 
 def layer_distances(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyddfast import ops
-from pyddfast.nn.bn_stats import check_layer, layer_distances
+from pyddfast.nn.bn_stats import check_layer, layer_distances, layer_input, with_input
 from pyddfast.nn.stats_accumulator import Convention, StatsAccumulator
 from pyddfast.ops.reference.kd import accumulation_dtype, widen
 
@@ -124,7 +124,7 @@ class FeatureStatsAccumulator:
         """
         seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
         hooks = [
-            layer.register_forward_pre_hook(partial(self._read, name, seen))
+            layer.register_forward_pre_hook(partial(self._read, name, seen), with_kwargs=True)
             for name, layer in self.layers.items()
         ]
         try:
@@ -152,8 +152,9 @@ class FeatureStatsAccumulator:
         seen: dict[str, list[tuple[Tensor, Tensor]]],
         layer: nn.Module,
         args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        x = args[0]
+        x = layer_input(args, kwargs)
         seen[name] = [_moments(x, (2, 3))] if self.classes is not None else []
         if not isinstance(layer, nn.Conv2d):
             return
@@ -284,10 +285,10 @@ class FeatureStatLoss:
         self._targets: tuple[Tensor, Tensor] | None = None
         self._state: dict[str, Tensor] = {}
         self._keep: Tensor | None = None
-        self._hooks = [
-            layer.register_forward_pre_hook(partial(self._before, number))
-            for number, layer in enumerate(layers.values())
-        ]
+        self._hooks = [model.register_forward_pre_hook(self._begin)]
+        for number, layer in enumerate(layers.values()):
+            hook = partial(self._before, number)
+            self._hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
 
     def begin(self, labels: Tensor, keep: Tensor | None = None) -> None:
         """A new batch of images: averages start anew.
@@ -382,7 +383,18 @@ class FeatureStatLoss:
     ) -> None:
         self.close()
 
-    def _before(self, number: int, layer: nn.Module, args: tuple[Any, ...]) -> Any:
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the statistics: their graph cannot be copied with a model that has the hooks."""
+        return {**self.__dict__, "_seen": [None] * len(self.names)}
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """The pre-hook of the model: a forward that fails leaves nothing of the one before."""
+        if torch.is_grad_enabled():
+            self._seen = [None] * len(self.names)
+
+    def _before(
+        self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         if not torch.is_grad_enabled():
             return None
         if getattr(layer, "_is_replica", False):
@@ -392,12 +404,13 @@ class FeatureStatLoss:
             )
         if isinstance(layer, nn.BatchNorm2d):
             check_layer(layer, self.names[number])
-            view, mean, var = ops.channel_stats(args[0], layer.running_mean)
+            view, mean, var = ops.channel_stats(layer_input(args, kwargs), layer.running_mean)
             self._seen[number] = [(mean, var)]
         else:
-            view, mean, var, cell_mean, cell_var = ops.patch_stats(args[0], self.cell)
+            x = layer_input(args, kwargs)
+            view, mean, var, cell_mean, cell_var = ops.patch_stats(x, self.cell)
             self._seen[number] = [(mean, var), (cell_mean, cell_var)]
-        return (view, *args[1:])
+        return with_input(view, args, kwargs)
 
 
 def _moments(x: Tensor, dims: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -247,7 +247,7 @@ def image_prior(images: Tensor, tv: float = 0.0, l2: float = 0.0) -> Tensor:
         l2: coefficient of L2, not negative.
 
     Returns:
-        Scalar of the images' dtype; gradient 0 where a norm is 0.
+        Scalar, float32 (float64 for float64 images); gradient 0 where a norm is 0.
 
     Raises:
         TypeError: ``images`` is not floating point, or a coefficient not a number.
@@ -259,7 +259,8 @@ def image_prior(images: Tensor, tv: float = 0.0, l2: float = 0.0) -> Tensor:
     for name, value in (("tv", tv), ("l2", l2)):
         if _checks.number(value, name) < 0:
             raise ValueError(f"{name} must not be negative, got {value}")
-    total = images.new_zeros(())
+    wide = torch.float64 if images.dtype == torch.float64 else torch.float32
+    total = images.new_zeros((), dtype=wide)
     if tv:
         total = total + tv * reference.tv_prior(images)
     if l2:

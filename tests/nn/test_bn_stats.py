@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pyddfast.models import ResNet
 from pyddfast.nn import BNStatLoss, StatsAccumulator
@@ -134,6 +135,120 @@ def test_new_running_statistics_are_noticed():
     assert abs(float(first - second)) > 1e-3
 
 
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+def test_running_statistics_that_change_without_a_new_version(mode):
+    model, x = network(), images()
+    with BNStatLoss(model, mode=mode) as bn_loss:
+        model(x)
+        bn_loss()
+        bn = model.layer1[0].bn1
+        version = bn.running_mean._version
+        bn.running_mean.data.fill_(5.0)
+        F.batch_norm(
+            images(3)[:, :1].expand(-1, 64, -1, -1),
+            model.bn1.running_mean,
+            model.bn1.running_var,
+            training=True,
+            momentum=1.0,
+        )
+        assert bn.running_mean._version == version
+        model(x)
+        value = bn_loss()
+    features = official(model, x, 10.0, 1.0)[0]
+    assert_close(value, features.sum() + 9 * features[0], 1e-10)
+
+
+class BNReLU(nn.BatchNorm2d):
+    """A layer with a forward of its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+def test_a_forward_that_is_not_torchs_stays():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BNReLU(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+    )
+    model = model.double().eval()
+    changed, x = model[3], images()
+
+    def doubled(x: Tensor) -> Tensor:
+        return 2 * nn.BatchNorm2d.forward(changed, x)
+
+    changed.forward = doubled
+    want, features = model(x), official(nn.Sequential(*model), x, 1.0, 1.0)[0]
+    with BNStatLoss(model, first_multiplier=1.0, mode="fused") as bn_loss:
+        assert torch.equal(model[:4](x), nn.Sequential(*model[:4])(x))
+        assert_close(model(x), want, 1e-12)
+        assert_close(bn_loss(), features.sum(), 1e-10)
+    assert changed.forward is doubled
+    # One that is put in while the loss is open stays as well.
+    with BNStatLoss(model, mode="fused"):
+        model[4].forward = doubled
+    assert model[4].forward is doubled
+
+
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_losses_of_a_model_close_in_any_order(mode, first):
+    model, x = network(), images()
+    features, before = official(model, x, 10.0, 1.0)[0], model(x)
+    want = features.sum() + 9 * features[0]
+    losses = [BNStatLoss(model, mode="fused"), BNStatLoss(model, mode=mode)]
+    for opened in (losses, losses[1 - first :][:1]):
+        assert_close(model(x), before, 1e-12)
+        for bn_loss in opened:
+            assert_close(bn_loss(), want, 1e-10)
+        losses[first].close()
+    losses[1 - first].close()
+    assert all(not m._forward_pre_hooks and "forward" not in m.__dict__ for m in model.modules())
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+def test_a_forward_that_fails_leaves_no_statistics(mode):
+    model = network()
+    with BNStatLoss(model, mode=mode) as bn_loss:
+        model(images(5))
+        stop = model.layer3.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(images(6))
+        with pytest.raises(RuntimeError, match=r"reached 'layer3.0.bn1' \(10 of 20"):
+            bn_loss()
+        stop.remove()
+
+
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+def test_an_input_by_its_name(mode):
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.bn(input=x)
+            return y
+
+    model, x = Named().eval(), images()
+    with BNStatLoss(model, first_multiplier=1.0, mode=mode) as bn_loss:
+        assert_close(model(x), model.bn.double()(x), 1e-12)
+        assert_close(bn_loss(), official(nn.Sequential(model.bn), x, 1.0, 1.0)[0].sum(), 1e-10)
+
+
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+def test_a_copy_between_forward_and_loss(mode):
+    model, x = network(), images().requires_grad_()
+    with BNStatLoss(model, mode=mode) as bn_loss:
+        before = model(x)
+        copied = copy.deepcopy(model)
+        value = bn_loss()
+        with torch.no_grad():
+            model.layer4[1].bn2.weight.add_(1.0)
+        assert torch.equal(copied(x), before)
+        model(x)
+        assert torch.equal(value, bn_loss())  # the copy's forwards are its own
+
+
 def test_the_last_forward_counts():
     model = network()
     with BNStatLoss(model) as bn_loss:
@@ -161,11 +276,21 @@ def test_more_layers_than_one_launch_takes():
     model = nn.Sequential(*[nn.BatchNorm2d(2) for _ in range(300)]).double().eval()
     x = images()[:, :2]
     features, _, _ = official(model, x, 1.0, 1.0)
-    with BNStatLoss(model, first_multiplier=1.0) as bn_loss:
+    with BNStatLoss(model, first_multiplier=7.0) as bn_loss:  # of the first, not the 257th
         model(x)
         value = bn_loss()
     assert_close(bn_loss.per_layer, features, 1e-10)
-    assert_close(value, features.sum(), 1e-10)
+    assert_close(value, features.sum() + 6 * features[0], 1e-10)
+
+
+@pytest.mark.parametrize("mode", ["tap", "fused"])
+def test_a_layers_own_eps(mode):
+    model, x = (
+        nn.Sequential(nn.BatchNorm2d(3, eps=0.5), nn.BatchNorm2d(3)).double().eval(),
+        images(),
+    )
+    with BNStatLoss(model, mode=mode):
+        assert_close(model(x), (x / 1.5**0.5) / (1 + 1e-5) ** 0.5, 1e-12)
 
 
 def test_trained_teacher_parameters_keep_their_gradients():

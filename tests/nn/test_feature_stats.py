@@ -258,6 +258,48 @@ def test_it_goes_on_from_a_checkpoint_and_passes_forwards_without_gradients() ->
         assert torch.equal(values(loss, model, range(3, 4), labels)[0], whole[3])
 
 
+def test_a_forward_that_fails_leaves_no_statistics() -> None:
+    model, labels = planes(), torch.tensor([0, 1, 2])
+    with FeatureStatLoss(model, accumulated(model)) as loss:
+        loss.begin(labels)
+        model(images(0).requires_grad_())
+        stop = model[2].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(images(1).requires_grad_())
+        stop.remove()
+        with torch.no_grad():
+            model(images(2))
+        with pytest.raises(RuntimeError, match="no forward since"):
+            loss()
+
+
+class Named(nn.Module):
+    """A layer that gets its input by name."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.layer(input=x)
+        return made
+
+
+def test_an_input_by_its_name() -> None:
+    model, labels = planes(), torch.tensor([0, 1, 2])
+    named = nn.Sequential(
+        *[Named(m) if isinstance(m, nn.Conv2d | nn.BatchNorm2d) else m for m in model]
+    )
+    stats = accumulated(named)
+    assert torch.equal(stats.mean, accumulated(model).mean)
+    with FeatureStatLoss(named, stats) as loss:
+        loss.begin(labels)
+        got = values(loss, named, range(1), labels)
+    with FeatureStatLoss(model, stats) as loss:
+        loss.begin(labels)
+        assert torch.equal(got[0], values(loss, model, range(1), labels)[0])
+
+
 def test_errors() -> None:
     model = planes()
     stats = accumulated(model)

@@ -263,6 +263,22 @@ def test_image_prior_is_the_official_formula() -> None:
     assert torch.autograd.gradcheck(lambda x: ops.image_prior(x, 0.3, 0.7), (images,))
 
 
+def test_image_prior_of_half_precision_is_beyond_its_range() -> None:
+    # A norm of 1.2e5 with a coefficient of 1e-4: 12; float16 ends at 65504.
+    images = torch.full((1, 3, 40, 40), 1732.0, dtype=torch.float16, requires_grad=True)
+    prior = ops.image_prior(images, l2=1e-4)
+    assert prior.item() == pytest.approx(1e-4 * 1732 * 4800**0.5, rel=1e-5)
+    prior.backward()
+    want = torch.full((1, 3, 40, 40), 1e-4 / 4800**0.5)
+    assert images.grad is not None
+    assert torch.allclose(images.grad.float(), want, rtol=0.02)  # subnormal in float16
+    rows = torch.tensor([0.0, 3000.0], dtype=torch.float16).repeat(40)[:, None].expand(80, 80)
+    # Three of the four differences are 3000 everywhere: below, lower left, lower right.
+    got = ops.image_prior(rows[None, None].contiguous(), tv=1e-3).item()
+    want_tv = 1e-3 * 3000 * ((79 * 80) ** 0.5 + 2 * 79)
+    assert got == pytest.approx(want_tv, rel=1e-5)
+
+
 def test_image_prior_skips_what_counts_nothing() -> None:
     # 0 · inf would be NaN: a term that is computed shows.
     images = torch.full((1, 1, 2, 2), torch.inf, requires_grad=True)

@@ -89,10 +89,16 @@ def tv_prior(images: Tensor) -> Tensor:
         images[..., :-1, 1:] - images[..., 1:, :-1],
         images[..., :-1, :-1] - images[..., 1:, 1:],
     )
-    return torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+    return torch.stack([_norm(d) for d in differences]).sum()
 
 
 def l2_prior(images: Tensor) -> Tensor:
     """Mean over the images of an image's L2 norm."""
-    norms: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
-    return norms.mean()
+    return _norm(images.flatten(1), dim=1).mean()
+
+
+def _norm(x: Tensor, dim: int | None = None) -> Tensor:
+    """In float32, or float64 for that: a norm over many pixels may be beyond float16."""
+    math = torch.float64 if x.dtype == torch.float64 else torch.float32
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, dtype=math)
+    return norm
