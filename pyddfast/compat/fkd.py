@@ -159,7 +159,13 @@ class ImageFolder_FKD_MIX(Dataset[Any]):  # noqa: N801
         return len(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the stored epoch that is replayed; before the loader is iterated."""
+        """Choose the stored epoch that is replayed; before the loader is iterated.
+
+        Raises:
+            ValueError: that epoch of the store is damaged.
+        """
+        if self.mode == "fkd_load" and isinstance(self._labels, SoftLabels):
+            self._labels.verify(epoch)
         self.epoch = epoch
 
     def load_batch_config(self, img_idx: int) -> list[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyddfast.data.datasets import ImageSource
 from pyddfast.data.folder import ImageFolder
 
-__all__ = ["data_digest", "describe_data"]
+__all__ = ["data_digest", "describe_data", "images_digest"]
 
 # Digests of data sets that are still in use; a run asks for the same one many times.
 _known: WeakKeyDictionary[ImageSource, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
@@ -60,6 +60,16 @@ def data_digest(source: ImageSource) -> str:
             _add(digest, source[index])
     if keeps:
         _known[source] = version, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def images_digest(source: ImageSource) -> str:
+    """SHA-256 of the pixels of images of one size, the same wherever they are kept."""
+    digest = hashlib.sha256(f"{len(source)} {tuple(source[0].shape)}".encode())
+    images = getattr(source, "images", None)
+    parts = (source[index] for index in range(len(source)))
+    for part in (images,) if isinstance(images, Tensor) else parts:
+        digest.update(part.detach().cpu().contiguous().flatten().numpy().data)
     return digest.hexdigest()
 
 

@@ -31,7 +31,9 @@ import torch
 from torch import Tensor
 
 from pyddfast.data.atomic import naming, new_folder, refuse_non_empty, remove_leftovers, write_bytes
+from pyddfast.data.digest import images_digest
 from pyddfast.data.distilled import DistilledSet
+from pyddfast.data.lock import LOCK_NAME, lock_folder
 from pyddfast.data.resident import ResidentDataset
 from pyddfast.data.softlabels_batch import LabelBatch, check_batch
 from pyddfast.data.softlabels_codec import codec_of
@@ -86,6 +88,7 @@ class StoreInfo:
         image_size: height and width of the images; None: unknown.
         view_size: side of the views; None: unknown.
         labels_sha256: digest of the images' labels in their order; None: unknown.
+        images_sha256: digest of the images' pixels in their order; None: unknown.
         class_names: in label order, or empty.
         origin: where the labels come from, for the record.
     """
@@ -102,6 +105,7 @@ class StoreInfo:
     image_size: tuple[int, int] | None = None
     view_size: int | None = None
     labels_sha256: str | None = None
+    images_sha256: str | None = None
     class_names: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
 
@@ -185,14 +189,10 @@ class SoftLabels:
                     "goes on where it stopped"
                 )
             raise FileNotFoundError(f"{record} is missing; a store of soft labels has it")
-        values = read_json(record)
-        if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise ValueError(f"{record} is not the record of a store in format {_FORMAT}")
-        if values.pop("record_sha256", None) != _digest(values):
-            raise ValueError(f"{record} is damaged or was edited: its SHA-256 is not its own")
+        values = _read_record(record)
         try:
             self.info = StoreInfo.from_dict(values["info"])
-            self._sha256: list[str] = list(values["epochs_sha256"])
+            self._sha256 = _checksums(values["epochs_sha256"], self.info.epochs)
             self.sha256: str = _digest(values)
         except Exception as error:
             # A missing field, a list instead of an object ...: each its own type.
@@ -265,11 +265,12 @@ class SoftLabels:
         """Refuse a set that these labels were not made for.
 
         Args:
-            distilled: the set.
+            distilled: the set; streamed from files it is read once, where the store knows its
+                images.
             batch_size: of the training, or None.
 
         Raises:
-            ValueError: count, classes, their order, image size or batch size differ.
+            ValueError: count, classes, their order, image size, images or batch size differ.
         """
         info = self.info
         pairs: list[tuple[str, object, object]] = [
@@ -299,6 +300,22 @@ class SoftLabels:
                 f"{self.path} was made for images in another order: their labels, in order, are "
                 "not the set's"
             )
+        if info.images_sha256 is not None and info.images_sha256 != images_digest(distilled):
+            raise ValueError(f"{self.path} was made for other images than the set's")
+
+    def check_views(self, height: int, width: int) -> None:
+        """Refuse views that a box of CutMix leaves.
+
+        Raises:
+            ValueError: one does; epoch and batch are named.
+        """
+        boxes = self._arrays["mixes"]["box"].reshape(-1, 2, 2)
+        if (outside := (boxes > (height, width)).any(axis=(1, 2))).any():
+            epoch, position = divmod(int(outside.argmax()), len(self.info.batch_sizes))
+            raise ValueError(
+                f"{self.path}: the mix_bbox of epoch {epoch}, batch {position} leaves the "
+                f"views of {height} x {width}"
+            )
 
 
 class SoftLabelWriter:
@@ -315,6 +332,8 @@ class SoftLabelWriter:
 
     Raises:
         FileExistsError: the folder holds something else, or a store of other labels.
+        ValueError: the record of what a killed job did is damaged.
+        BlockingIOError: another process writes there.
         OSError: there is no room for the whole store; said before anything is written.
     """
 
@@ -325,27 +344,31 @@ class SoftLabelWriter:
         self._sha256: list[str] = []
         self._saved = time.monotonic()
         self._total = info.epochs * len(info.batch_sizes)
+        self._closed = False
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.path)  # until close
         known = next((n for n in (_RECORD, _PROGRESS) if (self.path / n).is_file()), None)
         if known is not None:
-            values = read_json(self.path / known)
-            if not isinstance(values, dict) or values.get("info") != info.to_dict():
+            values = _read_record(self.path / known)
+            if values.get("info") != info.to_dict():
                 raise FileExistsError(
                     f"{self.path} holds other soft labels, or those of other settings; "
                     "give another folder"
                 )
             if known == _RECORD:
-                self.done = self._total
+                self.done, self._closed, self._lock = self._total, True, None
                 return
             remove_leftovers(self.path)
             try:
-                self.done, self._sha256 = int(values["done"]), list(values["epochs_sha256"])
+                self.done = int(values["done"])
+                epochs = divmod(self.done, len(info.batch_sizes))[0]
+                self._sha256 = _checksums(values["epochs_sha256"], epochs)
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{self.path / known} is damaged: {error!r}") from error
             self._files = _open(self.path, info, "r+")
             self._arrays = {name: np.asarray(file) for name, file in self._files.items()}
             return
-        ours = {f"{name}.npy" for name in _layout(info)}
+        ours = {LOCK_NAME, *(f"{name}.npy" for name in _layout(info))}
         remove_leftovers(self.path)
         if not {entry.name for entry in self.path.iterdir()} <= ours:
             refuse_non_empty(self.path)
@@ -364,13 +387,19 @@ class SoftLabelWriter:
     ) -> None:
         if error is None:
             self.close()
+        self._lock = None
 
     def write(self, batch: LabelBatch) -> None:
         """Write the next batch.
 
         Raises:
-            ValueError: its parts do not fit together or the store, or a logit is not finite.
+            ValueError: its parts do not fit together or the store, a logit is not finite, or the
+                store is closed or has all its batches.
         """
+        if self._closed or self.done == self._total:
+            raise ValueError(
+                f"{self.path} is {'closed' if self.done < self._total else 'complete'}"
+            )
         epoch, position = divmod(self.done, len(self.info.batch_sizes))
         name = f"epoch {epoch}, batch {position}"
         check_batch(batch, name)
@@ -405,10 +434,12 @@ class SoftLabelWriter:
 
     def close(self) -> None:
         """Finish the store, if it is complete; else keep what is there for the next time."""
-        if (self.path / _RECORD).is_file():
+        if self._closed:
             return
         self._save_progress()
+        self._closed = True
         if self.done < self._total:
+            self._lock = None
             return
         record: dict[str, Any] = {
             "format": _FORMAT,
@@ -418,6 +449,7 @@ class SoftLabelWriter:
         record["record_sha256"] = _digest(record)
         write_bytes(self.path / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
         (self.path / _PROGRESS).unlink(missing_ok=True)
+        self._lock = None
 
     def _check(self, batch: LabelBatch, name: str) -> None:
         info = self.info
@@ -432,6 +464,10 @@ class SoftLabelWriter:
         factor = 0 if batch.patch_order is None else batch.patch_order.shape[2]
         if factor != info.patch_factor:
             raise ValueError(f"{name}: patch_order has {factor} strips, not {info.patch_factor}")
+        if info.view_size is not None and max(batch.mix_bbox or (0,)) > info.view_size:
+            raise ValueError(
+                f"{name}: mix_bbox {batch.mix_bbox} leaves views of {info.view_size} pixels a side"
+            )
 
     def _end_epoch(self, epoch: int) -> None:
         images = np.sort(self._arrays["views"][epoch]["image"])
@@ -446,7 +482,13 @@ class SoftLabelWriter:
         with naming(self.path):
             for file in self._files.values():
                 file.flush()
-        values = {"info": self.info.to_dict(), "done": self.done, "epochs_sha256": self._sha256}
+        values: dict[str, Any] = {
+            "format": _FORMAT,
+            "info": self.info.to_dict(),
+            "done": self.done,
+            "epochs_sha256": self._sha256,
+        }
+        values["record_sha256"] = _digest(values)
         write_bytes(self.path / _PROGRESS, json.dumps(values).encode())
         self._saved = time.monotonic()
 
@@ -508,6 +550,7 @@ def import_fkd(
         renumbered=image_order is not None,
         image_size=_size(distilled),
         labels_sha256=None if distilled is None else labels_digest(distilled.labels),
+        images_sha256=None if distilled is None else images_digest(distilled),
         class_names=() if distilled is None else tuple(distilled.class_names),
         origin={"format": "FKD", "elements": source.elements},
     )
@@ -555,7 +598,8 @@ def export_fkd(
 
     Raises:
         FileExistsError: ``folder`` is a file or is not empty.
-        ValueError: the files would hold numbers of images that were renumbered.
+        ValueError: the files would hold numbers of images that were renumbered, or the store is
+            damaged.
     """
     info = store.info
     if info.renumbered and info.sampler_seed is None:
@@ -566,6 +610,7 @@ def export_fkd(
     done, total = 0, info.epochs * len(info.batch_sizes)
     with new_folder(folder) as new:
         for epoch in range(info.epochs):
+            store.verify(epoch)
             (new / f"epoch_{epoch}").mkdir()
             for position in range(len(info.batch_sizes)):
                 batch = store.batch(epoch, position)
@@ -597,13 +642,18 @@ def recode(
 
     Raises:
         FileExistsError: ``out`` holds something else.
-        ValueError: there is no such form.
+        ValueError: there is no such form, or the store is damaged.
     """
     info = dataclasses.replace(store.info, form=form)
     steps = len(info.batch_sizes)
     with SoftLabelWriter(out, info) as writer:
+        verified = -1
         while writer.done < info.epochs * steps:
-            writer.write(store.batch(*divmod(writer.done, steps)))
+            epoch, position = divmod(writer.done, steps)
+            if epoch != verified:
+                store.verify(epoch)
+                verified = epoch
+            writer.write(store.batch(epoch, position))
             if on_progress is not None:
                 on_progress(writer.done, info.epochs * steps)
     return SoftLabels(out)
@@ -614,6 +664,22 @@ def _size(distilled: DistilledSet | None) -> tuple[int, int] | None:
         return None
     height, width = distilled.images.shape[-2:]
     return int(height), int(width)
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    """The values of ``store.json`` or ``progress.json``, if they are what was written."""
+    values = read_json(file)
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise ValueError(f"{file} is not the record of a store in format {_FORMAT}")
+    if values.pop("record_sha256", None) != _digest(values):
+        raise ValueError(f"{file} is damaged or was edited: its SHA-256 is not its own")
+    return values
+
+
+def _checksums(values: Any, epochs: int) -> list[str]:
+    if not isinstance(values, list) or len(values) != epochs:
+        raise ValueError(f"epochs_sha256 must be a list of {epochs} checksums, got {values!r:.80}")
+    return values
 
 
 def _layout(info: StoreInfo) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
-__all__ = ["LabelBatch", "check_batch", "coords_of", "replay_boxes"]
+__all__ = ["LabelBatch", "check_batch", "coords_of", "is_plain", "replay_boxes"]
 
 # float32 coordinates of a box that ends at the image's border may add up to a little more than 1.
 _BORDER = 1e-5
@@ -59,9 +60,9 @@ def check_batch(batch: LabelBatch, name: object) -> None:
     Raises:
         ValueError: a type, shape or value is wrong; the message says which of `name`.
     """
-    count = batch.flip.shape[0] if isinstance(batch.flip, Tensor) and batch.flip.ndim == 1 else 0
+    _tensor(name, "flip", batch.flip, (torch.bool,), (None,))
+    count = len(batch)
     _tensor(name, "coords", batch.coords, (torch.float32,), (count, 4))
-    _tensor(name, "flip", batch.flip, (torch.bool,), (count,))
     _tensor(name, "logits", batch.logits, (torch.float16, torch.float32), (count, None))
     if count == 0 or batch.logits.shape[1] == 0:
         raise ValueError(f"{name}: a batch needs at least one image and one class")
@@ -81,6 +82,8 @@ def check_batch(batch: LabelBatch, name: object) -> None:
         _tensor(
             name, "patch_order", batch.patch_order, (torch.int32, torch.int64), (count, 2, None)
         )
+        if batch.patch_order.shape[2] == 0:
+            raise ValueError(f"{name}: patch_order has no strips")
         low, high = int(batch.patch_order.min()), int(batch.patch_order.max())
         if low < 0 or high > 255:
             raise ValueError(f"{name}: patch_order must lie in [0, 256), got {low} to {high}")
@@ -140,6 +143,16 @@ def _sides(size: tuple[int, int] | Tensor) -> Tensor:
     ]
 
 
+def is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether a tensor is one block of numbers."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and not value.is_meta
+    )
+
+
 def _tensor(
     name: object,
     field: str,
@@ -151,10 +164,15 @@ def _tensor(
     text = f"({', '.join('any' if side is None else str(side) for side in shape)})"
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: {field} must be a tensor, got {type(value).__name__}")
+    if not is_plain(value) or value.requires_grad or value.is_neg():
+        raise ValueError(
+            f"{name}: {field} must be a plain tensor, without gradient; got {value.dtype} "
+            f"{value.layout}, nested={value.is_nested}, requires_grad={value.requires_grad}"
+        )
     fits = value.ndim == len(shape) and all(
         want is None or have == want for have, want in zip(value.shape, shape, strict=False)
     )
-    if value.layout != torch.strided or value.dtype not in dtypes or not fits or value.is_meta:
+    if value.dtype not in dtypes or not fits:
         raise ValueError(
             f"{name}: {field} must be {allowed} {text}, got {value.dtype} {tuple(value.shape)}"
         )

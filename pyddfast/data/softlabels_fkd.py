@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pyddfast.data.atomic import write_bytes
-from pyddfast.data.softlabels_batch import LabelBatch, check_batch
+from pyddfast.data.softlabels_batch import LabelBatch, check_batch, is_plain
 
 __all__ = ["SAMPLER_SEED", "FKDFolder", "pack_fkd", "read_fkd", "sampler_orders", "write_fkd"]
 
@@ -31,17 +31,37 @@ _ELEMENTS = (6, 7, 8)
 _ZIP = b"PK\x03\x04"
 _NUMBERED = re.compile(r"(epoch|batch)_(0|[1-9]\d*)(\.tar)?")
 
-# A NumPy number in a file: made by this function from these types, under the module's names in
-# NumPy 1 and 2.  Nothing else than tensors, numbers, lists and these is ever built.
-_scalar: Any = np.int64(0).__reduce__()[0]
+_NUMBERS = ("i4", "i8", "f4", "f8")
+
+
+class _Type:
+    """Stands for ``numpy.dtype`` in a file, whose own would take any state from it."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in _NUMBERS:
+            raise ValueError(f"a number must be one of {', '.join(_NUMBERS)}, got {code!r:.80}")
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] != "<":
+            raise ValueError(f"numbers must be little-endian, got {state[1]!r:.80}")
+
+
+def _number(kind: _Type, content: bytes) -> int | float:
+    """Stands for the function that makes NumPy's numbers."""
+    value = np.frombuffer(content, f"<{kind.code}")
+    if len(value) != 1:
+        raise ValueError(f"a number of type {kind.code} has {len(content)} bytes")
+    number: int | float = value.item()
+    return number
+
+
+# What a file may name beside torch's own list, with the module's names in NumPy 1 and 2.  Nothing
+# else than tensors, numbers and lists is ever built, and nothing of NumPy is called.
 _ALLOWED: list[Any] = [
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.int32)),
-    type(np.dtype(np.int64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+    (_Type, "numpy.dtype"),
 ]
 # torch keeps its allow-list in one place for all threads.
 _lock = threading.Lock()
@@ -51,7 +71,7 @@ def read_fkd(file: str | Path) -> LabelBatch:
     """Read one official file; nothing in it is executed.
 
     It is loaded by ``torch.load(weights_only=True)``, which builds tensors and plain values only,
-    with NumPy's numbers added for the time of the call.
+    with plain numbers for NumPy's for the time of the call.
 
     Args:
         file: ``batch_<b>.tar``; ``.tar`` is only its name, it is a zip file.
@@ -141,6 +161,13 @@ class FKDFolder:
             raise FileNotFoundError(f"{path} is not a folder")
         epochs = _count(path, "epoch")
         batches = _count(path / "epoch_0", "batch")
+        for epoch in range(1, epochs):
+            if (count := _count(path / f"epoch_{epoch}", "batch")) > batches:
+                raise ValueError(
+                    f"{path}/epoch_{epoch} has {count} batches, {path}/epoch_0 has {batches}"
+                )
+            if count < batches:
+                raise FileNotFoundError(f"{path}/epoch_{epoch}/batch_{count}.tar is missing")
         first = read_fkd(path / "epoch_0" / "batch_0.tar")
         last = first if batches == 1 else read_fkd(path / "epoch_0" / f"batch_{batches - 1}.tar")
         order = first.patch_order
@@ -215,8 +242,13 @@ def _batch(value: object, path: Path) -> LabelBatch:
         what = f"{len(value)} elements" if isinstance(value, list | tuple) else type(value).__name__
         raise ValueError(f"{path} must hold a list of {_ELEMENTS} elements, got {what}")
     coords, flip, mix_index, lam, box, logits, index, order = (*value, None, None)[:8]
-    if isinstance(lam, np.floating):
-        lam = float(lam)
+    for position, part in enumerate(value):
+        # A view may repeat what is stored, to any size: 2 kB can claim a terabyte.
+        if is_plain(part) and part.numel() * part.element_size() > part.untyped_storage().nbytes():
+            raise ValueError(
+                f"{path}: element {position} claims {part.dtype} {tuple(part.shape)}, more than "
+                f"the {part.untyped_storage().nbytes()} bytes that the file holds of it"
+            )
     batch = LabelBatch(coords, flip, mix_index, lam, _box(box, path), logits, index, order)
     if len(value) > 6 and index is None:
         raise ValueError(f"{path}: element 6, the images' numbers, is missing")
@@ -231,9 +263,9 @@ def _box(box: object, path: Path) -> tuple[int, int, int, int] | None:
         raise ValueError(f"{path}: mix_bbox must be 4 numbers, got {box!r:.80}")
     corners = []
     for value in box:
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
+        if is_plain(value) and value.numel() == 1 and not value.is_floating_point():
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{path}: mix_bbox must be 4 integers, got {box!r:.80}")
-        corners.append(int(value))
+        corners.append(value)
     return corners[0], corners[1], corners[2], corners[3]

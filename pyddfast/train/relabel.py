@@ -19,6 +19,7 @@ from pyddfast.data import (
     SoftLabelWriter,
     StoreInfo,
 )
+from pyddfast.data.digest import images_digest
 from pyddfast.data.softlabels import labels_digest
 from pyddfast.data.softlabels_batch import coords_of
 from pyddfast.random import Purpose, permutation
@@ -96,13 +97,14 @@ def relabel(
     height, width = (int(side) for side in distilled_set[0].shape[-2:])
     draws = keyed_draws(used, seed, (height, width), distilled_set.kind, distilled_set.factor)
     spans = [plan.locate(step) for step in range(plan.steps_per_epoch)]
+    labels, images = labels_digest(distilled_set.labels), images_digest(distilled_set)
     config = {
         "task": "relabel",
         "recipe": used.to_dict(),
         "epochs": plan.budget.count,
         "form": form,
         "seed": seed,
-        "set": {"labels_sha256": labels_digest(distilled_set.labels), "count": plan.count},
+        "set": {"labels_sha256": labels, "images_sha256": images, "count": plan.count},
         "normalization": _plain(normalization or distilled_set.normalization),
         "teacher": {"class": type(teacher).__name__, "sha256": model_digest(teacher)},
         "deterministic": deterministic,
@@ -116,7 +118,8 @@ def relabel(
         patches_shuffled=draws.factor > 1,
         image_size=(height, width),
         view_size=used.image_size,
-        labels_sha256=labels_digest(distilled_set.labels),
+        labels_sha256=labels,
+        images_sha256=images,
         class_names=tuple(distilled_set.class_names),
         origin=config,
     )

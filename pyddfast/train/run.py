@@ -18,8 +18,8 @@ from torch import Tensor
 from pyddfast._extras import require
 from pyddfast._version import __version__
 from pyddfast.data.atomic import naming, remove_leftovers, write_bytes
+from pyddfast.data.lock import lock_folder
 from pyddfast.data.stored import pack_tensors, parse_json, read_json, read_tensors
-from pyddfast.train.lock import lock_folder
 
 __all__ = ["RunFolder", "environment"]
 

@@ -161,6 +161,8 @@ def check_stored(
                 f"{store.path} was made with {name} {getattr(made, name)}, "
                 f"the recipe has {getattr(recipe, name)}"
             )
+    height, width = (int(side) for side in distilled[0].shape[-2:])
+    store.check_views(recipe.image_size or height, recipe.image_size or width)
     sizes = store.info.batch_sizes
     for step in {0, plan.steps_per_epoch - 1, plan.total_steps - 1}:
         _, start, stop = plan.locate(step)

@@ -269,3 +269,16 @@ def test_mixing_without_what_was_stored_is_told() -> None:
         mixup(x, SimpleNamespace(mode="save", mix_type="mixup", cutmix=1.0, mixup=1.0))
     np.random.seed(0)  # noqa: NPY002
     assert rand_bbox((2, 3, 9, 7), 1.0) == (5, 0, 5, 0)  # an empty box where nothing is mixed
+
+
+def test_a_damaged_store_is_refused_where_its_epoch_begins(images: Path, tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    file = store.path / "logits.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # in the last epoch
+    replay = ImageFolder_FKD_MIX(
+        store.path, "fkd_load", args_epoch=2, args_bs=4, root=images, transform=transform
+    )
+    replay.set_epoch(0)
+    with pytest.raises(ValueError, match="epoch 1 has not the SHA-256"):
+        replay.set_epoch(1)

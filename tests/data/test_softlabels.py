@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -22,8 +23,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 
-from pyddfast.data import DistilledSet, Normalization
+from pyddfast.data import (
+    IMAGENET_NORMALIZATION,
+    DistilledSet,
+    Normalization,
+    ResidentDataset,
+    write_layout,
+)
 from pyddfast.data import softlabels as module
+from pyddfast.data.digest import images_digest
 from pyddfast.data.softlabels import (
     LabelBatch,
     SoftLabels,
@@ -130,6 +138,13 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
         (5, torch.zeros(3, 0), "at least one image and one class"),
         (6, torch.tensor([0, 1, -2]), "index holds -2"),
         (7, torch.full((3, 2, 2), 256), "patch_order must lie in"),
+        (7, torch.zeros(3, 2, 0, dtype=torch.int64), "patch_order has no strips"),
+        (5, torch.zeros(3, 7, requires_grad=True), "logits must be a plain tensor, without gr"),
+        (5, torch.nn.Parameter(torch.zeros(3, 7)), "logits must be a plain tensor"),
+        (5, torch.zeros(3, 7).to_sparse(), "logits must be a plain tensor"),
+        (1, torch.nested.nested_tensor([torch.zeros(3), torch.zeros(2)]), "flip must be a plain"),
+        (5, torch.zeros(1, 1).expand(3, 10**12), "element 5 claims .* more than the 4 bytes"),
+        (1, torch.zeros(1, dtype=torch.bool).expand(10**13), "element 1 claims"),
     ],
 )  # one wrong thing in each element; EDC's two more
 def test_bad_files_are_named(tmp_path: Path, position: int, bad: object, message: str) -> None:
@@ -138,6 +153,34 @@ def test_bad_files_are_named(tmp_path: Path, position: int, bad: object, message
     torch.save(value, tmp_path / "bad.tar")
     with pytest.raises(ValueError, match=rf"bad\.tar.*{message}"):
         read_fkd(tmp_path / "bad.tar")
+
+
+def test_numpys_types_take_no_state_from_a_file(tmp_path: Path) -> None:
+    class Stated:
+        """A type with a field's name and offset, which ``dtype.__setstate__`` would take."""
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.dtype, ("i8", False, False), (3, ">", None, None, None, -1, -1, 0)
+
+    class Number:
+        def __init__(self, *arguments: Any) -> None:
+            self.arguments = arguments
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.int64(0).__reduce__()[0], self.arguments  # type: ignore[index]
+
+    value = official_list(np.random.default_rng(0), 3)
+    for bad, message in (
+        (Stated(), "numbers must be little-endian"),
+        (Number(np.dtype("S2000000000")), "a number must be one of i4, i8, f4, f8"),
+        (Number(np.dtype("f8"), b"1234"), "buffer size"),
+        (Number(np.dtype("f8"), bytes(16)), "a number of type f8 has 16 bytes"),
+    ):
+        value[3] = bad
+        torch.save(value, tmp_path / "bad.tar")
+        with pytest.raises(ValueError, match=rf"bad\.tar.*{message}"):
+            read_fkd(tmp_path / "bad.tar")
+    assert np.dtype("i8").byteorder == "="
 
 
 def test_other_content_is_named(tmp_path: Path) -> None:
@@ -294,6 +337,9 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     torch.save(value, folder / "epoch_1" / "batch_1.tar")
     with pytest.raises(ValueError, match=r"batch_1\.tar has classes 8, it should have 7"):
         import_fkd(folder, tmp_path / "b")
+    torch.save(value, folder / "epoch_1" / "batch_3.tar")
+    with pytest.raises(ValueError, match=r"epoch_1 has 4 batches, .*epoch_0 has 3"):
+        import_fkd(folder, tmp_path / "e")
     (folder / "epoch_0" / "batch_1.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"epoch_0/batch_1\.tar is missing"):
         import_fkd(folder, tmp_path / "c")
@@ -332,13 +378,89 @@ def test_a_store_refuses_another_set(tmp_path: Path) -> None:
         (make_set(side=64), r"image size \(32, 32\), .* has \(64, 64\)"),
         (make_set(class_names=tuple("bacdefg")), "class 0 is 'a' there and 'b' in the set"),
         (make_set(labels=torch.arange(11).flip(0) % 7), "images in another order"),
+        (make_set(images=torch.ones(11, 1, SIDE, SIDE, dtype=torch.uint8)), "for other images"),
     ):
         with pytest.raises(ValueError, match=message):
             store.check(other)
+    store.check_views(20, 31)  # the files' CutMix box ends there
+    for sides in ((19, 31), (20, 30)):
+        with pytest.raises(ValueError, match=r"mix_bbox of epoch 0, batch 0 leaves the views"):
+            store.check_views(*sides)
     with pytest.raises(ValueError, match=r"batch size 4, .* has 5"):
         store.check(make_set(), batch_size=5)
     with pytest.raises(ValueError, match="labels of 11 images, the set has 12"):
         import_fkd(tmp_path / "fkd", tmp_path / "other", distilled=make_set(12))
+
+
+def test_images_have_one_digest_wherever_they_are(tmp_path: Path) -> None:
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    made = make_set(
+        4, 4, images=images, labels=torch.arange(4), normalization=IMAGENET_NORMALIZATION
+    )
+    root = write_layout(made, tmp_path / "set", "rded")
+    streamed = ResidentDataset.open(root, limit_bytes=0, on_overflow="stream", backend="pil")
+    assert streamed.images is None
+    assert images_digest(made) == images_digest(ResidentDataset(made)) == images_digest(streamed)
+    swapped = dataclasses.replace(made, images=images.flip(0))
+    assert images_digest(swapped) != images_digest(made)
+
+
+def test_copies_of_a_damaged_store_are_refused(tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    file = store.path / "logits.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = SoftLabels(store.path)
+    with pytest.raises(ValueError, match="epoch 1 has not the SHA-256"):
+        recode(damaged, tmp_path / "short", "int8")
+    with pytest.raises(ValueError, match="epoch 1 has not the SHA-256"):
+        export_fkd(damaged, tmp_path / "files")
+    assert not (tmp_path / "files").exists()
+
+
+def test_a_store_without_its_checksums_is_refused(tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    record = store.path / "store.json"
+    values = json.loads(record.read_text())
+    values["epochs_sha256"] = []
+    del values["record_sha256"]
+    values["record_sha256"] = module._digest(values)
+    record.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"store\.json .*list of 2 checksums"):
+        SoftLabels(store.path)
+
+
+def test_a_writer_refuses_what_it_cannot_go_on_from(tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    finished = SoftLabelWriter(store.path, store.info)
+    with pytest.raises(ValueError, match="store is complete"):
+        finished.write(store.batch(0, 0))
+    with SoftLabelWriter(tmp_path / "part", store.info) as writer:
+        writer.write(store.batch(0, 0))
+    with pytest.raises(ValueError, match="part is closed"):
+        writer.write(store.batch(0, 1))
+    progress = tmp_path / "part" / "progress.json"
+    progress.write_text(progress.read_text().replace('"done": 1', '"done": 9999'))
+    with pytest.raises(ValueError, match=r"progress\.json is damaged or was edited"):
+        SoftLabelWriter(tmp_path / "part", store.info)
+
+
+def test_one_writer_a_folder(tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    (tmp_path / "again").mkdir()
+    with open(tmp_path / "again" / ".lock", "w") as other:  # as another process would
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="again is in use"):
+            import_fkd(tmp_path / "fkd", tmp_path / "again")
+    assert import_fkd(tmp_path / "fkd", tmp_path / "again").sha256 == store.sha256
+    assert not (tmp_path / "again" / ".lock").exists()
+
+
+def test_a_box_beyond_the_views_is_not_written(tmp_path: Path) -> None:
+    store = import_fkd(official_folder(tmp_path / "fkd"), tmp_path / "store")
+    info = dataclasses.replace(store.info, view_size=30)
+    with pytest.raises(ValueError, match=r"mix_bbox \(3, 5, 20, 31\) leaves views of 30 pixels"):
+        SoftLabelWriter(tmp_path / "small", info).write(store.batch(0, 0))
 
 
 def test_damage_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -16,7 +17,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, Normalization, SoftLabels, export_fkd, import_fkd, recode
+from pyddfast.data import (
+    DistilledSet,
+    Normalization,
+    SoftLabels,
+    SoftLabelWriter,
+    export_fkd,
+    import_fkd,
+    recode,
+)
 from pyddfast.models import create
 from pyddfast.train import Epochs, Execution, Recipe, Samples, Steps, recipe, relabel, train_student
 from pyddfast.train.views import make_views
@@ -100,6 +109,29 @@ def test_a_replay_trains_as_the_teacher_beside_it(tmp_path: Path, changes: dict[
         imported = train(tmp_path, "imported", labels=again, recipe=used)
         for name, value in online.items():
             assert torch.equal(imported[name], value), name
+
+
+def test_a_store_of_other_images_is_refused(tmp_path: Path) -> None:
+    other = make_set(images=make_set().images.flip(0))
+    options: dict[str, Any] = {
+        "out": tmp_path / "relabel",
+        "recipe": make_recipe(),
+        "device": "cpu",
+        "progress": False,
+    }
+    store = relabel(make_set(), make_teacher(), **options)
+    with pytest.raises(ValueError, match="images_sha256"):
+        relabel(other, make_teacher(), **options)
+    with pytest.raises(ValueError, match="made for other images"):
+        train(tmp_path, "other", on=other, labels=store)
+    # What official files may say, of whatever image.
+    far = tmp_path / "far"
+    with SoftLabelWriter(far, store.info) as writer:
+        for epoch, number in itertools.product(range(3), range(3)):
+            batch = store.batch(epoch, number)
+            writer.write(dataclasses.replace(batch, mix_bbox=(0, 0, 10**9, 10**9)))
+    with pytest.raises(ValueError, match="mix_bbox of epoch 0, batch 0 leaves the views"):
+        train(tmp_path, "far-student", labels=SoftLabels(far))
 
 
 def test_parts_of_a_batch_are_replayed_whole(tmp_path: Path) -> None:

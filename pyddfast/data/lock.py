@@ -1,4 +1,4 @@
-"""One process a run folder."""
+"""One process a folder that is written to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import warnings
 import weakref
 from pathlib import Path
 
-__all__ = ["FolderLock", "lock_folder"]
+__all__ = ["LOCK_NAME", "FolderLock", "lock_folder"]
 
-_NAME = ".lock"
+LOCK_NAME = ".lock"
 # A file system without locks, as some cluster file systems are mounted.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # A folder that cannot be written to can be read by many.
@@ -45,7 +45,7 @@ def lock_folder(folder: Path) -> FolderLock | None:
     Raises:
         BlockingIOError: another process holds it.
     """
-    file = folder.resolve() / _NAME
+    file = folder.resolve() / LOCK_NAME
     held = _held.get(file)
     if held is not None:
         return held
