@@ -67,7 +67,7 @@ def evaluate(
         raise ValueError(f"{weights} has no run beside it that tells its network: give --model")
     assert isinstance(spec, tuple)
     name, options = spec
-    side = image_size or trained.side
+    side = trained.side if image_size is None else image_size
     if data.of_any_size:
         if side is None:
             raise ValueError("--image-size is needed: nothing tells the size of the training")

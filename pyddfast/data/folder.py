@@ -26,6 +26,7 @@ __all__ = [
     "EXTENSIONS",
     "ImageFolder",
     "Listing",
+    "check_resize",
     "cut_geometry",
     "hidden",
     "read_image",
@@ -38,6 +39,9 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", 
 
 BILINEAR = 2  # PIL.Image.Resampling.BILINEAR; Pillow's filters antialias when shrinking
 _MODES = {1: "L", 3: "RGB"}
+# What Pillow refuses to decode (twice its limit of 89 million), refused as a resize's result too:
+# 1 x 65,000 pixels would become 256 x 17 million.
+_MOST_PIXELS = 2 * 89_478_485
 _SHOWN = 10  # bad files listed by verify; more would bury the message
 
 
@@ -124,10 +128,12 @@ class ImageFolder(Labelled):
             uint8 (C, H, W), a view of the decoder's (H, W, C).
 
         Raises:
-            ValueError: The file is truncated or not an image; the message names it.
+            ValueError: The file is truncated, not an image, or so narrow that its resize would
+                not fit memory; the message names it.
         """
         image = read_image(self.paths[index], self.normalization.channels)
         if self.image_size is not None and self.resize is not None:
+            check_resize(self.paths[index], image.height, image.width, self.resize)
             image = resize_and_cut(image, self.resize, self.image_size)
         pixels = np.array(image)
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
@@ -285,6 +291,20 @@ def resize_and_cut(image: Any, resize: int, size: int) -> Any:
     """Resize the shorter side of a PIL image, cut its centre."""
     (height, width), (top, left) = cut_geometry(image.height, image.width, resize, size)
     return image.resize((width, height), BILINEAR).crop((left, top, left + size, top + size))
+
+
+def check_resize(path: Path, height: int, width: int, resize: int) -> None:
+    """Refuse an image whose shorter side, made ``resize``, would make the longer one absurd.
+
+    Raises:
+        ValueError: It would; the message names the file.
+    """
+    short, long = sorted((height, width))
+    if long * resize // short * resize > _MOST_PIXELS:
+        raise ValueError(
+            f"{path} of {height} x {width} pixels cannot be resized: {resize} x "
+            f"{long * resize // short:,} are more than {_MOST_PIXELS:,} pixels"
+        )
 
 
 def cut_geometry(

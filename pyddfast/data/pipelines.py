@@ -23,7 +23,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyddfast.data.folder import BILINEAR, ImageFolder, read_image, resize_and_cut
+from pyddfast.data.device import usable_device
+from pyddfast.data.folder import BILINEAR, ImageFolder, check_resize, read_image, resize_and_cut
 from pyddfast.data.sizes import OnError, check_on_error
 from pyddfast.data.softlabels_batch import LabelBatch, replay_boxes
 from pyddfast.ops.augment import AugmentParams, augment, draw_crop_boxes
@@ -57,7 +58,7 @@ class Request:
         flips: bool (B,), mirror left to right; None for no flips, and with m crops.
 
     Raises:
-        TypeError: A dtype is wrong.
+        TypeError: One is no tensor, or of another dtype.
         ValueError: Shapes do not fit together.
     """
 
@@ -71,7 +72,11 @@ class Request:
             ("boxes", self.boxes, torch.int64),
             ("flips", self.flips, torch.bool),
         ):
-            if value is not None and value.dtype != dtype:
+            if value is None and name != "ids":
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+            if value.dtype != dtype:
                 raise TypeError(f"{name} must be {dtype}, got {value.dtype}")
         if self.ids.ndim != 1:
             raise ValueError(f"ids must have shape (B,), got {tuple(self.ids.shape)}")
@@ -200,7 +205,7 @@ def open_pipeline(
         from pyddfast.data.dali import DALIPipeline as Chosen  # which builds on this module
     else:
         Chosen = PILPipeline  # type: ignore[assignment,misc]
-    return Chosen(folder, size, resize, pad_to, torch.device(device), workers, prefetch, on_error)
+    return Chosen(folder, size, resize, pad_to, usable_device(device), workers, prefetch, on_error)
 
 
 class ImagePipeline(ABC):
@@ -232,8 +237,6 @@ class ImagePipeline(ABC):
             raise ValueError(f"workers must be positive, got {workers}")
         if prefetch < 0:
             raise ValueError(f"prefetch must not be negative, got {prefetch}")
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device {device}: torch finds no CUDA GPU")
         check_on_error(on_error)
         self.folder, self.size, self.resize, self.pad_to = folder, size, resize, pad_to
         self.device = device
@@ -248,6 +251,7 @@ class ImagePipeline(ABC):
             ValueError: An id lies outside the folder, a box outside its image, or a file cannot be
                 decoded and ``on_error`` is ``"raise"``; the message names the file.
             FileNotFoundError: A file has gone.
+            TypeError: Something else than a request was asked for.
         """
         pending: deque[Future[Batch]] = deque()
         # One thread makes batches, in order, from what the readers have decoded.
@@ -289,6 +293,8 @@ class ImagePipeline(ABC):
         """Whole images, uint8 (C, H, W), of at least one that is to be cropped m times."""
 
     def _check(self, request: Request) -> None:
+        if not isinstance(request, Request):
+            raise TypeError(f"requests must be of type Request, got {type(request).__name__}")
         ids, count = request.ids, len(self.folder)
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < count:
             raise ValueError(
@@ -300,6 +306,8 @@ class ImagePipeline(ABC):
         """One sample, or None where it was skipped."""
         try:
             opened = (opener or self._open)(index)
+            if box is None:
+                check_resize(self.folder.paths[index], *self._size(opened), self.resize)
         except ValueError as error:
             if self.on_error == "raise":
                 raise

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyddfast.data.datasets import ImageDataset, Labelled, Normalization
+from pyddfast.data.device import usable_device
 from pyddfast.data.distilled import KINDS, DistilledSet
 from pyddfast.data.folder import ImageFolder, Listing
 from pyddfast.data.layouts import Layout, open_layout
@@ -32,10 +33,10 @@ _SHARE = 0.75
 class ResidentDataset(Labelled):
     """A set decoded once to uint8 on a device; what does not fit is an error or streamed.
 
-    Streamed batches have the bytes that resident ones have, except where DALI decodes on a GPU,
-    whose decoder may round otherwise.  They come from memory if the source
-    has its images there, else from the files by :func:`pyddfast.data.open_pipeline`; the next one
-    is prepared while one is used.
+    Streamed batches have the bytes that resident ones have, except by DALI: its decoder on a GPU
+    may round otherwise, and so does the resize of a folder with an ``image_size``.  They come from
+    memory if the source has its images there, else from the files by
+    :func:`pyddfast.data.open_pipeline`; the next one is prepared while one is used.
 
     Args:
         source: Images in memory, or a folder of images that all have one size or are given one.
@@ -60,7 +61,7 @@ class ResidentDataset(Labelled):
 
     Raises:
         ValueError: The images do not fit (the message states the bytes), have different sizes, or
-            cannot be decoded; streamed files are not square; an option is unknown.
+            cannot be decoded; streamed files are not square; an option or the device is unknown.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ResidentDataset(Labelled):
             raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
         if len(source) == 0:
             raise ValueError("source has no images")
-        self.source, self.device = source, torch.empty(0, device=device or "cpu").device
+        self.source, self.device = source, usable_device(device or "cpu")
         distilled = source if isinstance(source, DistilledSet) else None
         self.kind = kind if distilled is None else distilled.kind
         self.factor = factor if distilled is None else distilled.factor
@@ -213,8 +214,14 @@ class ResidentDataset(Labelled):
             uint8 (B, C, H, W) on the device.
 
         Raises:
-            ValueError: A file cannot be decoded; the message names it.
+            ValueError: There is no such position, or a file cannot be decoded; the message names
+                it.
         """
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self):
+            raise ValueError(
+                f"ids must lie in [0, {len(self)}), got values from {int(ids.min())} to "
+                f"{int(ids.max())}"
+            )
         if self.images is not None:
             return self.images[ids.to(self.device)]
         if self._stream is not None:

@@ -327,6 +327,8 @@ def _decoder(
     def decode(index: int) -> Tensor | Exception:
         try:
             return dataset[index]
+        except FileNotFoundError:
+            raise  # a file that has gone is no bad image
         except (OSError, ValueError) as error:
             if on_error == "raise":
                 raise

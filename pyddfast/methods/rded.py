@@ -86,12 +86,13 @@ class RDEDConfig:
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        for name in ("ipc", "num_crops", "pool"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("factor", "image_size", "batch_size"):
+        for name in ("ipc", "num_crops", "pool", "factor", "image_size", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name in ("factor", "image_size", "batch_size"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an int, got {value!r}")
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         for name, allowed in (
             ("semantics", ("paper", "official")),
@@ -154,6 +155,7 @@ def rded(
             any work.  The teacher gives another number of logits, or NaN.  An image cannot be
             decoded.  A file in ``out`` is damaged or of another job.
         FileExistsError: ``out`` holds something else.
+        FileNotFoundError: An image's file has gone, whatever ``config.on_error`` is.
         OSError: A file could not be written; what is finished stays.
     """
     config = RDEDConfig() if config is None else config

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pyddfast.data.device import usable_device
+
 __all__ = ["Ranks", "default_device", "divide", "join_ranks", "resolve_device"]
 
 # Ranks reach a barrier hours apart; torchrun ends the others when one fails, so a limit of our own
@@ -113,9 +115,4 @@ def resolve_device(device: torch.device | str | None) -> torch.device:
     """
     if device is None:
         return default_device()
-    try:
-        # torch says in three types what a device lacks.
-        return torch.empty(1, device=device).device
-    except (AssertionError, RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from error
+    return usable_device(device)

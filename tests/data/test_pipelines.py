@@ -273,8 +273,52 @@ def test_a_box_outside_its_image_is_an_error(folder, box):
         assert str(box) in str(caught.value)
 
 
-def test_requests_that_do_not_fit():
+def test_a_file_too_narrow_to_be_resized_is_named(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("L", (1, 65000)).save(tmp_path / "a" / "line.png")
+    folder = ImageFolder(tmp_path, image_size=224, resize=256)
+    message = r"line\.png of 65000 x 1 pixels cannot be resized: 256 x 16,640,000 are more"
+    for attempt in (
+        lambda: folder[0],
+        folder.verify,
+        lambda: list(opened(folder, size=224, resize=256)([Request(torch.tensor([0]))])),
+    ):
+        with pytest.raises(ValueError, match=message):
+            attempt()
+    pipeline = opened(folder, size=224, resize=256, on_error="skip")
+    with pytest.warns(UserWarning, match=message):
+        (batch,) = pipeline([Request(torch.tensor([0]))])
+    assert batch.images.shape == (0, 3, 224, 224)
+    # A crop of it has any size.
+    (batch,) = opened(folder)([Request(torch.tensor([0]), torch.tensor([[0, 0, 9, 1]]))])
+    assert batch.images.shape == (1, 3, 32, 32)
+
+
+def test_a_caller_that_stops_early_waits_for_no_reader(folder, monkeypatch):
+    pipeline = opened(folder, workers=1, prefetch=5)
+    read, never = pipeline._open, threading.Event()
+    calls = []
+
+    def slow(index):
+        calls.append(index)
+        if len(calls) > 7:
+            never.wait(0.2)
+        return read(index)
+
+    monkeypatch.setattr(pipeline, "_open", slow)
+    batches = pipeline([Request(torch.arange(7))] * 6)
+    next(batches)
+    batches.close()
+    assert len(calls) < 6 * 7  # what was not begun is not read
+
+
+def test_requests_that_do_not_fit(folder):
     ids = torch.arange(2)
+    for bad in ([1], None):
+        with pytest.raises(TypeError, match="ids must be a tensor"):
+            Request(bad)
+    with pytest.raises(TypeError, match="requests must be of type Request, got Tensor"):
+        next(opened(folder)([ids]))
     box = torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(TypeError, match=r"ids must be torch\.int64, got torch\.int32"):
         Request(ids.int())
@@ -303,6 +347,7 @@ def test_requests_that_do_not_fit():
         ({"workers": 0}, "workers must be positive, got 0"),
         ({"prefetch": -1}, "prefetch must not be negative, got -1"),
         ({"on_error": "ignore"}, "on_error must be 'raise' or 'skip', got 'ignore'"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"backend": "opencv"}, "backend must be 'auto', 'dali' or 'pil', got 'opencv'"),
     ],
 )

@@ -113,6 +113,14 @@ def test_the_layouts_and_what_they_leave_open(tmp_path: Path) -> None:
     assert own.normalization == PIXELS
 
 
+def test_positions_outside_the_set_are_refused_wherever_it_is(folder: Path) -> None:
+    streamed = ResidentDataset.open(folder, limit_bytes=0, on_overflow="stream", backend="pil")
+    for held in (ResidentDataset(made()), streamed):
+        for ids in ([-1], [0, 7]):
+            with pytest.raises(ValueError, match=r"ids must lie in \[0, 7\)"):
+                held.batch(torch.tensor(ids))
+
+
 def test_a_bad_file_is_named_and_the_stream_goes_on(folder: Path) -> None:
     bad = folder / "00001" / "class00001_id00000.png"
     bad.write_bytes(bad.read_bytes()[:-60])  # its header is sound
@@ -131,6 +139,7 @@ def test_a_bad_file_is_named_and_the_stream_goes_on(folder: Path) -> None:
         ({"limit_bytes": -1}, "limit_bytes must not be negative"),
         ({"kind": "painted"}, "kind must be one of"),
         ({"factor": 9}, r"factor must lie in \[1, 8\]"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
     ],
 )
 def test_bad_options_are_refused(folder: Path, change: dict[str, object], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -257,3 +258,10 @@ def test_config_refuses(settings: dict[str, object]) -> None:
 def test_refuses_a_teacher_of_other_classes() -> None:
     with pytest.raises(ValueError, match="teacher gives 7 logits"):
         rded(dataset(), linear_teacher(16, 7), RDEDConfig(ipc=1))
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2.5}, {"ipc": 1.5}, {"pool": True}])
+def test_counts_are_whole_numbers(change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(TypeError, match=f"{name} must be an int, got {change[name]}"):
+        RDEDConfig(**change)

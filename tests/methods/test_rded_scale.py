@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from pyddfast.data import DistilledSet, ImageFolder
 from pyddfast.data import ahead as ahead_module
 from pyddfast.data.ahead import ahead
 from pyddfast.data.stored import read_tensors
-from pyddfast.methods import RDEDConfig, ca2d, rded
+from pyddfast.methods import RDEDConfig, ca2d, patch_scoring, rded
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.random import Purpose
 from tests.methods.rded_cases import CLASSES, CONFIG, PER_CLASS, SIZE, observer, write_photos
@@ -105,6 +106,25 @@ def test_workers_and_resume_point_change_no_byte_and_images_are_decoded_once(
     assert len(decoded) == 12
 
 
+def test_large_images_are_cut_before_their_batch_is_full(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, together = ImageFolder(photos), []
+    cut = patch_scoring.multi_crop
+
+    def counted(images: list[Tensor], *args: Any, **options: Any) -> Tensor:
+        together.append(len(images))
+        return cut(images, *args, **options)
+
+    monkeypatch.setattr(patch_scoring, "multi_crop", counted)
+    made = rded(data, observer(), CONFIG, workers=0)
+    assert max(together) > 1
+    together.clear()
+    monkeypatch.setattr(patch_scoring, "AHEAD_BYTES", 1)  # as if each image filled it
+    assert same(rded(data, observer(), CONFIG, workers=0), made)
+    assert set(together) == {1}
+
+
 def test_a_class_is_stored_with_all_its_crops(photos: Path, tmp_path: Path) -> None:
     data, model = ImageFolder(photos), observer()
     made = rded(data, model, CONFIG, out=tmp_path / "run")
@@ -174,6 +194,15 @@ def test_broken_files_are_named(photos: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="left out"):
         assert same(rded(data, observer(), CONFIG), made)
     assert not {17, 21} & {i for row in made.meta["source_indices"] for i in row}
+    gone = broken / "class4" / "5.jpeg"
+    content = gone.read_bytes()
+    gone.unlink()
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(FileNotFoundError, match=r"class4.5\.jpeg"),
+    ):
+        rded(data, observer(), CONFIG)
+    gone.write_bytes(content)
     for number in range(4):
         (broken / "class4" / f"{number}.jpeg").write_bytes(b"no image")
     with (
