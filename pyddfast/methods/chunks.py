@@ -77,7 +77,7 @@ class ChunkStore(JobFolder):
 
     def finished(self, chunk: Chunk) -> tuple[Tensor, list[dict[str, Any]]] | None:
         """Images and metrics of a chunk, if they are there."""
-        found = self._read(self._name(chunk), chunk)
+        found = self.read(self._name(chunk))
         if found is None:
             return None
         self.run.remove(self._part(chunk))  # it may have been killed before it could
@@ -85,19 +85,18 @@ class ChunkStore(JobFolder):
 
     def finish(self, chunk: Chunk, images: Tensor, rows: list[dict[str, Any]]) -> None:
         """Keep a finished chunk; its checkpoint goes."""
-        state = {"labels": list(chunk.labels), "rows": rows}
-        self.write(self._name(chunk), {"images": images}, state)
+        self.write(self._name(chunk), {"images": images}, {"rows": rows})
         self.run.remove(self._part(chunk))
 
     def checkpoint(self, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of an unfinished chunk, if they are there."""
-        return self._read(self._part(chunk), chunk)
+        return self.read(self._part(chunk))
 
     def save_checkpoint(
         self, chunk: Chunk, tensors: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> None:
         """Keep an unfinished chunk."""
-        self.write(self._part(chunk), tensors, {"labels": list(chunk.labels), **state})
+        self.write(self._part(chunk), tensors, state)
 
     def forget_after(self, chunk: Chunk, step: int) -> None:
         """Drop the chunk's metrics after a step: they will come again."""
@@ -120,9 +119,3 @@ class ChunkStore(JobFolder):
 
     def _part(self, chunk: Chunk) -> str:
         return f"chunks/{chunk.index:06d}.part.safetensors"
-
-    def _read(self, name: str, chunk: Chunk) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        found = self.read(name)
-        if found is not None and found[1]["labels"] != list(chunk.labels):
-            raise ValueError(f"{self.run.path / name} holds other classes than its chunk")
-        return found

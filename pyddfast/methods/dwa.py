@@ -22,7 +22,7 @@ from pyddfast.methods.chunks import Chunk, plan_chunks
 from pyddfast.methods.engine import FirstViews
 from pyddfast.methods.recover import Job, batch_norm, recover, teacher_list
 from pyddfast.methods.sre2l import SMALLEST_CROP
-from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, resolve
+from pyddfast.methods.synthesis import SynthesisConfig, Task, Teachers, check_counts, resolve
 
 __all__ = ["DWAConfig", "adjust_weights", "dwa"]
 
@@ -67,8 +67,7 @@ class DWAConfig(SynthesisConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adjust_steps is not None and self.adjust_steps < 1:
-            raise ValueError(f"adjust_steps must be at least 1, got {self.adjust_steps}")
+        check_counts(self, "adjust_steps")
         for name in ("var_weight", "rho"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):

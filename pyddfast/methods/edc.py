@@ -73,7 +73,8 @@ class EDCConfig(FeatureConfig):
     images are drawn with replacement, and mirrored by chance; the flatness term is divided by the
     number of classes; pixels are cut off to bytes (half a level darker on average).  The averages
     start anew with every batch of images in both; the official ones run on, which depends on what
-    a process made before and is forgotten within some steps.
+    a process made before and is forgotten within some steps.  The code's ``ShufflePatches(2)`` of
+    first images draws an order and joins the parts in the old one: they stay as they are.
 
     Attributes:
         init: First images: data, set or noise.

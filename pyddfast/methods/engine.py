@@ -31,7 +31,7 @@ from pyddfast.ops.synthesis import (
     to_uint8,
 )
 from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
-from pyddfast.train.distributed import default_device, join_ranks
+from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.models import model_digest
 
 __all__ = ["FirstViews", "Loop", "Stage", "Synthesized", "frozen", "synthesize"]
@@ -61,7 +61,7 @@ class Loop:
     """What is run, every value decided; the fields are those of the methods' configs.
 
     Attributes:
-        classes: Labels in order.
+        classes: Labels, in the order of the result.
         ipc: Images a class.
         stages: One after the other; the last one's size is that of the images.  Each has a new
             Adam; one cosine runs through all.
@@ -112,7 +112,7 @@ class Synthesized:
     """The images of all chunks, and the last metrics row of each.
 
     Attributes:
-        images: uint8 (len(classes) · ipc, C, S, S), in the order of the classes.
+        images: uint8 (len(classes) · ipc, C, S, S), in the order of ``classes``.
         labels: int64, the same length.
         rows: One a chunk.
     """
@@ -174,7 +174,7 @@ def synthesize(
         FileExistsError: ``out`` holds something else.
         OSError: A file could not be written, e.g. because the disk is full; what is finished stays.
     """
-    target = default_device() if device is None else torch.device(device)
+    target = resolve_device(device)
     if loop.cuda_graph and target.type != "cuda":
         raise ValueError(f"cuda_graph needs a CUDA device, got {target}")
     ranks = join_ranks()
@@ -276,19 +276,41 @@ def frozen(
 def _check_teachers(
     task: Task, teachers: Sequence[nn.Module], size: int, device: torch.device
 ) -> None:
-    """Finite weights and statistics, and as many logits as classes for images of that size."""
+    """Finite weights and statistics, and as many logits as classes for images of that size.
+
+    Every BatchNorm layer is reached: one that is not has no statistics to match.
+    """
     channels = task.normalization.channels
     for number, teacher in enumerate(teachers):
         for name, value in teacher.state_dict().items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise ValueError(f"teacher {number} holds values in {name} that are not finite")
+        layers = {m: n for n, m in teacher.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        reached: set[nn.Module] = set()
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, _, seen=reached: seen.add(module))
+            for layer in layers
+        ]
         try:
             with torch.no_grad():
                 logits = teacher(torch.zeros((1, channels, size, size), device=device))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"teacher {number} does not take images of {channels} x {size} x {size}: {error}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if unused := [name for layer, name in layers.items() if layer not in reached]:
+            raise ValueError(
+                f"teacher {number} does not reach its BatchNorm layer {unused[0]!r}, whose "
+                "statistics are to be matched: put nn.Identity() in place of what is unused"
+            )
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f"teacher {number} gives a {type(logits).__name__}; logits (B, classes), a tensor, "
+                "are needed"
+            )
         if logits.shape != (1, task.num_classes):
             raise ValueError(
                 f"teacher {number} gives {logits.shape[-1]} logits, "

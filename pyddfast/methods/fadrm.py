@@ -67,6 +67,8 @@ class FADRMConfig(SynthesisConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not all(type(side) is int for side in self.stage_sizes):
+            raise TypeError(f"stage_sizes must be ints, got {self.stage_sizes}")
         if min(self.stage_sizes, default=1) < 1:
             raise ValueError(f"stage_sizes must be at least 1, got {self.stage_sizes}")
         if not 0 <= self.residual <= 1:

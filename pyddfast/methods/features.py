@@ -15,7 +15,7 @@ from pyddfast.data import ImageSource
 from pyddfast.methods.chunks import Chunk, Order
 from pyddfast.methods.data_pass import DataPass
 from pyddfast.methods.objective import Forward, Objective, Site
-from pyddfast.methods.synthesis import SynthesisConfig, Task
+from pyddfast.methods.synthesis import SynthesisConfig, Task, check_counts
 from pyddfast.nn import FeatureStatLoss
 from pyddfast.random import Purpose, uniform
 
@@ -45,8 +45,7 @@ class FeatureConfig(SynthesisConfig):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        if self.cell is not None and self.cell < 1:
-            raise ValueError(f"cell must be at least 1, got {self.cell}")
+        check_counts(self, "cell")
         if self.bn_mode != "tap":
             raise ValueError("bn_mode must be 'tap': convolutions' inputs are read too")
 

@@ -60,7 +60,7 @@ class JobFolder:
         """Tensors and state of a file, None where there is none.
 
         Raises:
-            ValueError: It is damaged or of another job; the message names it.
+            ValueError: It is damaged, of another job or another part; the message names it.
         """
         found = self.run.read_tensors(name)
         if found is None:
@@ -68,6 +68,8 @@ class JobFolder:
         tensors, state = found
         if not isinstance(state, dict) or state.get("key") != self._key:
             raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
+        if state.get("name") != name:  # moved: it would pass for another part of the same job
+            raise ValueError(f"{self.run.path / name} was written as {state.get('name')}")
         return tensors, state
 
     def write(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -77,7 +79,7 @@ class JobFolder:
             OSError: It could not be written, e.g. because the disk is full.
         """
         try:
-            self.run.write_tensors(name, tensors, {"key": self._key, **state})
+            self.run.write_tensors(name, tensors, {"key": self._key, "name": name, **state})
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -79,8 +79,9 @@ def sre2l(
         job: Device, run folder, progress.
 
     Returns:
-        A set of kind ``"synthetic"``, ``ipc`` images of every class, in label order;
-        ``meta["teacher_accuracy"]`` is the share that the first teacher puts in their class.
+        A set of kind ``"synthetic"``, ``ipc`` images of every class, in the order of the settings'
+        ``classes``; ``meta["teacher_accuracy"]`` is the share that the first teacher puts in their
+        class.
 
     Raises:
         ValueError: Settings, teachers, task and source do not fit together; before any work.

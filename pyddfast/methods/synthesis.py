@@ -23,6 +23,7 @@ __all__ = [
     "Task",
     "TaskInfo",
     "Teachers",
+    "check_counts",
     "common_size",
     "initial_flip",
     "initial_noise",
@@ -84,7 +85,7 @@ class SynthesisConfig:
         first_multiplier: Additional weight of the first BatchNorm layer.
         jitter: Smallest and largest roll in pixels, down and to the right.
         crop: Random resized crop and flip before the roll.
-        classes: Labels to make images of; none: all.
+        classes: Labels to make images of, in this order; none: all.
         init: First images: noise; data: images of the data set; set: those of a distilled set.
         bn_mode: tap reads each BatchNorm layer's input on its way; fused also replaces the layer,
             which saves reads.
@@ -119,18 +120,18 @@ class SynthesisConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("ipc", "image_size", "iterations", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_counts(self, "ipc", "image_size", "iterations", "batch_size")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive, got {self.lr}")
         for name in ("bn_weight", "first_multiplier"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if self.jitter is not None and self.jitter[0] > self.jitter[1]:
-            raise ValueError(f"jitter must be (smallest, largest), got {self.jitter}")
+        if self.jitter is not None:
+            if not all(type(pixels) is int for pixels in self.jitter):
+                raise TypeError(f"jitter must be two ints, got {self.jitter}")
+            if len(self.jitter) != 2 or self.jitter[0] > self.jitter[1]:
+                raise ValueError(f"jitter must be (smallest, largest), got {self.jitter}")
         for name, allowed in (
             ("preset", get_args(Preset)),
             ("init", ("noise", "data", "set")),
@@ -144,6 +145,23 @@ class SynthesisConfig:
                 )
         if len(set(self.classes)) != len(self.classes) or min(self.classes, default=0) < 0:
             raise ValueError(f"classes must be different labels, got {self.classes}")
+
+
+def check_counts(config: SynthesisConfig, *names: str) -> None:
+    """Settings that count are None or ints of at least 1.
+
+    Raises:
+        TypeError: One is no int; the message names it.
+        ValueError: One is below 1.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is None:
+            continue
+        if type(value) is not int:
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 _Config = TypeVar("_Config", bound=SynthesisConfig)

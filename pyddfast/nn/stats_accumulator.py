@@ -43,8 +43,8 @@ class StatsAccumulator:
             TypeError: As `ops.channel_stats`.
             ValueError: As `ops.channel_stats`; another C or device than before.
         """
-        with torch.no_grad():
-            _, mean, var = ops.channel_stats(x.detach(), shift)
+        with torch.no_grad():  # which makes x a constant
+            _, mean, var = ops.channel_stats(x, shift)
             count = x.numel() // max(1, x.shape[1])
             if count == 0:
                 return

@@ -57,6 +57,18 @@ def temperature(value: Any) -> float:
     return float(value)
 
 
+def size(value: Any, name: str) -> tuple[int, int]:
+    """`value` is a positive int, or two for height and width; returns both."""
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise TypeError(f"{name} is one int or two (height, width), not {value}")
+    if len(sides) != 2:
+        raise ValueError(f"{name} is one int or two (height, width), not {value}")
+    if min(sides) < 1:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return sides
+
+
 def one_of(value: Any, allowed: Sequence[str], name: str) -> int:
     """`value` is one of `allowed`; returns its index."""
     try:

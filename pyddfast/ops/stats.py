@@ -364,6 +364,8 @@ def class_targets(table: Tensor, labels: Tensor) -> Tensor:
         ValueError: A wrong shape, device or label, by name.
     """
     _checks.float_tensor(table, "table")
+    if table.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"table has dtype {table.dtype}; allowed are float32, float64")
     _checks.tensor(labels, "labels")
     if labels.dtype is not torch.int64:
         raise TypeError(f"labels has dtype {labels.dtype}; class indices are int64")
@@ -380,7 +382,8 @@ def class_targets(table: Tensor, labels: Tensor) -> Tensor:
             raise ValueError(
                 f"labels run from {int(low)} to {int(high)}; allowed are 0 to {len(table) - 1}"
             )
-    return F.embedding_bag(labels[None], table, mode="mean")[0]
+    # Summed in float64; the rows first, since a batch has few of a table's classes.
+    return widen(table.index_select(0, labels)).mean(0).to(table.dtype)
 
 
 def patch_stats(x: Tensor, cell: int = 16) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

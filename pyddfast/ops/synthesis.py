@@ -54,8 +54,9 @@ def crop_flip_roll(
         (B, C, *out_size), the dtype of ``images``, under autocast too.
 
     Raises:
-        TypeError: a dtype is wrong.
-        ValueError: shapes or devices do not fit, or the box is empty or leaves the images.
+        TypeError: a dtype is wrong, or ``out_size`` is not of ints.
+        ValueError: shapes or devices do not fit, ``out_size`` is not one or two positive numbers,
+            or the box is empty or leaves the images.
 
     Example:
         >>> whole = torch.tensor([0, 0, 4, 4, 0, 1, 0])
@@ -74,12 +75,7 @@ def crop_flip_roll(
     if params.device != images.device:
         raise ValueError(f"params is on {params.device}, images on {images.device}")
     height, width = int(images.shape[-2]), int(images.shape[-1])
-    if out_size is None:
-        size = (height, width)
-    else:
-        size = (out_size, out_size) if isinstance(out_size, int) else out_size
-    if min(size) < 1:
-        raise ValueError(f"out_size must be positive, got {out_size}")
+    size = (height, width) if out_size is None else _checks.size(out_size, "out_size")
     if params.device.type == "cpu" and not torch.compiler.is_compiling():
         top, left, h, w = params[:4].tolist()
         fits = top >= 0 and left >= 0 and top + h <= height and left + w <= width
@@ -196,7 +192,7 @@ def clamp_normalized(
 
     Raises:
         TypeError: ``images`` is not floating point.
-        ValueError: numbers of channels differ, or a ``std`` is not positive.
+        ValueError: numbers of channels differ, a ``mean`` is not finite, or a ``std`` not positive.
     """
     _check_normalization(images, mean, std)
     return reference.clamp_normalized(images, mean, std, inplace=inplace)
@@ -226,8 +222,8 @@ def to_uint8(
 
     Raises:
         TypeError: ``images`` is not floating point.
-        ValueError: numbers of channels differ, a ``std`` is not positive, or ``quantize`` does not
-            exist.
+        ValueError: numbers of channels differ, a ``mean`` is not finite, a ``std`` not positive, or
+            ``quantize`` does not exist.
     """
     _check_normalization(images, mean, std)
     _checks.one_of(quantize, ("round", "truncate"), "quantize")
@@ -275,5 +271,7 @@ def _check_normalization(images: Tensor, mean: Sequence[float], std: Sequence[fl
             f"mean and std need one value for each channel of images {tuple(images.shape)}, "
             f"got {len(mean)} and {len(std)}"
         )
+    if not all(-math.inf < value < math.inf for value in mean):
+        raise ValueError(f"mean must be finite, got {tuple(mean)}")
     if not all(0 < value < math.inf for value in std):
         raise ValueError(f"std must be positive, got {tuple(std)}")

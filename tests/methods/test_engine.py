@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from pyddfast import models
 from pyddfast.data import atomic
-from pyddfast.methods import Job, SRe2LConfig, sre2l
+from pyddfast.methods import EDCConfig, Job, SRe2LConfig, edc, sre2l
 from pyddfast.methods.chunks import Chunk, plan_chunks
 from tests.methods.synthesis_cases import CLASSES, SIZE, dataset, teacher
 
@@ -160,15 +161,29 @@ def test_files_of_another_job_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     sre2l(dataset(), network, replace(CONFIG, seed=3), job=Job(out=other))
     name = "chunks/000001.safetensors"
+    kept = (out / name).read_bytes()
     (out / name).write_bytes((other / name).read_bytes())
     with pytest.raises(ValueError, match=r"000001.safetensors belongs to a job with another"):
         sre2l(dataset(), network, CONFIG, job=Job(out=out))
-    (out / name).write_bytes((out / "chunks/000000.safetensors").read_bytes())
-    with pytest.raises(ValueError, match=r"000001.safetensors holds other classes"):
+    # The classes of the first chunk, too, are 0, 1 and 2, but of their first images.
+    (out / name).write_bytes(kept)
+    second = out / "chunks/000002.safetensors"
+    second.write_bytes((out / "chunks/000000.safetensors").read_bytes())
+    with pytest.raises(ValueError, match=r"000002.safetensors was written as chunks/000000"):
         sre2l(dataset(), network, CONFIG, job=Job(out=out))
     (out / name).write_bytes((other / name).read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"000001.safetensors is damaged"):
         sre2l(dataset(), network, CONFIG, job=Job(out=out))
+
+
+def test_exchanged_statistics_are_refused(tmp_path: Path) -> None:
+    config = EDCConfig(ipc=1, iterations=1, jitter=(0, 1))
+    networks, out = [teacher(0), teacher(1)], tmp_path / "run"
+    edc(dataset(), networks, config, job=Job(out=out))
+    first, second = (out / f"statistics/0{turn}.safetensors" for turn in (0, 1))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"01\.safetensors was written as statistics/00"):
+        edc(dataset(), networks, config, job=Job(out=out))
 
 
 def test_first_images_of_other_data_are_refused(tmp_path: Path) -> None:
@@ -249,6 +264,26 @@ def _damaged(name: str, value: float) -> nn.Module:
     return network
 
 
+class _Wrapped(nn.Module):
+    """A network in a forward of its own, beside a layer that is not used in evaluation mode."""
+
+    def __init__(self, made: Callable[[nn.Module, Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.made = teacher(), made
+        self.auxiliary = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> object:
+        if isinstance(self.made(self.network, x), tuple):
+            self.auxiliary(x)
+        return self.made(self.network, x)
+
+
+class _NeedsMore(nn.Sequential):
+    def forward(self, x: Tensor, more: Tensor) -> Tensor:  # type: ignore[override]
+        out: Tensor = super().forward(x)
+        return out + more
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -259,6 +294,12 @@ def _damaged(name: str, value: float) -> nn.Module:
             "teacher 1 holds values in features.1.running_var that are not finite",
         ),
         (lambda: nn.DataParallel(teacher()), "nn.DataParallel"),
+        (lambda: _Wrapped(lambda network, x: (network(x), x)), "teacher 0 gives a tuple; logits"),
+        (lambda: _NeedsMore(teacher()), "teacher 0 does not take images of 3 x 8 x 8: .*more"),
+        (
+            lambda: [teacher(), _Wrapped(lambda network, x: network(x))],
+            "teacher 1 does not reach its BatchNorm layer 'auxiliary'",
+        ),
         (
             lambda: models.create("convnet-d2", CLASSES, image_size=SIZE, width=4),
             "BatchNorm",

@@ -17,6 +17,9 @@ from pyddfast.data import DistilledSet, ImageDataset, Normalization, load, norma
 from pyddfast.methods import (
     CDAConfig,
     DWAConfig,
+    EDCConfig,
+    FADRMConfig,
+    Job,
     SRe2LConfig,
     SynthesisConfig,
     TaskInfo,
@@ -288,7 +291,7 @@ def test_a_larger_set_begins_with_the_smaller_and_classes_can_be_chosen() -> Non
         network,
         SRe2LConfig(**{**SETTINGS, "ipc": 1}, classes=(4, 1), image_size=SIZE, jitter=(0, 1)),
     )
-    assert some.labels.tolist() == [4, 1]
+    assert some.labels.tolist() == [4, 1]  # in the order given
     assert some.num_classes == CLASSES
     assert some.class_names == ()
 
@@ -329,6 +332,11 @@ def test_presets_are_the_published_values() -> None:
         (lambda: SRe2LConfig(lr=0.0), "lr must be positive"),
         (lambda: SRe2LConfig(tv=-1.0), "tv must not be negative"),
         (lambda: SRe2LConfig(jitter=(3, 1)), "jitter"),
+        (lambda: SRe2LConfig(jitter=(1,)), r"jitter must be \(smallest, largest\)"),  # type: ignore[arg-type]
+        (
+            lambda: sre2l(dataset(), teacher(), SRe2LConfig(), job=Job(device="nosuch")),
+            "device 'nosuch' cannot be used here",
+        ),
         (lambda: SRe2LConfig(precision="fp8"), "precision must be one of fp32"),  # type: ignore[arg-type]
         (lambda: SRe2LConfig(classes=(1, 1)), "classes must be different"),
         (lambda: CDAConfig(milestone=1.5), "milestone"),
@@ -375,6 +383,24 @@ def test_refuses_before_any_work(make: Callable[[], object], message: str) -> No
         make()
     with pytest.raises(TypeError, match="must be an nn"):
         sre2l(dataset(), [teacher, teacher()])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SRe2LConfig(ipc=1.5), "ipc must be an int, got 1.5"),  # type: ignore[arg-type]
+        (lambda: SRe2LConfig(ipc=True), "ipc must be an int, got True"),
+        (lambda: SRe2LConfig(iterations=3.5), "iterations must be an int"),  # type: ignore[arg-type]
+        (lambda: SRe2LConfig(batch_size=2.0), "batch_size must be an int"),  # type: ignore[arg-type]
+        (lambda: SRe2LConfig(jitter=(0, 0.5)), r"jitter must be two ints, got \(0, 0.5\)"),  # type: ignore[arg-type]
+        (lambda: DWAConfig(adjust_steps=2.0), "adjust_steps must be an int"),  # type: ignore[arg-type]
+        (lambda: EDCConfig(cell=4.0), "cell must be an int"),  # type: ignore[arg-type]
+        (lambda: FADRMConfig(stage_sizes=(8.0,)), "stage_sizes must be ints"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_of_another_type(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
 
 
 @pytest.fixture(scope="module")

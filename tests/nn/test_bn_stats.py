@@ -396,6 +396,8 @@ def test_accumulator_errors():
         stats.update(torch.zeros(1, 4, 2, 2))
     with pytest.raises(ValueError, match="convention is 'sum'"):
         stats.mean_var("sum")
+    with pytest.raises(TypeError, match=r"x is a torch\.Tensor, not NoneType"):
+        stats.update(None)
     with pytest.raises(TypeError, match="other is a StatsAccumulator"):
         stats.merge(torch.zeros(3))
     with pytest.raises(ValueError, match="state has keys"):

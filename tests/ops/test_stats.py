@@ -438,6 +438,14 @@ def test_class_targets(backend):
     assert_close(ops.class_targets(table, labels), want, FLOAT32)
 
 
+def test_class_targets_of_many_large_rows(backend):
+    gen = torch.Generator().manual_seed(5)
+    table = 1e4 + 100 * torch.rand(1000, 64, generator=gen)
+    labels = torch.randint(0, 1000, (1000,), generator=gen)
+    got = ops.class_targets(backend.put(table.double()).float(), labels.to(backend.device))
+    assert_close(got, table.double()[labels].mean(0), FLOAT32)
+
+
 def test_the_official_hook(backend):
     """SRe2L's BNFeatureHook (recover/utils.py), restated in float64: value and gradient."""
     for dtype in {torch.float64, torch.float32} & set(backend.dtypes):
@@ -632,6 +640,11 @@ C = torch.zeros(3)
             "labels run from 4 to 4; allowed are 0 to 3",
         ),
         (lambda: ops.class_targets(X[0, 0], C), TypeError, "labels has dtype"),
+        (
+            lambda: ops.class_targets(X[0, 0].half(), torch.tensor([0])),
+            TypeError,
+            r"table has dtype torch\.float16; allowed are float32, float64",
+        ),
     ],
 )
 def test_errors(call, error, message):

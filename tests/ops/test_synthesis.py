@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -299,6 +300,14 @@ def test_image_prior_skips_what_counts_nothing() -> None:
         (lambda x, p: ops.crop_flip_roll(x, p.int()), TypeError, "params must be int64"),
         (lambda x, p: ops.crop_flip_roll(x, p[:6]), ValueError, r"params must have shape \(7,\)"),
         (lambda x, p: ops.crop_flip_roll(x, p, 0), ValueError, "out_size"),
+        (
+            lambda x, p: ops.crop_flip_roll(x, p, (2, 2, 2)),
+            ValueError,
+            "out_size is one int or two",
+        ),
+        (lambda x, p: ops.crop_flip_roll(x, p, (2.5, 2)), TypeError, "out_size is one int or two"),
+        (lambda x, p: ops.crop_flip_roll(x, p, True), TypeError, "out_size is one int or two"),
+        (lambda x, p: ops.crop_flip_roll(x, p, 2.5), TypeError, "out_size is one int or two"),
         (lambda x, p: ops.crop_flip_roll(x, p + 1), ValueError, r"\[1, 1, 5, 5\].*4 x 4"),
         (lambda x, p: ops.crop_flip_roll(x, p * 0), ValueError, "must not be empty"),
         (
@@ -308,6 +317,11 @@ def test_image_prior_skips_what_counts_nothing() -> None:
         ),
         (lambda x, p: ops.clamp_normalized(x, mean=(0,), std=(1,)), ValueError, "1 and 1"),
         (lambda x, p: ops.clamp_normalized(x, mean=MEAN, std=(1, 0, 1)), ValueError, "positive"),
+        (
+            lambda x, p: ops.clamp_normalized(x, mean=[math.nan] * 3, std=STD),
+            ValueError,
+            "mean must be finite",
+        ),
         (lambda x, p: ops.to_uint8(x.long(), mean=MEAN, std=STD), TypeError, "images"),
         (
             lambda x, p: ops.to_uint8(x, mean=MEAN, std=STD, quantize="floor"),
