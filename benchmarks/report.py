@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,12 @@ def is_peer(row: Row) -> bool:
     return not row["provider"].startswith("ours")
 
 
-def shape_text(shape: list[int]) -> str:
-    return "×".join(map(str, shape))
+# Ops that are measured on many tensors at once; the shape is that of the network's images.
+MANY = dict.fromkeys(("channel_stats", "bn_eval_stats"), "20 BN inputs of a ResNet-18 for ")
+
+
+def shape_text(op: str, shape: Sequence[int]) -> str:
+    return MANY.get(op, "") + "×".join(map(str, shape))
 
 
 def number(value: float) -> str:
@@ -85,7 +90,7 @@ def timing_rows(rows: list[Row]) -> list[list[str]]:
             lines.append(
                 [
                     f"`{row['op']}` {row['part']}",
-                    shape_text(row["shape"]),
+                    shape_text(row["op"], row["shape"]),
                     row["dtype"],
                     row["provider"],
                     number(row["median_us"]),
@@ -107,7 +112,7 @@ def accuracy_rows(rows: list[Row]) -> list[list[str]]:
     return [
         [
             f"`{row['op']}`",
-            shape_text(row["shape"]),
+            shape_text(row["op"], row["shape"]),
             f"{row['dtype']}, T={row['temperature']:g}",
             row["provider"],
             f"{row['kl']:.0e}",
@@ -148,7 +153,7 @@ def slower_cases(rows: list[Row]) -> list[str]:
             factor = speedup(group, row["provider"])
             if is_peer(row) and factor is not None and factor < 1:
                 op, part, shape, dtype = case_of(row)
-                name = f"`{op}` {part} {shape_text(list(shape))} {dtype}"
+                name = f"`{op}` {part} {shape_text(op, shape)} {dtype}"
                 found.append(f"{name}: {row['provider']} takes {factor:.2f} of our time")
     return found
 
@@ -240,7 +245,7 @@ def readme_part(runs: dict[str, Row]) -> str:
             rows.append(
                 [
                     f"`{op}`",
-                    shape_text(list(shape)),
+                    shape_text(op, shape),
                     dtype,
                     f"{number(ours['median_us'])} µs",
                     *common,
@@ -405,7 +410,7 @@ def draw(stem: str, run: Row, folder: Path) -> None:
         known = [(y + (i - (len(peers) - 1) / 2) * height, f) for y, f in bars if f is not None]
         axes.barh([y for y, _ in known], [f for _, f in known], height, label=peer)
     names = [
-        f"{op} {part} {shape_text(list(shape))} {dtype}"
+        f"{op} {part} {shape_text(op, shape)} {dtype}"
         for op, part, shape, dtype in (case_of(group[0]) for group in groups)
     ]
     axes.set_yticks(range(len(groups)), names, fontsize=7)

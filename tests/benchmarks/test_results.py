@@ -143,6 +143,12 @@ def test_the_pages_are_those_of_the_committed_results() -> None:
         assert (report.IMAGES / f"{stem}-speed.svg").is_file()
 
 
+def test_a_shape_that_is_not_the_ops_names_what_it_is() -> None:
+    assert report.shape_text("kd_loss", (2, 10)) == "2×10"
+    text = "20 BN inputs of a ResNet-18 for 4×3×32×32"
+    assert report.shape_text("channel_stats", (4, 3, 32, 32)) == text
+
+
 def test_the_page_marks_what_is_slower(example: dict[str, object]) -> None:
     text = report.page({"cpu": example})
     assert "| eager | 100 | 1.5 | 0.317 | 3 % |  | 5.00× |" in text
