@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast import models
-from pyddfast.data import atomic
+from pyddfast.data import atomic, normalize
+from pyddfast.data.stored import read_tensors
 from pyddfast.methods import EDCConfig, Job, SRe2LConfig, edc, sre2l
 from pyddfast.methods.chunks import Chunk, plan_chunks
 from tests.methods.synthesis_cases import CLASSES, SIZE, dataset, teacher
@@ -233,6 +234,37 @@ def test_half_precision_stays_near_and_resumes(precision: str, tmp_path: Path) -
     with pytest.raises(KeyboardInterrupt):
         sre2l(dataset(), network, config, job=replace(job, on_progress=stop))
     assert torch.equal(sre2l(dataset(), network, config, job=job).images, made.images)
+
+
+def test_a_scale_that_has_fallen_is_resumed(tmp_path: Path) -> None:
+    network = teacher()
+    # So large a loss overflows at the scale that fp16 starts with; at step 8 it is down to 512.
+    config = replace(CONFIG, ipc=1, batch_size=5, iterations=12, precision="fp16", bn_weight=1000.0)
+    whole = sre2l(dataset(), network, config)
+
+    def stop(done: int, total: int) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    job = Job(out=tmp_path / "run", checkpoint_seconds=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        sre2l(dataset(), network, config, job=replace(job, on_progress=stop))
+    _, state = read_tensors(tmp_path / "run/chunks/000000.part.safetensors")
+    assert state["scaler"]["scale"] < 2.0**16
+    assert torch.equal(sre2l(dataset(), network, config, job=job).images, whole.images)
+
+
+def test_each_image_counts_once_in_the_teachers_accuracy(tmp_path: Path) -> None:
+    network = teacher()
+    config = replace(CONFIG, ipc=1, iterations=1)  # chunks of three and of two images
+    made = sre2l(dataset(), network, config, job=Job(out=tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    first, second = (row["teacher_accuracy"] for row in rows)
+    assert first != second
+    assert made.meta["teacher_accuracy"] == pytest.approx((3 * first + 2 * second) / 5)
+    logits = network(normalize(made.images, made.normalization))
+    accuracy = (logits.argmax(1) == made.labels).double().mean().item()
+    assert made.meta["teacher_accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("change", [{"channels_last": True}, {"bn_mode": "fused"}])

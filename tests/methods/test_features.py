@@ -343,6 +343,24 @@ def test_views_of_the_data_are_training_views() -> None:
         assert torch.allclose(padded[i], want, atol=1e-6)
 
 
+def test_the_padding_of_a_larger_image_grows_with_it() -> None:
+    gen = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (4, 3, 16, 16), generator=gen, dtype=torch.uint8)
+    ids = torch.arange(4)
+    padded = training_views(list(images), ids, NORMALIZATION, size=8, pad=2, seed=3)
+    for i in range(4):  # 2 of 8 pixels are 4 of 16
+        top, left = (uniform(3, Purpose.STATISTICS, ids[i], 1, [0, 1]) * 9).long().tolist()
+        cut = F.pad(images[i], (4, 4, 4, 4))[:, top : top + 16, left : left + 16]
+        mirrored = bool(uniform(3, Purpose.STATISTICS, ids[i], 1, 40) < 0.5)
+        cut = (cut.flip(-1) if mirrored else cut)[None].double()
+        small = F.interpolate(cut, (8, 8), mode="bilinear", antialias=True) / 255
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64)[:, None, None]
+            for values in (NORMALIZATION.mean, NORMALIZATION.std)
+        )
+        assert torch.allclose(padded[i].double(), ((small - mean) / std)[0], atol=1e-5)
+
+
 KEPT = GVBSMConfig(**SETTINGS, pad=2, crop=False, drop_rate=0.3)
 KEPT_EDC = EDCConfig(**SETTINGS, flatness_weight=1.0)
 

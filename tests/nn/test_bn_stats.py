@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pyddfast.models import ResNet
 from pyddfast.nn import BNStatLoss, StatsAccumulator
+from pyddfast.nn.bn_stats import layer_distances
 from tests.tolerances import FLOAT32, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -281,6 +282,35 @@ def test_more_layers_than_one_launch_takes():
         value = bn_loss()
     assert_close(bn_loss.per_layer, features, 1e-10)
     assert_close(value, features.sum() + 6 * features[0], 1e-10)
+
+
+def test_targets_and_averages_of_more_layers_than_one_launch_takes():
+    gen = torch.Generator().manual_seed(3)
+    sizes = [1 + i % 3 for i in range(300)]
+    total = sum(sizes)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=gen, dtype=torch.float64)
+
+    mean, var = (drawn(total).requires_grad_() for _ in range(2))
+    targets, at = (drawn(2, total), drawn(2, total)), (drawn(total), drawn(total))
+    weights, shares = drawn(300).tolist(), [0.3, 0.7]
+    stats = list(zip(mean.split(sizes), var.split(sizes), strict=True))
+    loss, per_layer = layer_distances(
+        stats, *targets, weights, var_weight=2.0, target_weight=shares, at=at
+    )
+    straight = [a + x - x.detach() for a, x in zip(at, (mean, var), strict=True)]
+    norms = [
+        torch.stack([part.norm(dim=1) for part in (target - x).split(sizes, 1)])
+        for target, x in zip(targets, straight, strict=True)
+    ]
+    want = (norms[0] + 2.0 * norms[1]) @ torch.tensor(shares, dtype=torch.float64)
+    assert_close(per_layer, want, 1e-12)
+    want_loss = want @ torch.tensor(weights, dtype=torch.float64)
+    assert_close(loss, want_loss, 1e-12)
+    grads = (torch.autograd.grad(x, (mean, var)) for x in (loss, want_loss))
+    for got, exact in zip(*grads, strict=True):
+        assert_close(got, exact, 1e-10)
 
 
 @pytest.mark.parametrize("mode", ["tap", "fused"])
