@@ -274,6 +274,14 @@ def test_faster_ways_give_the_same_images_but_for_rounding(change: dict[str, obj
     assert (plain.images.int() - fast.images.int()).abs().max() <= 1
 
 
+def test_the_same_teacher_twice_is_that_teacher() -> None:
+    network, config = teacher(), replace(CONFIG, ipc=1)
+    once = sre2l(dataset(), network, config)
+    for mode in ("tap", "fused"):
+        twice = sre2l(dataset(), [network, network], replace(config, bn_mode=mode))
+        assert (twice.images.int() - once.images.int()).abs().max() <= 1  # rounding
+
+
 def test_teachers_are_left_as_they_were() -> None:
     network = teacher().train()
     network.get_parameter("classifier.weight").requires_grad_(False)

@@ -439,9 +439,10 @@ def test_class_targets(backend):
 
 
 def test_class_targets_of_many_large_rows(backend):
+    # One after the other in float32 they would be off by 4e-5.
     gen = torch.Generator().manual_seed(5)
-    table = 1e4 + 100 * torch.rand(1000, 64, generator=gen)
-    labels = torch.randint(0, 1000, (1000,), generator=gen)
+    table = 1e4 + torch.rand(10, 64, generator=gen)
+    labels = torch.randint(0, 10, (4000,), generator=gen)
     got = ops.class_targets(backend.put(table.double()).float(), labels.to(backend.device))
     assert_close(got, table.double()[labels].mean(0), FLOAT32)
 
