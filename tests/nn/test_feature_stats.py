@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -298,6 +300,21 @@ def test_an_input_by_its_name() -> None:
     with FeatureStatLoss(model, stats) as loss:
         loss.begin(labels)
         assert torch.equal(got[0], values(loss, model, range(1), labels)[0])
+
+
+def test_a_copy_between_forward_and_loss() -> None:
+    model, labels = planes(), torch.tensor([0, 1, 2])
+    with FeatureStatLoss(model, accumulated(model)) as loss:
+        loss.begin(labels)
+        before = model(images(0).requires_grad_())
+        copied = copy.deepcopy(model)
+        value = loss()
+        loss.begin(labels)
+        model(images(0).requires_grad_())
+        assert torch.equal(copied(images(1).requires_grad_()), model(images(1)))
+        assert torch.equal(copied(images(0)), before)
+        model(images(0).requires_grad_())
+        assert torch.equal(loss(), value)  # the copy's forwards are its own
 
 
 def test_errors() -> None:
