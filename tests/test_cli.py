@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from pyddfast import __version__, data
-from pyddfast.cli import COMMANDS, commands, main
+from pyddfast.cli import COMMANDS, main, options
+from pyddfast.cli import quickstart as quickstart_command
+from pyddfast.cli import rded as rded_command
 from pyddfast.data import DistilledSet
 from pyddfast.methods import RDEDConfig
 from pyddfast.quickstart import QuickstartConfig
@@ -102,7 +104,7 @@ def test_rded_then_train_with_its_teacher(
         split: data.load("fashion-mnist-mini", split=split).subset(range(400))
         for split in ("train", "test")
     }
-    monkeypatch.setattr(commands, "load", lambda name, *, split, **rest: small[split])
+    monkeypatch.setattr(options, "load", lambda name, *, split, **rest: small[split])
     rded, students = tmp_path / "rded", tmp_path / "students"
     teacher = ["--teacher-epochs", "1", "--teacher-option", "width=4", "norm=batch"]
     made = ["distill", "rded", "--ipc", "2", "--pool", "9", "--factor", "2", *teacher]
@@ -144,7 +146,7 @@ def test_el2n_easy_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     whole = data.load("fashion-mnist-mini")
     rows = [(whole.labels == label).nonzero()[:6, 0] for label in range(10)]
     small = whole.subset(torch.cat(rows))
-    monkeypatch.setattr(commands, "load", lambda name, **rest: small)
+    monkeypatch.setattr(options, "load", lambda name, **rest: small)
     arguments = ["coreset", "el2n-easy", "--ipc", "2", "--repeats", "2", "--epochs", "1"]
     assert main([*arguments, "--model-option", "width=4", "--out", str(tmp_path / "run")]) == 0
     made = DistilledSet.load(tmp_path / "run" / "set")
@@ -200,7 +202,7 @@ def test_a_bad_option_after_the_teacher_is_told_before_it(
     def never(*args: object, **keywords: object) -> None:
         raise AssertionError("a teacher was trained for a student that cannot be")
 
-    monkeypatch.setattr(commands, "train_teacher", never)
+    monkeypatch.setattr(options, "train_teacher", never)
     train = ["train", "--set", str(small_set), "--regime", "sl", "--out", str(tmp_path / "out")]
     assert main([*train, "--model-option", "width=0"]) == 2
     assert "width must be at least 1" in error_line(capsys)
@@ -233,8 +235,8 @@ def test_a_run_in_use_is_refused_before_any_work(
         file.write("process 7 on elsewhere")
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)  # as another process would
-        monkeypatch.setattr(commands, "rded", None)
-        monkeypatch.setattr(commands, "train_teacher", None)
+        monkeypatch.setattr(rded_command, "rded", None)
+        monkeypatch.setattr(options, "train_teacher", None)
         assert main(["distill", "rded", "--ipc", "2", "--out", str(out)]) == 2
     assert "run is in use by process 7 on elsewhere" in error_line(capsys)
 
@@ -257,7 +259,7 @@ def test_a_resumed_set_of_other_data_is_refused(
     assert main(command) == 0
     other = data.load("fashion-mnist-mini")
     other.images[0, 0, 0, 0] ^= 1
-    monkeypatch.setattr(commands, "load", lambda name, **rest: other)
+    monkeypatch.setattr(options, "load", lambda name, **rest: other)
     capsys.readouterr()
     assert main(command) == 2
     assert "dataset.sha256 was" in error_line(capsys)
@@ -323,7 +325,7 @@ def test_ctrl_c_says_how_to_go_on(
     def stop(*args: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run_quickstart", stop)
+    monkeypatch.setattr(quickstart_command, "run_quickstart", stop)
     assert main(["quickstart", "--out", str(tmp_path / "run")]) == 130
     assert "--resume" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyddfast import data
-from pyddfast.cli import commands, main
+from pyddfast.cli import main, options
 from pyddfast.coresets import Scores, TrainingDynamics, beta_sampling
 from pyddfast.coresets.recorded import Recorded
 from pyddfast.data import DistilledSet, ImageDataset
@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> ImageDataset:
         rows = [(whole.labels == k).nonzero()[first : first + 6, 0] for k in range(10)]
         return whole.subset(torch.cat(rows))
 
-    monkeypatch.setattr(commands, "load", load)
+    monkeypatch.setattr(options, "load", load)
     return load("fashion-mnist-mini")
 
 
@@ -221,10 +221,10 @@ def test_sets_from_one_scored_run(
     keys = beta_sampling(Scores(values["dual"], "dual", "hard"), values["one_minus_p"], pruned=0.5)
     assert drawn == expected(keys.values)
     words = ["coreset", "recorded", "--scores", str(run), "--out", str(tmp_path / "no")]
-    for options, message in (
+    for wrong, message in (
         (["--score", "sharp"], "holds no sharp, only aum, cad"),
         (["--score", "aum", "--data", "other"], "scored other images or labels"),
         (["--score", "dual", "--beta", "0.5", "--strategy", "bottomk"], "strategy must be topk"),
     ):
-        assert main([*words, *options]) == 2
+        assert main([*words, *wrong]) == 2
         assert message in capsys.readouterr().err

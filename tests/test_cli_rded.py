@@ -98,10 +98,10 @@ def test_under_torchrun_what_is_missing_is_said(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from pyddfast.cli import commands
+    from pyddfast.cli import options
     from pyddfast.train.distributed import Ranks
 
-    monkeypatch.setattr(commands, "join_ranks", lambda: Ranks(0, 2))
+    monkeypatch.setattr(options, "join_ranks", lambda: Ranks(0, 2))
     assert main([*rded(folder), "--out", str(tmp_path / "a")]) == 2
     assert "give a trained teacher: --teacher" in capsys.readouterr().err
     teacher = ["--teacher", str(folder / "run")]

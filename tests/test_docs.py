@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from pyddfast import __version__, cli, data, models
-from pyddfast.cli import commands
+from pyddfast.cli import options
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -99,7 +99,7 @@ def small_data(monkeypatch: pytest.MonkeyPatch) -> None:
         return whole.subset(torch.cat(rows))
 
     monkeypatch.setattr(data, "load", load_small)
-    monkeypatch.setattr(commands, "load", load_small)
+    monkeypatch.setattr(options, "load", load_small)
 
 
 Namespace = dict[str, Any]
@@ -118,7 +118,7 @@ def function_of(words: list[str]) -> tuple[Any, str]:
     for command, (function, _) in cli.COMMANDS.items():
         if tuple(words[: len(command)]) == command:
             module, _, name = function.rpartition(".")
-            return importlib.import_module(f"pyddfast.cli.{module or 'commands'}"), name
+            return importlib.import_module(f"pyddfast.cli.{module}"), name
     raise AssertionError(f"no such command: {words}")
 
 
@@ -233,7 +233,7 @@ def check_getting_started(after: list[Namespace], out: str) -> None:
     made = data.DistilledSet.load(Path("runs/aum-low/set"))
     picks = torch.tensor(made.meta["source_indices"])
     score = load_file("runs/scores/scores.safetensors")["aum"]
-    labels = commands.load("fashion-mnist-mini").labels  # the small part
+    labels = options.load("fashion-mnist-mini").labels  # the small part
     for label in range(10):
         mine = picks[labels[picks] == label]
         assert len(mine) == 2

@@ -1,7 +1,7 @@
 """The command line: ``pyddfast COMMAND ...``.
 
 This file only finds the command, so that ``pyddfast --help`` answers at once; the commands
-themselves, in :mod:`pyddfast.cli.commands`, import torch.
+themselves, in the modules beside it, import torch.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ from pyddfast._version import __version__
 
 __all__ = ["COMMANDS", "keep_freed_memory", "main"]
 
-# Words of a command: its function in pyddfast.cli.commands, or in the module of pyddfast.cli that
-# is named before a dot, and a line of help.
+# Words of a command: its module in pyddfast.cli and its function there, and a line of help.
 COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("info",): ("", "versions, backends, CPU and CUDA kernels, missing extras"),
-    ("quickstart",): ("quickstart", "the main job in five minutes: sets, students, a report"),
-    ("distill", "rded"): ("distill_rded", "distill a data set by RDED"),
-    ("distill", "sre2l"): ("distill_sre2l", "synthesise images from a teacher by SRe2L"),
-    ("distill", "cda"): ("distill_cda", "synthesise images from a teacher by CDA"),
-    ("distill", "dwa"): ("distill_dwa", "synthesise images from teacher and data by DWA"),
-    ("distill", "gvbsm"): ("distill_gvbsm", "synthesise images from teachers and data by G-VBSM"),
-    ("distill", "edc"): ("distill_edc", "synthesise images from teachers and data by EDC"),
-    ("distill", "fadrm"): ("distill_fadrm", "synthesise images from teacher and data by FADRM"),
+    ("quickstart",): ("quickstart.quickstart", "the main job in five minutes, with a report"),
+    ("distill", "rded"): ("rded.distill_rded", "distill a data set by RDED"),
+    ("distill", "sre2l"): ("synthesis.distill_sre2l", "synthesise images from teachers, SRe2L"),
+    ("distill", "cda"): ("synthesis.distill_cda", "synthesise images from teachers, CDA"),
+    ("distill", "dwa"): ("synthesis.distill_dwa", "synthesise images from teachers and data, DWA"),
+    ("distill", "gvbsm"): (
+        "synthesis.distill_gvbsm",
+        "synthesise images from teachers and data, G-VBSM",
+    ),
+    ("distill", "edc"): ("synthesis.distill_edc", "synthesise images from teachers and data, EDC"),
+    ("distill", "fadrm"): (
+        "synthesis.distill_fadrm",
+        "synthesise images from teachers and data, FADRM",
+    ),
     ("distill", "ca2d"): ("coresets.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
-    ("coreset", "random"): ("coreset_random", "pick images at random, the same number a class"),
-    ("coreset", "el2n-easy"): ("coreset_el2n_easy", "pick the images with the lowest EL2N"),
-    ("coreset", "el2n"): ("coresets.coreset_el2n", "pick the images with the highest EL2N"),
+    ("coreset", "random"): ("coresets.coreset_random", "pick at random, the same number a class"),
+    ("coreset", "el2n-easy"): ("coresets.coreset_el2n_easy", "pick the lowest EL2N"),
+    ("coreset", "el2n"): ("coresets.coreset_el2n", "pick the highest EL2N"),
     ("coreset", "el2n-best"): ("coresets.coreset_el2n_best", "pick the best window of EL2N"),
     ("coreset", "el2n-sl"): ("coresets.coreset_el2n_sl", "pick the farthest from a teacher"),
     ("coreset", "forgetting"): ("coresets.coreset_forgetting", "pick the most often forgotten"),
@@ -48,7 +53,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("labels", "import"): ("labels.labels_import", "official soft-label files to a store"),
     ("labels", "export"): ("labels.labels_export", "a store to official soft-label files"),
     ("labels", "recode"): ("labels.labels_recode", "a store in another form"),
-    ("train",): ("train", "train students on a set in a label regime"),
+    ("train",): ("training.train", "train students on a set in a label regime"),
     ("evaluate",): ("evaluation.evaluate", "measure trained weights on a test set"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
@@ -122,8 +127,8 @@ def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
 
     tyro = require("tyro", "methods")
     keep_freed_memory()
-    module, _, name = function.rpartition(".")
-    commands = importlib.import_module(f"pyddfast.cli.{module or 'commands'}")
+    module, _, name = function.partition(".")
+    commands = importlib.import_module(f"pyddfast.cli.{module}")
 
     with warnings.catch_warnings():
         warnings.showwarning = _warn  # type: ignore[assignment]

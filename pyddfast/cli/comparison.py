@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pyddfast.cli.commands import (
-    DataOptions,
-    Flat,
-    ModelOptions,
-    load_set,
-    load_teacher,
-    show_results,
-)
+from pyddfast.cli.options import DataOptions, Flat, ModelOptions, load_teacher
+from pyddfast.cli.sets import load_set
+from pyddfast.cli.tables import show_results
 from pyddfast.data import DistilledSet
 from pyddfast.report import ComparisonConfig, compare_sets
 

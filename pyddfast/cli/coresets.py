@@ -10,15 +10,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from pyddfast.cli.commands import (
-    DataOptions,
-    Flat,
-    ModelOptions,
-    TeacherOptions,
-    class_progress,
-    make_set,
-    plain,
-)
+from pyddfast.cli.options import DataOptions, Flat, ModelOptions, TeacherOptions, plain
+from pyddfast.cli.sets import class_progress, make_set
 from pyddfast.coresets import (
     DYNAMICS_SCORES,
     Scores,
@@ -33,6 +26,7 @@ from pyddfast.coresets import (
     el2n_scores,
     el2n_sl_scores,
     forgetting_scores,
+    random_scores,
     record_training,
     select,
 )
@@ -57,8 +51,10 @@ __all__ = [
     "coreset_dyn_unc",
     "coreset_el2n",
     "coreset_el2n_best",
+    "coreset_el2n_easy",
     "coreset_el2n_sl",
     "coreset_forgetting",
+    "coreset_random",
     "coreset_recorded",
     "distill_ca2d",
     "score",
@@ -759,3 +755,106 @@ def _picked(
         return pick(source).to_distilled(source)
 
     make_set(to.out, facts, source, to.ipc, make, resume=to.resume, png=to.png)
+
+
+def coreset_random(
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    *,
+    out: Path,
+    ipc: int = 10,
+    image_size: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    png: bool = False,
+) -> None:
+    """Pick images at random, the same number of every class.
+
+    Args:
+        data: Which data.
+        out: Run folder; the set goes to OUT/set.
+        ipc: Images a class.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        seed: Seed of the choice.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+    """
+    source = data.load("train", image_size)
+
+    def make() -> DistilledSet:
+        scores = random_scores(len(source), seed=seed)
+        classes = source.num_classes
+        return select(
+            scores, source.labels, ipc=ipc, num_classes=classes, method="random"
+        ).to_distilled(source)
+
+    facts = {
+        "task": "coreset random",
+        "ipc": ipc,
+        "image_size": image_size,
+        "seed": seed,
+        **plain(data),
+    }
+    make_set(out, facts, source, ipc, make, resume=resume, png=png)
+
+
+def coreset_el2n_easy(
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    out: Path,
+    ipc: int = 10,
+    image_size: int | None = None,
+    repeats: int = 10,
+    epochs: int = 20,
+    seed: int = 0,
+    resume: bool = False,
+    png: bool = False,
+    device: str | None = None,
+) -> None:
+    """Pick the images with the lowest EL2N of each class: what young networks find easiest.
+
+    Args:
+        data: Which data.
+        model: The scoring network.
+        out: Run folder; the set goes to OUT/set.
+        ipc: Images a class.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+        seed: Seed of the networks.
+        resume: Go on with the stopped run in OUT.
+        png: Write every image to OUT/png as well.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    source = data.resident("train", image_size)
+
+    def make() -> DistilledSet:
+        scores = el2n_scores(
+            source,
+            model.spec(),
+            repeats=repeats,
+            epochs=epochs,
+            seed=seed,
+            device=device,
+            out=out / "el2n",
+        )
+        return select(
+            scores,
+            source.labels,
+            strategy="bottomk",
+            ipc=ipc,
+            num_classes=source.num_classes,
+            method="el2n-easy",
+        ).to_distilled(source)
+
+    facts = {
+        "task": "coreset el2n-easy",
+        "ipc": ipc,
+        "image_size": image_size,
+        "repeats": repeats,
+        "epochs": epochs,
+        "seed": seed,
+        **plain(data),
+        **plain(model),
+    }
+    make_set(out, facts, source, ipc, make, resume=resume, png=png)

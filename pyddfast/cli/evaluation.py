@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from pyddfast.cli.commands import DataOptions, Flat, ModelOptions, new_table, print_table
+from pyddfast.cli.options import DataOptions, Flat, ModelOptions
 from pyddfast.cli.sets import test_view
+from pyddfast.cli.tables import new_table, print_table
 from pyddfast.data import ImageDataset, Normalization, ResidentDataset
 from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.models import create

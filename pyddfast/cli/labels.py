@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pyddfast.cli.commands import load_teacher, recipe_changes
+from pyddfast.cli.options import load_teacher
 from pyddfast.cli.sets import set_folder
+from pyddfast.cli.training import recipe_changes
 from pyddfast.data import (
     EFFICIENTNET_LITE_NORMALIZATION,
     DistilledSet,

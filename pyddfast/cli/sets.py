@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from pyddfast.data import ImageDataset, ImageFolder, ResidentDataset
+from pyddfast.coresets.selection import check_ipc
+from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, ResidentDataset, export_png
+from pyddfast.data.digest import describe_data
+from pyddfast.train import RunFolder, progress
+from pyddfast.train.distributed import Ranks
 from pyddfast.train.student import SMALL_SIDE
 
-__all__ = ["SetOptions", "set_folder", "test_view"]
+__all__ = ["SetOptions", "class_progress", "load_set", "make_set", "set_folder", "test_view"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,81 @@ def test_view(side: int, resize: int | None) -> int:
     if resize is not None:
         return resize
     return side if side <= SMALL_SIDE else side // 7 * 8
+
+
+def load_set(folder: Path) -> DistilledSet:
+    """The set of a folder, or of the run in it."""
+    if (folder / "config.json").is_file() and not (folder / "set").is_dir():
+        raise FileNotFoundError(
+            f"{folder} is a run without a set: it was stopped, and its command with --resume goes "
+            "on, or it is a run that makes none"
+        )
+    return DistilledSet.load(folder / "set" if (folder / "set").is_dir() else folder)
+
+
+def make_set(
+    out: Path,
+    facts: dict[str, Any],
+    source: ImageDataset | ImageFolder,
+    ipc: int,
+    make: Callable[[], DistilledSet],
+    *,
+    resume: bool,
+    png: bool,
+    ranks: Ranks = Ranks(),  # noqa: B008
+) -> None:
+    """Make a set in a run folder, unless the resumed run has it already.
+
+    ``make`` runs in every process, the rest in the first one.
+    """
+    if ipc < 1:
+        raise ValueError(f"--ipc must be at least 1, got {ipc}")
+    check_ipc(ipc, torch.bincount(source.labels, minlength=source.num_classes).tolist())
+    folder = out / "set"
+    config = {**facts, "dataset": describe_data(source)}
+    with RunFolder(out, config, resume=resume) if ranks.rank == 0 else nullcontext() as run:
+        ranks.wait()
+        # A set's folder appears whole, so one that is there is finished.
+        if not folder.exists():
+            began = time.perf_counter()
+            made = make()
+            if run is not None:
+                seconds = time.perf_counter() - began
+                run.log({"stage": "set", "seconds": round(seconds, 3), "images": len(made)})
+                made.save(folder)
+        ranks.wait()
+        if run is None:
+            return
+        made = DistilledSet.load(folder)
+        if png:
+            _export(made, out / "png")
+    size = "x".join(str(side) for side in made.images.shape[-2:])
+    print(f"{len(made):,} images of {size}, {made.ipc} for each of {made.num_classes} classes")
+    print(f"set: {folder}")
+
+
+def _export(made: DistilledSet, folder: Path) -> None:
+    """Write the PNG files, unless they are there already."""
+    if not folder.exists():
+        export_png(made, folder)
+    # Whole when it appeared; somebody may have removed some since.
+    found = sum(1 for _ in folder.glob("*/*.png"))
+    if found < len(made):
+        raise FileExistsError(
+            f"{folder} has {found} of {len(made)} images; remove it, and --resume writes all again"
+        )
+
+
+@contextmanager
+def class_progress(name: str, classes: int, ranks: Ranks) -> Iterator[Callable[[int, int], None]]:
+    """Progress over the classes of this process, shown by the first one."""
+    share = classes * (ranks.rank + 1) // ranks.world - classes * ranks.rank // ranks.world
+    with progress(name, share, enabled=ranks.rank == 0) as advance:
+        shown = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        yield show

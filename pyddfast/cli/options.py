@@ -1,0 +1,201 @@
+"""Options that several commands share: data, network, teacher."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from pyddfast.cli.tables import note
+from pyddfast.data import ImageDataset, ImageFolder, ImageSource, load
+from pyddfast.models import create
+from pyddfast.train import Teacher, teacher_recipe, train_teacher
+from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
+from pyddfast.train.models import ModelSpec
+from pyddfast.train.teacher import RECORD, WEIGHTS, load_weights, read_record
+
+__all__ = [
+    "DataOptions",
+    "Flat",
+    "ModelOptions",
+    "TeacherOptions",
+    "assignments",
+    "load_teacher",
+    "plain",
+]
+
+
+# The fields of a config dataclass become options of the command, without a prefix.
+Flat = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data.
+
+    Attributes:
+        data: Name of the data set: fashion-mnist-mini (embedded), fashion-mnist, cifar10, cifar100,
+            tiny-imagenet, imagenet, or folder (ROOT/train/CLASS/IMAGE and ROOT/test/CLASS/IMAGE).
+        root: Its folder (of cifar10 and cifar100 also the archive), where it is not embedded.
+    """
+
+    data: str = "fashion-mnist-mini"
+    root: Path | None = None
+
+    @property
+    def of_any_size(self) -> bool:
+        """Whether its images are files, which are resized and cut when they are read."""
+        return self.data in ("folder", "imagenet")
+
+    def load(
+        self, split: str, image_size: int | None = None, resize: int | None = None
+    ) -> ImageDataset | ImageFolder:
+        """The data set, lazily decoded where it is a folder of images."""
+        return load(self.data, root=self.root, split=split, image_size=image_size, resize=resize)
+
+    def resident(self, split: str, image_size: int | None = None) -> ImageDataset:
+        """The data set in memory."""
+        loaded = self.load(split, image_size)
+        return loaded if isinstance(loaded, ImageDataset) else loaded.resident()
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Attributes:
+        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18, resnet34, resnet50,
+            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.  A new teacher's is
+            teacher-model.
+        model_option: Its options, each NAME=VALUE, e.g. width=32 norm=batch.
+    """
+
+    model: str = "convnet-d3"
+    model_option: tuple[str, ...] = ()
+
+    def spec(self) -> ModelSpec:
+        """Name and options as the training functions take them."""
+        return self.model, assignments("model-option", self.model_option)
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """The teacher: one that was trained before, or a new one.
+
+    Attributes:
+        teacher: Folder of a trained teacher (it holds teacher.safetensors and teacher.json).
+        teacher_model: Network to train as teacher where no folder is given.
+        teacher_option: Its options, each NAME=VALUE.
+        teacher_epochs: Epochs of that training.
+    """
+
+    teacher: Path | None = None
+    teacher_model: str = "convnet-d3"
+    teacher_option: tuple[str, ...] = ()
+    teacher_epochs: int = 20
+
+    def check(self) -> None:
+        """Refuse a folder without a teacher before the work that comes first."""
+        if self.teacher is not None:
+            read_record(_teacher_folder(self.teacher) / RECORD)
+        else:
+            teacher_recipe(self.teacher_epochs)
+
+    def ranks(self) -> Ranks:
+        """This process's place under torchrun, where a teacher cannot be trained on the way."""
+        ranks = join_ranks()
+        if ranks.world > 1 and self.teacher is None:
+            raise ValueError("under torchrun give a trained teacher: --teacher")
+        return ranks
+
+    def get(
+        self, data: DataOptions, side: int | None, out: Path, seed: int, device: str | None
+    ) -> Teacher:
+        """Load or train it on images of that side; a new one stays in ``out/teacher``."""
+        if self.teacher is not None:
+            return load_teacher(self.teacher, data.load("test", side), device)
+        if not (out / "teacher" / RECORD).is_file():
+            note(
+                f"no --teacher is given: training {self.teacher_model} for {self.teacher_epochs} "
+                f"epochs (--teacher-epochs); it stays in {out / 'teacher'}"
+            )
+        return train_teacher(
+            data.resident("train", side),
+            (self.teacher_model, assignments("teacher-option", self.teacher_option)),
+            test_set=data.resident("test", side),
+            epochs=self.teacher_epochs,
+            seed=seed,
+            device=device,
+            out=out / "teacher",
+        )
+
+
+def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher:
+    """Read a teacher that :func:`pyddfast.train.train_teacher` wrote.
+
+    Args:
+        folder: Its run folder, or the folder of a run that trained one (``folder/teacher``).
+        data: A data set of the teacher's image size and classes.
+        device: Where it goes; default CUDA where there is one.
+
+    Raises:
+        FileNotFoundError: There is no teacher.
+        ValueError: A file is damaged, the model was not made by name, or it is one for other data.
+    """
+    folder = _teacher_folder(folder)
+    channels, height, width = data[0].shape
+    target = resolve_device(device)
+    record = read_record(folder / RECORD)
+    try:
+        model = record["config"]["model"]
+        network = create(
+            model["name"],
+            num_classes=data.num_classes,
+            in_channels=channels,
+            image_size=(height, width),
+            **model["options"],
+        )
+        load_weights(network, folder / WEIGHTS, record)
+    except Exception as error:
+        # A missing key, an unknown option, a network of another size: each its own type.
+        raise ValueError(
+            f"{folder} holds no teacher for {data.num_classes} classes of "
+            f"{channels} x {height} x {width} images: {error}"
+        ) from error
+    return Teacher(network.to(target).eval(), record)
+
+
+def _teacher_folder(folder: Path) -> Path:
+    """The folder itself, or the one of the teacher in it."""
+    if (folder / "teacher" / "teacher.json").is_file():
+        folder = folder / "teacher"
+    for name in (RECORD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
+    return folder
+
+
+def assignments(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words; a value is a Python literal if it reads as one, else text."""
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name or not text:
+            raise ValueError(f"--{option} takes NAME=VALUE, got {word!r}")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """The fields of a config dataclass as JSON values."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(options).items()
+    }
