@@ -62,7 +62,7 @@ def test_every_tensor_is_the_files(tmp_path):
 
 
 def test_names():
-    with pytest.raises(ValueError, match="name must be 'efficientnet_lite0'.*got 'resnet50'"):
+    with pytest.raises(ValueError, match=r"name must be 'efficientnet_lite0'.*got 'resnet50'"):
         models.load_pretrained("resnet50")
 
 
