@@ -47,7 +47,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("coreset", "dual"): ("coresets.coreset_dual", "pick the uncertain and hard"),
     ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
     ("coreset", "recorded"): ("coresets.coreset_recorded", "pick by a score of a pyddfast score"),
-    ("score",): ("coresets.score", "one recorded training, its scores of every image"),
+    ("score",): ("score.score", "one recorded training, its scores of every image"),
     ("check-set",): ("labels.check_set", "count a set's images, ask a teacher about its labels"),
     ("relabel",): ("labels.relabel", "store a teacher's labels of every view of a training"),
     ("labels", "import"): ("labels.labels_import", "official soft-label files to a store"),

@@ -1,0 +1,148 @@
+"""The command that scores every image of a data set by one recorded training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from pyddfast.cli.options import DataOptions, Flat, ModelOptions, plain
+from pyddfast.coresets import DYNAMICS_SCORES, Scores, TrainingDynamics, record_training
+from pyddfast.coresets.recorded import check_recording, training_device
+from pyddfast.data import ImageDataset, ImageFolder
+from pyddfast.data.digest import data_digest, describe_data
+from pyddfast.data.stored import read_json, read_tensors
+from pyddfast.ops.dynamics import Signal
+from pyddfast.train import RunFolder, teacher_recipe
+
+__all__ = ["read_scores", "score"]
+
+
+def score(
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    *,
+    out: Path,
+    epochs: int = 60,
+    ticks: int | Literal["epoch"] = "epoch",
+    mode: Literal["train", "eval"] = "train",
+    window: int = 10,
+    cad_window: int = 6,
+    cad_average: int = 2,
+    signal: Signal = "1-p",
+    half: bool = False,
+    image_size: int | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str | None = None,
+) -> None:
+    """Train once on the full data and write its scores of every image.
+
+    OUT/scores.safetensors holds a float64 tensor a score, in the order of the data; OUT/scores.json
+    what a high value means and how the training went; OUT/run/recorder.safetensors the recorder.
+
+    Args:
+        data: Which data.
+        model: The network.
+        out: Run folder.
+        epochs: Passes over the data.
+        ticks: epoch, or a number of equally spaced ticks.
+        mode: train: the training's own logits; eval: a pass over the data a tick.
+        window: J of Dyn-Unc and DUAL, in ticks.
+        cad_window: J of CAD, in ticks.
+        cad_average: W of CAD.
+        signal: What the recorder's ring holds: 1-p, nlp or el2n.
+        half: Keep the ring in half precision.
+        image_size: Side in pixels that images of a folder are resized and cut to.
+        seed: Seed of the training.
+        resume: Go on with the stopped run in OUT.
+        device: cpu or cuda; default CUDA where there is one.
+    """
+    source = data.resident("train", image_size)
+    dynamics = TrainingDynamics(
+        len(source),
+        window=window,
+        cad_window=cad_window,
+        cad_average=cad_average,
+        record=("entropy", "nll", *(() if signal == "el2n" else ("one_minus_p",))),
+        signal=signal,
+        ring_dtype=torch.float16 if half else torch.float32,
+        device=training_device(device),
+    )
+    # Without a teacher's logits and the last layer's inputs.
+    absent = {"el2n_sl", "grand", "sharp"}
+    if signal == "el2n":
+        absent |= {"dyn_unc", "dual", "one_minus_p"}
+    names = [name for name in DYNAMICS_SCORES if name not in absent]
+    check_recording(dynamics, names, teacher_recipe(epochs), ticks=ticks, mode=mode)
+    facts = {
+        "task": "score",
+        "epochs": epochs,
+        "ticks": ticks,
+        "mode": mode,
+        "window": window,
+        "cad_window": cad_window,
+        "cad_average": cad_average,
+        "signal": signal,
+        "half": half,
+        "image_size": image_size,
+        "seed": seed,
+        **plain(data),
+        **plain(model),
+    }
+    with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+        recorded = record_training(
+            source,
+            model.spec(),
+            dynamics,
+            epochs=epochs,
+            ticks=ticks,
+            mode=mode,
+            test_set=data.resident("test", image_size),
+            seed=seed,
+            device=device,
+            out=out / "run",
+        )
+        scores, failed = {}, []
+        for name in names:
+            try:
+                scores[name] = recorded.scores(name)
+            except ValueError as error:  # the others are worth the training
+                failed.append(str(error))
+        run.write_tensors("scores.safetensors", {name: s.values for name, s in scores.items()})
+        about = {n: {"high_means": s.high_means, "meta": dict(s.meta)} for n, s in scores.items()}
+        run.write_json("scores.json", about)
+    print(
+        f"{len(scores)} scores of {len(source):,} images; test accuracy "
+        f"{100 * recorded.teacher.record['accuracy']:.1f} %; "
+        f"recorder {dynamics.nbytes / len(source):.0f} bytes an image"
+    )
+    print(f"scores: {out / 'scores.safetensors'}")
+    for reason in failed:
+        print(f"not written: {reason}", file=sys.stderr)
+
+
+def read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) -> Scores:
+    """A score of these images from a run of ``pyddfast score``."""
+    file, about = folder / "scores.safetensors", folder / "scores.json"
+    facts, count = folder / "config.json", len(source)
+    for needed in (file, about, facts):
+        if not needed.is_file():
+            raise FileNotFoundError(
+                f"{needed} is missing; --scores takes a finished run of pyddfast score"
+            )
+    tensors, _ = read_tensors(file)
+    if name not in tensors:
+        raise ValueError(f"{file} holds no {name}, only {', '.join(sorted(tensors))}")
+    if tensors[name].shape != (count,):
+        raise ValueError(f"{file} is of {len(tensors[name])} images, the data set has {count}")
+    scored = read_json(facts).get("config", {}).get("dataset", {}).get("sha256")
+    # A folder was scored resized, and is read here at the files' own sizes: another digest.
+    if isinstance(source, ImageDataset) and scored != data_digest(source):
+        raise ValueError(f"{folder} scored other images or labels than the data set given")
+    entry = read_json(about).get(name)
+    if not isinstance(entry, dict) or not isinstance(entry.get("high_means"), str):
+        raise ValueError(f"{about} does not say what {name} means")
+    return Scores(tensors[name], name, entry["high_means"], entry.get("meta", {}))
