@@ -175,6 +175,7 @@ def labels_import(
     num_classes: int | None = None,
     form: str | None = None,
     sampler_seed: int = 42,
+    patches_shuffled: bool = False,
 ) -> None:
     """Make a store of official soft-label files; a stopped import goes on.
 
@@ -186,6 +187,8 @@ def labels_import(
         num_classes: Classes of its task.
         form: float16, float32, int8 or top<k>; default as the files are.
         sampler_seed: --fkd-seed of the script that wrote the files.
+        patches_shuffled: The views were shuffled by the files' PatchShuffle order, as in a store
+            that labels export warned of; EDC's own were not.
     """
     distilled = order = None
     if set is not None:
@@ -199,13 +202,14 @@ def labels_import(
             image_order=order,
             form=form,
             sampler_seed=sampler_seed,
+            patches_shuffled=patches_shuffled,
             on_progress=show,
         )
     _describe(store)
 
 
 def labels_export(store: Path, out: Path, /) -> None:
-    """Write a store as official files.
+    """Write a store as official files; warns of what they cannot hold.
 
     Args:
         store: Folder of the store.

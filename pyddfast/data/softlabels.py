@@ -8,7 +8,7 @@ A store is a folder:
 * ``store.json``: everything else, with checksums.  It comes last: without it a store is unfinished.
 
 The official files hold the same in one small file a batch; :func:`import_fkd` and
-:func:`export_fkd` go both ways without loss.
+:func:`export_fkd` go both ways without loss of a label or a view.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -506,6 +507,7 @@ def import_fkd(
     image_order: Tensor | None = None,
     form: str | None = None,
     sampler_seed: int = SAMPLER_SEED,
+    patches_shuffled: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SoftLabels:
     """Make a store of official files.
@@ -519,14 +521,23 @@ def import_fkd(
         form: of the store; None: the files' float16 or float32, which loses nothing.
         sampler_seed: ``--fkd-seed`` of the official scripts; files of 6 elements need it to tell
             which image is which.
+        patches_shuffled: whether the labels are of views to which the files' PatchShuffle order was
+            applied, which the files do not say: it was where :func:`export_fkd` wrote them of such
+            a store, it was not in EDC's own.
         on_progress: called with (batches done, batches in all) after each batch.
 
     Raises:
         FileNotFoundError: a file is missing.
         FileExistsError: ``out`` holds something else.
         ValueError: a file is damaged or unlike the others, or they are another set's; it is named.
+            ``patches_shuffled`` is given for files that hold no order.
     """
     source = FKDFolder.scan(folder)
+    if patches_shuffled and source.patch_order is None:
+        raise ValueError(
+            f"patches_shuffled must be False for {source.path}: its files of {source.elements} "
+            "elements hold no PatchShuffle order, which is the eighth"
+        )
     if distilled is not None:
         for name, mine, theirs in (
             ("images", source.count, len(distilled)),
@@ -547,6 +558,7 @@ def import_fkd(
         sampler_seed=sampler_seed if source.elements == 6 else None,
         patch_factor=factor,
         patch_dtype=str(dtype).removeprefix("torch."),
+        patches_shuffled=patches_shuffled,
         renumbered=image_order is not None,
         image_size=_size(distilled),
         labels_sha256=None if distilled is None else labels_digest(distilled.labels),
@@ -596,6 +608,11 @@ def export_fkd(
     Returns:
         The folder.
 
+    Warns:
+        UserWarning: the views were shuffled by PatchShuffle (``patches_shuffled``): the files hold
+            the order but cannot say that it was applied, so official code shows students other
+            views than the labels are of, and :func:`import_fkd` has to be told.
+
     Raises:
         FileExistsError: ``folder`` is a file or is not empty.
         ValueError: the files would hold numbers of images that were renumbered, or the store is
@@ -606,6 +623,13 @@ def export_fkd(
         raise ValueError(
             f"{store.path} counts images as its set does, not as the official files that it was "
             "made of: those are the export"
+        )
+    if info.patches_shuffled:
+        warnings.warn(
+            f"{folder} loses patches_shuffled of {store.path}: official files hold PatchShuffle's "
+            "order but cannot say that it was applied to the views, and official code does not "
+            "apply it; import them with patches_shuffled=True (--patches-shuffled)",
+            stacklevel=2,
         )
     done, total = 0, info.epochs * len(info.batch_sizes)
     with new_folder(folder) as new:

@@ -7,6 +7,7 @@ import itertools
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,22 @@ def test_a_replay_trains_as_the_teacher_beside_it(tmp_path: Path, changes: dict[
     for name, value in online.items():
         assert torch.equal(replayed[name], value), name
     # A training over official files that were made of the store is the same one.
-    files = export_fkd(store, tmp_path / "files")
-    again = import_fkd(files, tmp_path / "again")
-    # What EDC's files do not say, and official code does not do: PatchShuffle of the views.
-    if not store.info.patches_shuffled:
-        imported = train(tmp_path, "imported", labels=again, recipe=used)
-        for name, value in online.items():
-            assert torch.equal(imported[name], value), name
+    shuffled = store.info.patches_shuffled
+    lost = pytest.warns(UserWarning, match="loses patches_shuffled") if shuffled else nullcontext()
+    with lost:
+        files = export_fkd(store, tmp_path / "files")
+    again = import_fkd(files, tmp_path / "again", patches_shuffled=shuffled)
+    imported = train(tmp_path, "imported", labels=again, recipe=used)
+    for name, value in online.items():
+        assert torch.equal(imported[name], value), name
+    if shuffled:  # what the warning is about
+        unsaid = import_fkd(files, tmp_path / "unsaid")
+        other = train(tmp_path, "other", labels=unsaid, recipe=used)
+        assert not all(torch.equal(other[name], value) for name, value in online.items())
+    elif "patch_shuffle" in changes:
+        with pytest.raises(ValueError, match="patches_shuffled must be False .* of 7 elements"):
+            import_fkd(files, tmp_path / "refused", patches_shuffled=True)
+        assert not (tmp_path / "refused").exists()
 
 
 def test_a_store_of_other_images_is_refused(tmp_path: Path) -> None:
