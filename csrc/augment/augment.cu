@@ -1,6 +1,7 @@
 // Training views: a CTA a tile.  With CutMix a second one renders the same tile of the partner's
 // view; each writes the pixels on its side of the mixed box, and one that has none ends at once.
 #include "augment/augment.h"
+#include "common/dtypes.h"
 #include "common/resample_kernels.h"
 
 namespace pyddfast {
@@ -68,7 +69,6 @@ template <class Out>
 int launch_augment(const AugmentParams& params, void* stream) {
   const Tiles tiles(params.out_height, params.out_width);
   const int64_t ctas = params.batch * (params.partner ? 2 : 1) * tiles.count();
-  constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
   if (ctas > INT_MAX) return kInvalidValue;
   simt::LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(ctas));
@@ -86,16 +86,8 @@ int launch_augment(const AugmentParams& params, void* stream) {
 }  // namespace
 
 int augment_cuda(const AugmentParams& params, void* stream) {
-  switch (params.out_dtype) {
-    case DType::kFloat32:
-      return launch_augment<float>(params, stream);
-    case DType::kFloat16:
-      return launch_augment<Half>(params, stream);
-    case DType::kBFloat16:
-      return launch_augment<BFloat16>(params, stream);
-    default:
-      return 1;  // cudaErrorInvalidValue: float64 runs the twin
-  }
+  return with_device_dtype(params.out_dtype,
+                           [&]<class S>() { return launch_augment<S>(params, stream); });
 }
 
 }  // namespace pyddfast

@@ -246,8 +246,6 @@ __global__ void __launch_bounds__(kThreads)
 
 // -------------------------------------------------------------------------------------- launches
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-
 // Columns are counted in int; everything else in int64_t.
 inline bool valid_rows(int64_t rows, int64_t classes) {
   return rows >= 0 && classes >= 1 && classes <= INT_MAX / 2;

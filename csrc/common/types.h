@@ -21,4 +21,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What a launcher returns for what it does not take: cudaErrorInvalidValue.
+constexpr int kInvalidValue = 1;
+
 }  // namespace pyddfast

@@ -1,6 +1,7 @@
 // Mosaics: a thread an output pixel.
 #include <climits>
 
+#include "common/dtypes.h"
 #include "common/half.h"
 #include "common/simt.h"
 #include "patches/mosaic.h"
@@ -10,7 +11,6 @@ namespace pyddfast {
 namespace {
 
 constexpr int kBlockX = 32, kBlockY = 8;  // a warp writes one run of a row
-constexpr int kInvalidValue = 1;          // cudaErrorInvalidValue
 constexpr int kMaxChannels = 16;          // of one launch: factors travel as kernel arguments
 
 struct ChannelFactors {
@@ -107,16 +107,8 @@ int launch_mosaic_of(const MosaicParams& params, void* stream) {
 }  // namespace
 
 int mosaic_cuda(const MosaicParams& params, void* stream) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return launch_mosaic_of<float>(params, stream);
-    case DType::kFloat16:
-      return launch_mosaic_of<Half>(params, stream);
-    case DType::kBFloat16:
-      return launch_mosaic_of<BFloat16>(params, stream);
-    default:
-      return kInvalidValue;  // float64 runs the twin
-  }
+  return with_device_dtype(params.dtype,
+                           [&]<class S>() { return launch_mosaic_of<S>(params, stream); });
 }
 
 }  // namespace pyddfast

@@ -1,6 +1,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "common/dtypes_cpu.h"
 #include "common/rows_cpu.h"
 #include "patches/mosaic.h"
 #include "patches/mosaic_math.h"
@@ -101,42 +102,12 @@ PYDD_HD void mosaic_rows_of(const MosaicParams& p, int64_t begin, int64_t end) {
     }
     S* const out = static_cast<S*>(p.out) + r * p.size;
 #pragma omp simd
-    for (int64_t x = 0; x < p.size; ++x) {
-      if constexpr (std::is_same_v<S, double>) {
-        out[x] = row[size_t(x)];
-      } else {
-        out[x] = from_float<S>(float(row[size_t(x)]));
-      }
-    }
+    for (int64_t x = 0; x < p.size; ++x) out[x] = stored<S>(row[size_t(x)]);
   }
-}
-
-PYDD_CPU_CLONES void mosaic_f32(const MosaicParams& p, int64_t begin, int64_t end) {
-  mosaic_rows_of<float, float>(p, begin, end);
-}
-PYDD_CPU_CLONES void mosaic_f16(const MosaicParams& p, int64_t begin, int64_t end) {
-  mosaic_rows_of<float, Half>(p, begin, end);
-}
-PYDD_CPU_CLONES void mosaic_bf16(const MosaicParams& p, int64_t begin, int64_t end) {
-  mosaic_rows_of<float, BFloat16>(p, begin, end);
-}
-PYDD_CPU_CLONES void mosaic_f64(const MosaicParams& p, int64_t begin, int64_t end) {
-  mosaic_rows_of<double, double>(p, begin, end);
 }
 
 }  // namespace
 
-void mosaic_cpu(const MosaicParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return mosaic_f32(params, begin, end);
-    case DType::kFloat16:
-      return mosaic_f16(params, begin, end);
-    case DType::kBFloat16:
-      return mosaic_bf16(params, begin, end);
-    case DType::kFloat64:
-      return mosaic_f64(params, begin, end);
-  }
-}
+PYDD_CPU_KERNEL(mosaic_cpu, MosaicParams, params.dtype, mosaic_rows_of)
 
 }  // namespace pyddfast

@@ -1,5 +1,6 @@
 // Crops: a CTA a tile of the padded result.  Images have any sizes, so their descriptions travel
 // as kernel arguments, some at a time: no copy to the device, nothing to keep alive.
+#include "common/dtypes.h"
 #include "common/resample_kernels.h"
 #include "patches/multi_crop.h"
 
@@ -62,7 +63,6 @@ int launch_crops(const MultiCropParams& params, void* stream) {
     args.boxes = params.boxes + 4 * first * params.crops;
     args.first = first;
     const int64_t ctas = count * params.crops * tiles.count();
-    constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
     if (ctas > INT_MAX) return kInvalidValue;
     config.grid = dim3(static_cast<unsigned>(ctas));
     for (int64_t c = 0; c < params.channels; c += kMaxChannels) {
@@ -77,16 +77,8 @@ int launch_crops(const MultiCropParams& params, void* stream) {
 
 template <class In>
 int launch_crops_of(const MultiCropParams& params, void* stream) {
-  switch (params.out_dtype) {
-    case DType::kFloat32:
-      return launch_crops<In, float>(params, stream);
-    case DType::kFloat16:
-      return launch_crops<In, Half>(params, stream);
-    case DType::kBFloat16:
-      return launch_crops<In, BFloat16>(params, stream);
-    default:
-      return 1;  // cudaErrorInvalidValue: float64 runs the twin
-  }
+  return with_device_dtype(params.out_dtype,
+                           [&]<class S>() { return launch_crops<In, S>(params, stream); });
 }
 
 }  // namespace
@@ -102,7 +94,7 @@ int multi_crop_cuda(const MultiCropParams& params, void* stream) {
     case PixelType::kBFloat16:
       return launch_crops_of<BFloat16>(params, stream);
     default:
-      return 1;
+      return kInvalidValue;
   }
 }
 

@@ -7,7 +7,6 @@
 namespace pyddfast {
 namespace {
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 constexpr int kForwardThreads = 1024;
 constexpr int kBackwardThreads = 256;
 

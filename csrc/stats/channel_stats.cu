@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "common/dtypes.h"
 #include "common/half.h"
 #include "common/simt.h"
 #include "stats/channel_stats.h"
@@ -13,7 +14,6 @@
 namespace pyddfast {
 namespace {
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 constexpr int kThreads = 256;
 constexpr int kHeld = 32;                // elements a thread: 128 bytes in flight, no spills
 constexpr int kTile = kThreads * kHeld;  // 32 KB of fp32, as DRAM pages like it
@@ -482,17 +482,8 @@ int run(const ChannelStatsParams& params, bool backward, void* stream) {
 int dispatch(const ChannelStatsParams& params, bool backward, void* stream) {
   if (!countable(params)) return kInvalidValue;
   if (params.channels == 0) return 0;
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return run<float>(params, backward, stream);
-    case DType::kFloat16:
-      return run<Half>(params, backward, stream);
-    case DType::kBFloat16:
-      return run<BFloat16>(params, backward, stream);
-    case DType::kFloat64:
-      break;  // the twin's
-  }
-  return kInvalidValue;
+  return with_device_dtype(params.dtype,
+                           [&]<class S>() { return run<S>(params, backward, stream); });
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/dtypes_cpu.h"
 #include "common/rows_cpu.h"
 #include "stats/channel_stats.h"
 
@@ -15,11 +16,6 @@ constexpr int64_t kPieceElements = 1 << 16;
 // Rows that add to a block of channels before its sums go back to the L1 cache.
 constexpr int64_t kRowGroup = 8;
 
-template <class T>
-const T* vector(const void* data) {
-  return static_cast<const T*>(data);
-}
-
 template <class S>
 const S* at(const void* data, const ChannelStrides& strides, int64_t n, int64_t c, int64_t p) {
   return static_cast<const S*>(data) + n * strides.batch + c * strides.channel +
@@ -29,15 +25,6 @@ const S* at(const void* data, const ChannelStrides& strides, int64_t n, int64_t 
 template <class S>
 S* at(void* data, const ChannelStrides& strides, int64_t n, int64_t c, int64_t p) {
   return const_cast<S*>(at<S>(static_cast<const void*>(data), strides, n, c, p));
-}
-
-template <class T, class S>
-PYDD_HD S stored(T value) {
-  if constexpr (std::is_same_v<S, double>) {
-    return value;
-  } else {
-    return from_float<S>(float(value));
-  }
 }
 
 template <class T, class S>
@@ -84,7 +71,7 @@ PYDD_HD void normalise_plane(const S* x, int64_t count, const EvalNorm<T>& norm,
                              Activation activation, S* y) {
 #pragma omp simd
   for (int64_t p = 0; p < count; ++p) {
-    y[p] = stored<T, S>(activated(normalised(T(to_float(x[p])), norm), activation));
+    y[p] = stored<S>(activated(normalised(T(to_float(x[p])), norm), activation));
   }
 }
 
@@ -134,7 +121,7 @@ PYDD_HD void add_rows(const S* x, int64_t stride, int64_t channels, const double
       squares += d * d;
       if constexpr (kNorm) {
         const EvalNorm<T> norm{norm_mean[c], norm_scale[c], norm_bias[c]};
-        y[r * y_stride + c] = stored<T, S>(activated(normalised(value, norm), activation));
+        y[r * y_stride + c] = stored<S>(activated(normalised(value, norm), activation));
       }
     }
     first[c] = sum;
@@ -249,7 +236,7 @@ PYDD_HD void planes_backward(const ChannelStatsParams& params, int64_t begin, in
     S* const grad_x = at<S>(params.grad_x, params.grad_x_strides, n, c, 0);
 #pragma omp simd
     for (int64_t p = 0; p < params.positions; ++p) {
-      grad_x[p] = stored<T, S>(
+      grad_x[p] = stored<S>(
           element_gradient<kNorm, kGradY, T, S>(x[p], grad_y, p, slope, norm, params.activation));
     }
   }
@@ -277,7 +264,7 @@ PYDD_HD void rows_backward(const ChannelStatsParams& params, int64_t begin, int6
       const StatsSlope<T> slope{mean[c], of_mean[c], of_var[c]};
       EvalNorm<T> one{};
       if constexpr (kNorm) one = {norm.mean[c], norm.scale[c], norm.bias[c]};
-      grad_x[c] = stored<T, S>(
+      grad_x[c] = stored<S>(
           element_gradient<kNorm, kGradY, T, S>(x[c], grad_y, c, slope, one, params.activation));
     }
   }
@@ -314,20 +301,6 @@ PYDD_HD void backward(const ChannelStatsParams& params, int64_t begin, int64_t e
   }
 }
 
-// One clone a storage type.
-#define PYDD_STATS_CLONES(name, T, S)                                                            \
-  PYDD_CPU_CLONES void forward_##name(const ChannelStatsParams& params, int64_t b, int64_t e) {  \
-    forward<T, S>(params, b, e);                                                                 \
-  }                                                                                              \
-  PYDD_CPU_CLONES void backward_##name(const ChannelStatsParams& params, int64_t b, int64_t e) { \
-    backward<T, S>(params, b, e);                                                                \
-  }
-PYDD_STATS_CLONES(f32, float, float)
-PYDD_STATS_CLONES(f16, float, Half)
-PYDD_STATS_CLONES(bf16, float, BFloat16)
-PYDD_STATS_CLONES(f64, double, double)
-#undef PYDD_STATS_CLONES
-
 }  // namespace
 
 int64_t channel_stats_pieces(const ChannelStatsParams& params) {
@@ -343,43 +316,12 @@ int64_t channel_stats_tasks(const ChannelStatsParams& params) {
   return params.layout == ChannelLayout::kPlanes ? pieces * params.channels : pieces;
 }
 
-void channel_stats_cpu(const ChannelStatsParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return forward_f32(params, begin, end);
-    case DType::kFloat16:
-      return forward_f16(params, begin, end);
-    case DType::kBFloat16:
-      return forward_bf16(params, begin, end);
-    case DType::kFloat64:
-      return forward_f64(params, begin, end);
-  }
-}
+PYDD_CPU_KERNEL(channel_stats_cpu, ChannelStatsParams, params.dtype, forward)
 
 void channel_stats_finish_cpu(const ChannelStatsParams& params) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return finish<float, float>(params);
-    case DType::kFloat16:
-      return finish<float, Half>(params);
-    case DType::kBFloat16:
-      return finish<float, BFloat16>(params);
-    case DType::kFloat64:
-      return finish<double, double>(params);
-  }
+  with_dtype(params.dtype, [&]<class S>() { finish<Accumulation<S>, S>(params); });
 }
 
-void channel_stats_backward_cpu(const ChannelStatsParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return backward_f32(params, begin, end);
-    case DType::kFloat16:
-      return backward_f16(params, begin, end);
-    case DType::kBFloat16:
-      return backward_bf16(params, begin, end);
-    case DType::kFloat64:
-      return backward_f64(params, begin, end);
-  }
-}
+PYDD_CPU_KERNEL(channel_stats_backward_cpu, ChannelStatsParams, params.dtype, backward)
 
 }  // namespace pyddfast

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "common/dtypes.h"
 #include "common/half.h"
 #include "common/simt.h"
 #include "stats/moments_kernels.h"
@@ -14,11 +15,10 @@
 namespace pyddfast {
 namespace {
 
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
-constexpr int kThreads = 256;     // the pixels of a cell of 16 x 16
-constexpr int kHeld = 8;          // samples whose loads are in flight before any is used
-constexpr int kFewCtas = 1024;    // below about 8 CTAs an SM the samples are divided
-constexpr int kPlanes = 32;       // of a thread: what its coefficients cost is divided by this
+constexpr int kThreads = 256;   // the pixels of a cell of 16 x 16
+constexpr int kHeld = 8;        // samples whose loads are in flight before any is used
+constexpr int kFewCtas = 1024;  // below about 8 CTAs an SM the samples are divided
+constexpr int kPlanes = 32;     // of a thread: what its coefficients cost is divided by this
 
 // Partials: for each channel (cells, parts), then for each cell (channels, parts).
 struct Layout {
@@ -275,17 +275,8 @@ int run(const PatchStatsParams& params, bool backward, void* stream) {
 }
 
 int dispatch(const PatchStatsParams& params, bool backward, void* stream) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return run<float>(params, backward, stream);
-    case DType::kFloat16:
-      return run<Half>(params, backward, stream);
-    case DType::kBFloat16:
-      return run<BFloat16>(params, backward, stream);
-    case DType::kFloat64:
-      break;  // the twin's
-  }
-  return kInvalidValue;
+  return with_device_dtype(params.dtype,
+                           [&]<class S>() { return run<S>(params, backward, stream); });
 }
 
 }  // namespace

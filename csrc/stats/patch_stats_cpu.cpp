@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/dtypes_cpu.h"
 #include "common/rows_cpu.h"
 #include "stats/patch_stats.h"
 
@@ -14,20 +15,6 @@ namespace {
 
 // Elements of one task of the forward: enough to hide a thread's wake-up.
 constexpr int64_t kBlockElements = 1 << 16;
-
-template <class T>
-const T* vector(const void* data) {
-  return static_cast<const T*>(data);
-}
-
-template <class T, class S>
-PYDD_HD S stored(T value) {
-  if constexpr (std::is_same_v<S, double>) {
-    return value;
-  } else {
-    return from_float<S>(float(value));
-  }
-}
 
 template <class S>
 const S* plane_of(const PatchStatsParams& params, int64_t n, int64_t c) {
@@ -333,7 +320,7 @@ PYDD_HD void backward_of(const PatchStatsParams& params, int64_t begin, int64_t 
     for (int64_t i = 0; i < pixels; ++i) {
       T gradient = sum[i] + stats_gradient(T(to_float(x[i])), slope);
       if constexpr (kGradX) gradient += T(to_float(grad_x[i]));
-      result[i] = stored<T, S>(gradient);
+      result[i] = stored<S>(gradient);
     }
   }
 }
@@ -344,20 +331,6 @@ PYDD_HD void backward(const PatchStatsParams& params, int64_t begin, int64_t end
                 : backward_of<false, T, S>(params, begin, end);
 }
 
-// One clone a storage type.
-#define PYDD_PATCH_CLONES(name, T, S)                                                          \
-  PYDD_CPU_CLONES void forward_##name(const PatchStatsParams& params, int64_t b, int64_t e) {  \
-    forward<T, S>(params, b, e);                                                               \
-  }                                                                                            \
-  PYDD_CPU_CLONES void backward_##name(const PatchStatsParams& params, int64_t b, int64_t e) { \
-    backward<T, S>(params, b, e);                                                              \
-  }
-PYDD_PATCH_CLONES(f32, float, float)
-PYDD_PATCH_CLONES(f16, float, Half)
-PYDD_PATCH_CLONES(bf16, float, BFloat16)
-PYDD_PATCH_CLONES(f64, double, double)
-#undef PYDD_PATCH_CLONES
-
 }  // namespace
 
 int64_t patch_stats_blocks(const PatchStatsParams& params) {
@@ -367,43 +340,12 @@ int64_t patch_stats_blocks(const PatchStatsParams& params) {
                              std::min<int64_t>(64, planes));
 }
 
-void patch_stats_cpu(const PatchStatsParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return forward_f32(params, begin, end);
-    case DType::kFloat16:
-      return forward_f16(params, begin, end);
-    case DType::kBFloat16:
-      return forward_bf16(params, begin, end);
-    case DType::kFloat64:
-      return forward_f64(params, begin, end);
-  }
-}
+PYDD_CPU_KERNEL(patch_stats_cpu, PatchStatsParams, params.dtype, forward)
 
 void patch_stats_finish_cpu(const PatchStatsParams& params) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return finish<float, float>(params);
-    case DType::kFloat16:
-      return finish<float, Half>(params);
-    case DType::kBFloat16:
-      return finish<float, BFloat16>(params);
-    case DType::kFloat64:
-      return finish<double, double>(params);
-  }
+  with_dtype(params.dtype, [&]<class S>() { finish<Accumulation<S>, S>(params); });
 }
 
-void patch_stats_backward_cpu(const PatchStatsParams& params, int64_t begin, int64_t end) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return backward_f32(params, begin, end);
-    case DType::kFloat16:
-      return backward_f16(params, begin, end);
-    case DType::kBFloat16:
-      return backward_bf16(params, begin, end);
-    case DType::kFloat64:
-      return backward_f64(params, begin, end);
-  }
-}
+PYDD_CPU_KERNEL(patch_stats_backward_cpu, PatchStatsParams, params.dtype, backward)
 
 }  // namespace pyddfast

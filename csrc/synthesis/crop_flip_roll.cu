@@ -1,12 +1,11 @@
 // A CTA a tile of an image's view, or, for the adjoint, of an image's gradient.  Both ways a pixel
 // gathers what belongs to it, in a fixed order: no atomics, the same bits every time.
+#include "common/dtypes.h"
 #include "common/resample_kernels.h"
 #include "synthesis/crop_flip_roll.h"
 
 namespace pyddfast {
 namespace {
-
-constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 template <class S>
 __device__ __forceinline__ const S* image_of(const CropFlipRollParams& params, int64_t n) {
@@ -136,17 +135,7 @@ int run(const CropFlipRollParams& params, void* stream) {
 }  // namespace
 
 int crop_flip_roll_cuda(const CropFlipRollParams& params, void* stream) {
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return run<float>(params, stream);
-    case DType::kFloat16:
-      return run<Half>(params, stream);
-    case DType::kBFloat16:
-      return run<BFloat16>(params, stream);
-    case DType::kFloat64:
-      break;  // the twin's
-  }
-  return kInvalidValue;
+  return with_device_dtype(params.dtype, [&]<class S>() { return run<S>(params, stream); });
 }
 
 }  // namespace pyddfast

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "common/dtypes_cpu.h"
 #include "common/resample_cpu.h"
 #include "synthesis/crop_flip_roll.h"
 
@@ -118,15 +119,6 @@ struct Uses {
 };
 
 template <class T, class S>
-PYDD_HD S stored(T value) {
-  if constexpr (std::is_same_v<S, double>) {
-    return value;
-  } else {
-    return from_float<S>(float(value));
-  }
-}
-
-template <class T, class S>
 PYDD_HD void adjoint_planes(const CropFlipRollParams& params, int64_t begin, int64_t end) {
   const RolledView rolled(params, nullptr);
   const View& view = rolled.view;
@@ -134,7 +126,7 @@ PYDD_HD void adjoint_planes(const CropFlipRollParams& params, int64_t begin, int
   if (!view.valid) {
     S* const out = static_cast<S*>(params.out);
     std::fill(out + begin * pixels, out + end * pixels,
-              stored<T, S>(std::numeric_limits<T>::quiet_NaN()));
+              stored<S>(std::numeric_limits<T>::quiet_NaN()));
     return;
   }
   const Uses<T> rows(view.rows, [&](int i) { return rolled.row(i); });
@@ -146,7 +138,7 @@ PYDD_HD void adjoint_planes(const CropFlipRollParams& params, int64_t begin, int
     const S* const gradient =
         static_cast<const S*>(params.in) + n * params.stride_n + c * params.stride_c;
     S* const image = static_cast<S*>(params.out) + plane * pixels;
-    std::fill_n(image, pixels, stored<T, S>(T(0)));
+    std::fill_n(image, pixels, stored<S>(T(0)));
     for (int64_t p = 0; p < rows.pixels; ++p) {
       for (int64_t t = 0; t < rows.most; ++t) {
         const T weight = rows.weight[size_t(t * rows.pixels + p)];
@@ -173,7 +165,7 @@ PYDD_HD void adjoint_planes(const CropFlipRollParams& params, int64_t begin, int
       }
       S* const out = image + (view.top + p) * params.width + view.left;
 #pragma omp simd
-      for (int64_t q = 0; q < columns.pixels; ++q) out[q] = stored<T, S>(result[q]);
+      for (int64_t q = 0; q < columns.pixels; ++q) out[q] = stored<S>(result[q]);
     }
   }
 }
@@ -186,15 +178,7 @@ PYDD_ROLL_CLONES(f32, float)
 PYDD_ROLL_CLONES(f64, double)
 #undef PYDD_ROLL_CLONES
 
-#define PYDD_ADJOINT_CLONES(name, T, S)                                                         \
-  PYDD_CPU_CLONES void adjoint_##name(const CropFlipRollParams& params, int64_t b, int64_t e) { \
-    adjoint_planes<T, S>(params, b, e);                                                         \
-  }
-PYDD_ADJOINT_CLONES(f32, float, float)
-PYDD_ADJOINT_CLONES(f16, float, Half)
-PYDD_ADJOINT_CLONES(bf16, float, BFloat16)
-PYDD_ADJOINT_CLONES(f64, double, double)
-#undef PYDD_ADJOINT_CLONES
+PYDD_CPU_KERNEL(adjoint, CropFlipRollParams, params.dtype, adjoint_planes)
 
 }  // namespace
 
@@ -211,16 +195,7 @@ void crop_flip_roll_cpu(const CropFlipRollParams& params, int64_t begin, int64_t
     return params.dtype == DType::kFloat64 ? roll_f64(params, begin, end)
                                            : roll_f32(params, begin, end);
   }
-  switch (params.dtype) {
-    case DType::kFloat32:
-      return adjoint_f32(params, begin, end);
-    case DType::kFloat16:
-      return adjoint_f16(params, begin, end);
-    case DType::kBFloat16:
-      return adjoint_bf16(params, begin, end);
-    case DType::kFloat64:
-      return adjoint_f64(params, begin, end);
-  }
+  adjoint(params, begin, end);
 }
 
 }  // namespace pyddfast
