@@ -5,6 +5,7 @@ twin in ``pyddfast.ops.reference``.
 """
 
 from pyddfast.ops import _fakes
+from pyddfast.ops._segments import class_segments
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
 from pyddfast.ops.dsa import DSAParams, draw_dsa, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
@@ -44,6 +45,7 @@ __all__ = [
     "bn_eval_stats",
     "channel_stats",
     "clamp_normalized",
+    "class_segments",
     "class_targets",
     "crop_flip_roll",
     "draw_augmentation",

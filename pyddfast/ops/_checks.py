@@ -50,6 +50,16 @@ def positive(value: Any, name: str) -> float:
     return float(value)
 
 
+def count(value: Any, name: str, least: int = 0) -> int:
+    """`value` is an int of at least `least`; returns it."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        allowed = "not be negative" if least == 0 else f"be at least {least}"
+        raise ValueError(f"{name} must {allowed}, got {value}")
+    return value
+
+
 def temperature(value: Any) -> float:
     """A temperature that float32 arithmetic can divide by; returns it as a float."""
     if not 1e-30 <= positive(value, "temperature") <= 1e30:
