@@ -116,7 +116,7 @@ def test_a_replay_trains_as_the_teacher_beside_it(tmp_path: Path, changes: dict[
         other = train(tmp_path, "other", labels=unsaid, recipe=used)
         assert not all(torch.equal(other[name], value) for name, value in online.items())
     elif "patch_shuffle" in changes:
-        with pytest.raises(ValueError, match="patches_shuffled must be False .* of 7 elements"):
+        with pytest.raises(ValueError, match=r"patches_shuffled must be False .* of 7 elements"):
             import_fkd(files, tmp_path / "refused", patches_shuffled=True)
         assert not (tmp_path / "refused").exists()
 
