@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from pyddfast.coresets.files import read_npz, write_indices, write_npz
 from pyddfast.data import DistilledSet, ImageSource
 from pyddfast.random import Purpose, uniform
 
@@ -52,6 +54,31 @@ class Scores:
     def __len__(self) -> int:
         return len(self.values)
 
+    def save(self, file: str | Path) -> Path:
+        """Write values and record to an ``.npz`` file, whole or not at all.
+
+        Numpy reads it: ``numpy.load(file)["values"]``.
+
+        Raises:
+            ValueError: The name has another ending.
+        """
+        record = {"name": self.name, "high_means": self.high_means, "meta": dict(self.meta)}
+        return write_npz(file, "scores", {"values": self.values}, record)
+
+    @classmethod
+    def load(cls, file: str | Path) -> Scores:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged or no file of scores.
+        """
+        arrays, record = read_npz(file, "scores")
+        try:
+            return cls(arrays["values"], record["name"], record["high_means"], record["meta"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no file of scores: {error!r}") from error
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -59,8 +86,9 @@ class Selection:
 
     Attributes:
         indices: int64 (K,), positions in the data set, class after class.
-        order: What the order within a class means: ``"ranked"``, best pick first, so that its
-            beginning is the pick for a smaller budget; or ``"none"``.
+        order: What the order within a class means: ``"ranked"``, best pick first (of greedy
+            methods the order of their picks), so that its beginning is the pick for a smaller
+            budget; or ``"none"``.
         weights: float32 (K,), or None where all samples count alike.
         scores: (K,), the score of each pick, or None.
         meta: Method, score, strategy, budget, seed ...; JSON values only.
@@ -78,6 +106,45 @@ class Selection:
     def to_distilled(self, dataset: ImageSource) -> DistilledSet:
         """The picked images as a set to train on; see :func:`to_distilled`."""
         return to_distilled(self, dataset)
+
+    def save(self, file: str | Path) -> Path:
+        """Write picks, weights, scores and record to an ``.npz`` file, whole or not at all.
+
+        Numpy reads it: ``numpy.load(file)["indices"]``.
+
+        Raises:
+            ValueError: The name has another ending.
+        """
+        given = {"indices": self.indices, "weights": self.weights, "scores": self.scores}
+        arrays = {name: value for name, value in given.items() if value is not None}
+        record = {"order": self.order, "meta": dict(self.meta)}
+        return write_npz(file, "selection", arrays, record)
+
+    @classmethod
+    def load(cls, file: str | Path) -> Selection:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged or no file of a selection.
+        """
+        arrays, record = read_npz(file, "selection")
+        try:
+            indices, order, meta = arrays["indices"], record["order"], record["meta"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no file of a selection: {error!r}") from error
+        return cls(indices, order, arrays.get("weights"), arrays.get("scores"), meta)
+
+    def export(self, file: str | Path) -> Path:
+        """Write the bare positions for other programs, in the order of the picks.
+
+        Args:
+            file: ``.txt``: one a line; ``.json``: a list; ``.npy``: an int64 array of numpy.
+
+        Raises:
+            ValueError: The name has another ending.
+        """
+        return write_indices(file, self.indices)
 
 
 def select(
