@@ -38,6 +38,7 @@ from pyddfast.data.softlabels import (
     write_fkd,
 )
 from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
+from pyddfast.data.zca import ZCAWhitening
 
 __all__ = [
     "CIFAR10_NORMALIZATION",
@@ -60,6 +61,7 @@ __all__ = [
     "SoftLabelWriter",
     "SoftLabels",
     "StoreInfo",
+    "ZCAWhitening",
     "draw_request",
     "export_fkd",
     "export_png",

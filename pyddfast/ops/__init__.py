@@ -7,9 +7,10 @@ twin in ``pyddfast.ops.reference``.
 from pyddfast.ops import _fakes
 from pyddfast.ops._segments import class_segments
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
-from pyddfast.ops.dsa import DSAParams, draw_dsa, dsa
+from pyddfast.ops.dsa import DSAParams, draw_dsa, draw_dsa_official, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
+from pyddfast.ops.match import feature_mean_distance, gradient_distance, parameter_distance
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
 from pyddfast.ops.stats import (
@@ -51,14 +52,18 @@ __all__ = [
     "draw_augmentation",
     "draw_crop_flip_roll",
     "draw_dsa",
+    "draw_dsa_official",
     "dsa",
     "dynamics_update_",
+    "feature_mean_distance",
+    "gradient_distance",
     "image_prior",
     "kd_loss",
     "kd_value_and_grad",
     "mosaic",
     "mse_ce",
     "multi_crop",
+    "parameter_distance",
     "patch_stats",
     "sample_scores",
     "select_patches",

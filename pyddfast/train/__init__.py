@@ -12,6 +12,7 @@ from pyddfast.train.relabel import relabel
 from pyddfast.train.run import RunFolder, environment
 from pyddfast.train.student import SeedResult, StudentResult, train_student
 from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
+from pyddfast.train.unroll import functional, sgd_step
 
 __all__ = [
     "Budget",
@@ -33,12 +34,14 @@ __all__ = [
     "check_set",
     "environment",
     "evaluate",
+    "functional",
     "predict",
     "predict_batches",
     "progress",
     "recipe",
     "relabel",
     "sampling_error",
+    "sgd_step",
     "soft_labels",
     "teacher_recipe",
     "train_student",

@@ -1,0 +1,147 @@
+"""What small-scale distillation matches: gradients (DC), mean features (DM), parameters (TM).
+
+Compositions of torch operators, differentiable to any order: next to the networks that they compare
+they are a few small launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from pyddfast.ops import _checks
+from pyddfast.ops.reference import match as reference
+
+__all__ = ["GradientMetric", "feature_mean_distance", "gradient_distance", "parameter_distance"]
+
+GradientMetric = Literal["ours", "mse", "cos"]
+METRICS: tuple[GradientMetric, ...] = ("ours", "mse", "cos")
+
+
+def gradient_distance(
+    grads_syn: Sequence[Tensor],
+    grads_real: Sequence[Tensor],
+    metric: GradientMetric = "ours",
+) -> Tensor:
+    r"""Distance between two gradients of one network, as DC, DSA and their successors match them.
+
+    ``"ours"`` sums over the rows of all tensors with two or more dimensions, a row being the
+    weights of one output: :math:`\sum_i 1 - \langle s_i, r_i\rangle / (|s_i| |r_i| + 10^{-6})`.
+    Tensors with one dimension (biases, scales and shifts of norms) do not count.  ``"mse"`` is the
+    squared distance over all values of all tensors, ``"cos"`` one minus the cosine of all values.
+
+    Args:
+        grads_syn: gradients of the synthetic batch, in the order of ``parameters()``.
+        grads_real: gradients of the real batch, the same shapes and devices.
+        metric: which distance.
+
+    Returns:
+        A scalar in the dtype of the gradients (float32 for 16-bit ones), differentiable in both; a
+        row of zeros has distance 1 and no gradient.
+
+    Raises:
+        TypeError: an argument that is no sequence of floating-point tensors.
+        ValueError: lengths, shapes or devices differ, nothing is given, or an unknown metric.
+
+    Source: Zhao, Mopuri and Bilen, ICLR 2021 (DC); VICO-UoE/DatasetCondensation,
+    ``utils.py:match_loss``.
+    """
+    _checks.one_of(metric, METRICS, "metric")
+    _check_lists(grads_syn, grads_real, "grads_syn", "grads_real")
+    return reference.gradient_distance(grads_syn, grads_real, metric)
+
+
+def feature_mean_distance(features_syn: Tensor, features_real: Tensor) -> Tensor:
+    r"""Squared distance of mean features, :math:`\sum_c |\bar f^{syn}_c - \bar f^{real}_c|^2`.
+
+    Args:
+        features_syn: (..., N, D) features of N synthetic images; leading dimensions, such as one a
+            class, have means of their own and are summed.  (N, D) of all images is eq. 5 of the
+            paper, (classes, N, D) the official code's loss of all classes.
+        features_real: (..., M, D), the same leading dimensions; M may differ from N.
+
+    Returns:
+        A scalar in the dtype of the features (float32 for 16-bit ones), differentiable in both.
+
+    Raises:
+        TypeError: a tensor that is not floating point.
+        ValueError: shapes or devices do not fit, or there is no image.
+
+    Source: Zhao and Bilen, WACV 2023 (DM); ``main_DM.py`` of VICO-UoE/DatasetCondensation.
+    """
+    _checks.float_tensor(features_syn, "features_syn")
+    _checks.float_tensor(features_real, "features_real")
+    for name, features in (("features_syn", features_syn), ("features_real", features_real)):
+        if features.ndim < 2 or features.shape[-2] == 0:
+            raise ValueError(
+                f"{name} has shape {tuple(features.shape)}; (..., images >= 1, D) is needed"
+            )
+    syn, real = features_syn.shape, features_real.shape
+    if (syn[:-2], syn[-1]) != (real[:-2], real[-1]):
+        raise ValueError(
+            f"features_real has shape {tuple(real)}, features_syn {tuple(syn)}; "
+            "they may differ in the last dimension but one only"
+        )
+    _checks.same_device(features_syn, features_real, "features_real", first="features_syn")
+    return reference.feature_mean_distance(features_syn, features_real)
+
+
+def parameter_distance(
+    params: Tensor | Sequence[Tensor],
+    target: Tensor | Sequence[Tensor],
+    start: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor:
+    r"""Squared distance of parameters, normalised by that of the expert's own way.
+
+    :math:`|\theta_N - \theta^*|^2 / |\theta_0 - \theta^*|^2`: the loss of trajectory matching (TM,
+    DATM), eq. 4 of the paper.
+
+    Args:
+        params: parameters of the student after its steps: a flat vector or a list of tensors.
+        target: the expert's later snapshot, in the same form.
+        start: the expert's snapshot that the student started from; None leaves the distance as it
+            is.  Where it equals ``target`` the result is not finite.
+
+    Returns:
+        A scalar in the dtype of the parameters (float32 for 16-bit ones), differentiable in all.
+
+    Raises:
+        TypeError: an argument that is no tensor and no sequence of floating-point tensors.
+        ValueError: lengths, shapes or devices differ, or nothing is given.
+
+    Source: Cazenavette et al., CVPR 2022; ``distill.py`` of GeorgeCazenavette/mtt-distillation.
+    """
+    given = [_as_list(params), _as_list(target), None if start is None else _as_list(start)]
+    _check_lists(given[0], given[1], "params", "target")
+    if given[2] is not None:
+        _check_lists(given[0], given[2], "params", "start")
+    return reference.parameter_distance(given[0], given[1], given[2])  # type: ignore[arg-type]
+
+
+def _as_list(params: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return [params] if isinstance(params, Tensor) else params
+
+
+def _check_lists(first: object, second: object, first_name: str, second_name: str) -> None:
+    """Both are sequences of floating-point tensors of the same shapes and devices."""
+    for name, tensors in ((first_name, first), (second_name, second)):
+        if not isinstance(tensors, Sequence):
+            raise TypeError(f"{name} is a sequence of tensors, not {type(tensors).__name__}")
+        for index, tensor in enumerate(tensors):
+            _checks.float_tensor(tensor, f"{name}[{index}]")
+    assert isinstance(first, Sequence)
+    assert isinstance(second, Sequence)
+    if len(first) != len(second) or not first:
+        raise ValueError(
+            f"{first_name} has {len(first)} tensors, {second_name} {len(second)}; "
+            "as many, and at least one, are needed"
+        )
+    for index, (a, b) in enumerate(zip(first, second, strict=True)):
+        if a.shape != b.shape:
+            raise ValueError(
+                f"{second_name}[{index}] has shape {tuple(b.shape)}, {first_name}[{index}] "
+                f"{tuple(a.shape)}; they must be the same"
+            )
+        _checks.same_device(a, b, f"{second_name}[{index}]", first=f"{first_name}[{index}]")
