@@ -7,6 +7,7 @@ twin in ``pyddfast.ops.reference``.
 from pyddfast.ops import _fakes
 from pyddfast.ops._segments import class_segments
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
+from pyddfast.ops.block import norm_relu_pool
 from pyddfast.ops.dsa import DSAParams, draw_dsa, draw_dsa_official, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
@@ -63,6 +64,7 @@ __all__ = [
     "mosaic",
     "mse_ce",
     "multi_crop",
+    "norm_relu_pool",
     "parameter_distance",
     "patch_stats",
     "sample_scores",
