@@ -70,6 +70,9 @@ class Purpose(IntEnum):
     INITIAL = 19
     FEATURE_DROP = 20
     STATISTICS = 21
+    EXPERT = 30
+    TRAJECTORY = 31
+    TRAJECTORY_BATCH = 32
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

@@ -38,6 +38,7 @@ from pyddfast.data.softlabels import (
     write_fkd,
 )
 from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
+from pyddfast.data.trajectories import Trajectories, write_replay_buffer
 from pyddfast.data.zca import ZCAWhitening
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "SoftLabelWriter",
     "SoftLabels",
     "StoreInfo",
+    "Trajectories",
     "ZCAWhitening",
     "draw_request",
     "export_fkd",
@@ -83,4 +85,5 @@ __all__ = [
     "write_fkd",
     "write_idx",
     "write_layout",
+    "write_replay_buffer",
 ]

@@ -3,6 +3,7 @@
 from pyddfast.train.check_set import SetReport, check_set
 from pyddfast.train.evaluate import evaluate, predict, predict_batches, sampling_error
 from pyddfast.train.execution import Execution
+from pyddfast.train.experts import Sharpness, expert_recipe, train_experts
 from pyddfast.train.labels import soft_labels
 from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress
@@ -28,12 +29,14 @@ __all__ = [
     "Scale",
     "SeedResult",
     "SetReport",
+    "Sharpness",
     "Steps",
     "StudentResult",
     "Teacher",
     "check_set",
     "environment",
     "evaluate",
+    "expert_recipe",
     "functional",
     "predict",
     "predict_batches",
@@ -44,6 +47,7 @@ __all__ = [
     "sgd_step",
     "soft_labels",
     "teacher_recipe",
+    "train_experts",
     "train_student",
     "train_teacher",
 ]

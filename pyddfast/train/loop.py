@@ -199,6 +199,16 @@ class Trainer:
         ):
             self.optimizer.state.clear()
         self.model.train()
+        self._gradient(ids)
+        self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self.loss_steps += 1
+        self.visits[ids] += 1
+        self.step += 1
+
+    def _gradient(self, ids: Tensor) -> None:
+        """Set the parameters' gradients to those of the batch ``ids``."""
         self.optimizer.zero_grad(set_to_none=True)
         passes = self._passes(len(ids))
         for part in passes:
@@ -206,12 +216,6 @@ class Trainer:
             waits = self._parallel is not None and part is not passes[-1]
             with self._parallel.no_sync() if waits and self._parallel else nullcontext():
                 self._pass(ids, part)
-        self.optimizer.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-        self.loss_steps += 1
-        self.visits[ids] += 1
-        self.step += 1
 
     def _ids(self, step: int) -> Tensor:
         """The images of a step's batch."""
