@@ -2,18 +2,23 @@
 
 from pyddfast.coresets.aum import aum_scores
 from pyddfast.coresets.cad_prune import cad_prune, cad_scores
+from pyddfast.coresets.degenerate import repeated
 from pyddfast.coresets.dual import beta_sampling, dual_scores
 from pyddfast.coresets.dyn_unc import dyn_unc_scores
 from pyddfast.coresets.dynamics import DYNAMICS_SCORES, TrainingDynamics
 from pyddfast.coresets.el2n import el2n_best, el2n_of_models, el2n_scores
 from pyddfast.coresets.el2n_sl import el2n_sl_of_models, el2n_sl_scores
+from pyddfast.coresets.embedding import Embedding, embed
 from pyddfast.coresets.forgetting import forgetting_scores
+from pyddfast.coresets.moderate import moderate_scores
 from pyddfast.coresets.random import random_scores
 from pyddfast.coresets.recorded import Recorded, dynamics_scores, record_training
 from pyddfast.coresets.selection import Scores, Selection, mean_scores, select
+from pyddfast.coresets.uncertainty import entropy_scores, least_confidence_scores, margin_scores
 
 __all__ = [
     "DYNAMICS_SCORES",
+    "Embedding",
     "Recorded",
     "Scores",
     "Selection",
@@ -30,9 +35,15 @@ __all__ = [
     "el2n_scores",
     "el2n_sl_of_models",
     "el2n_sl_scores",
+    "embed",
+    "entropy_scores",
     "forgetting_scores",
+    "least_confidence_scores",
+    "margin_scores",
     "mean_scores",
+    "moderate_scores",
     "random_scores",
     "record_training",
+    "repeated",
     "select",
 ]

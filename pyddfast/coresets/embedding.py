@@ -1,0 +1,220 @@
+"""What a network makes of every sample: logits and features, from one pass over the data.
+
+Methods of geometry, gradients and uncertainty start from these two matrices and do not run the
+network again.  Features are the inputs of its last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyddfast.data import ImageSource, Normalization, normalize
+from pyddfast.data.digest import describe_data
+from pyddfast.data.stored import tensors_digest
+from pyddfast.train import RunFolder
+from pyddfast.train import progress as show_progress
+from pyddfast.train.distributed import Ranks
+from pyddfast.train.evaluate import images_of
+
+__all__ = ["Embedding", "embed"]
+
+# Images of a file of the cache: on two CPU cores some seconds of a small network and some minutes
+# of a ResNet at 224 pixels, so that a kill loses no more.
+_PART = 2048
+# As in predict(): activations of small networks stay in a CPU's cache.
+_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Logits and features of N samples.
+
+    Args:
+        logits: Floating point (N, C).
+        features: Floating point (N, D), inputs of the last layer.
+        labels: int64 (N,), values in [0, C).
+        meta: The network, its accuracy, the normalisation ...; JSON values, which go into the
+            record of every selection: the source of the features decides its accuracy.
+
+    Raises:
+        TypeError: A dtype is wrong.
+        ValueError: Shapes do not fit, a label is out of range, or a value is not finite.
+    """
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+            raise TypeError(
+                f"labels must be int64 (N,), got {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        for name, value in (("logits", self.logits), ("features", self.features)):
+            if not value.dtype.is_floating_point:
+                raise TypeError(f"{name} must be floating point, got {value.dtype}")
+            if value.ndim != 2 or len(value) != count:
+                raise ValueError(
+                    f"{name} must have shape ({count}, width), a row for each label, "
+                    f"got {tuple(value.shape)}"
+                )
+            unsound = (~value.isfinite().all(1)).nonzero()
+            if len(unsound):
+                raise ValueError(f"{name} must be finite; sample {int(unsound[0])} is not")
+        if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
+            raise ValueError(
+                f"labels must lie in [0, {self.num_classes}), got values from "
+                f"{int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.logits.shape[1]
+
+
+@torch.no_grad()
+def embed(
+    dataset: ImageSource,
+    network: nn.Module,
+    *,
+    normalization: Normalization | None = None,
+    meta: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    out: str | Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 frozen
+    progress: bool = True,
+) -> Embedding:
+    """Run a network once over the un-augmented images, in evaluation mode.
+
+    Args:
+        dataset: Images of one size.
+        network: Its logits must be the output of a ``torch.nn.Linear``.
+        normalization: Of the pixels; None: the data set's own.
+        meta: For the record: what the network is.
+        device: Where to run; None: where the network's parameters are.
+        out: Run folder of the results, which are written in parts: a stopped call goes on, a
+            finished one is read.
+        ranks: The processes of the job: each runs its share of the parts; needs ``out``.
+        progress: Show it on stderr.
+
+    Returns:
+        Float32 logits and features, 4 (C + D) bytes a sample, on the CPU.
+
+    Raises:
+        ValueError: The network gives another number of logits than classes or has no such last
+            layer, a value is not finite, or ``out`` holds another run or a damaged file.
+    """
+    if ranks.world > 1 and out is None:
+        raise ValueError("several processes need out=, the folder that they share")
+    weights = tensors_digest(network.state_dict())
+    used = dataset.normalization if normalization is None else normalization
+    given = next((p.device for p in network.parameters()), torch.device("cpu"))
+    target = given if device is None else torch.device(device)
+    starts = list(range(0, len(dataset), _PART))
+    record = {
+        "features": "inputs of the last layer",
+        "mode": "eval",
+        "normalization": {"mean": list(used.mean), "std": list(used.std)},
+        "weights": weights,
+        **(meta or {}),
+    }
+    config = {"task": "embed", "part": _PART, "dataset": describe_data(dataset), **record}
+    was_training = network.training
+    network.to(target).eval()
+    folder = nullcontext() if out is None else RunFolder(out, config, shared=not ranks.first)
+    parts: dict[int, dict[str, Tensor]] = {}
+    try:
+        with folder as run, show_progress("embedding", len(dataset), enabled=progress) as advance:
+            ranks.wait()  # for the first process to make the folder
+            for number, start in enumerate(starts):
+                if number % ranks.world != ranks.rank:
+                    continue
+                part = None if run is None else _read(run, number)
+                stop = min(start + _PART, len(dataset))
+                if part is None:
+                    part = _run(dataset, network, start, stop, used, target)
+                    if run is not None:
+                        run.write_tensors(_name(number), part)
+                if ranks.world == 1:
+                    parts[number] = part
+                advance(stop - start)
+            ranks.wait()
+            for number in range(len(starts)):
+                if number not in parts:
+                    assert run is not None
+                    found = _read(run, number)
+                    assert found is not None
+                    parts[number] = found
+    finally:
+        network.to(given).train(was_training)
+    return Embedding(
+        torch.cat([parts[number]["logits"] for number in range(len(starts))]),
+        torch.cat([parts[number]["features"] for number in range(len(starts))]),
+        dataset.labels.cpu(),
+        record,
+    )
+
+
+def _name(number: int) -> str:
+    return f"part-{number:05d}.safetensors"
+
+
+def _read(run: RunFolder, number: int) -> dict[str, Tensor] | None:
+    found = run.read_tensors(_name(number))
+    return None if found is None else found[0]
+
+
+def _run(
+    dataset: ImageSource,
+    network: nn.Module,
+    start: int,
+    stop: int,
+    normalization: Normalization,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Logits and features of images [start, stop)."""
+    batches: list[tuple[Tensor, Tensor]] = []
+    for first in range(start, stop, _BATCH):
+        images = images_of(dataset, first, min(first + _BATCH, stop)).to(device)
+        logits, features = _forward(network, normalize(images, normalization))
+        if logits.shape[1:] != (dataset.num_classes,):
+            raise ValueError(
+                f"the network gives logits {tuple(logits.shape[1:])} an image, "
+                f"the data set has {dataset.num_classes} classes"
+            )
+        batches.append((logits.float().cpu(), features.float().cpu()))
+    logits, features = (torch.cat(values) for values in zip(*batches, strict=True))
+    return {"logits": logits, "features": features}
+
+
+def _forward(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and what the linear layer was given whose output they are."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((output, inputs[0]))
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        logits: Tensor = network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for output, inputs in seen:
+        if output is logits:
+            return logits, inputs
+    raise ValueError("the network's logits are not the output of a torch.nn.Linear")
