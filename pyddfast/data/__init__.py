@@ -9,7 +9,9 @@ from pyddfast.data.datasets import (
     ImageDataset,
     ImageSource,
     Normalization,
+    network_input,
     normalize,
+    to_pixels,
 )
 from pyddfast.data.distilled import DistilledSet, export_png
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
@@ -71,6 +73,7 @@ __all__ = [
     "import_fkd",
     "load",
     "names",
+    "network_input",
     "new_folder",
     "normalize",
     "open_layout",
@@ -81,6 +84,7 @@ __all__ = [
     "recode",
     "refuse_non_empty",
     "replay_request",
+    "to_pixels",
     "write_bytes",
     "write_fkd",
     "write_idx",

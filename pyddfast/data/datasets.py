@@ -1,4 +1,8 @@
-"""What a data set is here: uint8 images, int64 labels, class names and a normalisation."""
+"""What a data set is here: images, int64 labels, class names and a normalisation.
+
+Images are uint8 pixels, or float32 where they have no bytes: distilled by gradients, or whitened.
+Floating-point images are **what a network takes**, normalised already.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,9 @@ __all__ = [
     "Normalization",
     "check_images",
     "check_labels",
+    "network_input",
     "normalize",
+    "to_pixels",
 ]
 
 
@@ -85,7 +91,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """Return image ``index`` as uint8 (C, H, W)."""
+        """Return image ``index`` (C, H, W): uint8, or float32 as a network takes it."""
         ...
 
 
@@ -108,18 +114,19 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Labelled):
-    """A data set held in memory as bytes: one tensor, equal image sizes.
+    """A data set held in memory: one tensor, equal image sizes.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), or float32: what a network takes, normalised already.
         labels: int64 (N,), values in [0, num_classes).
         class_names: One name a class, in label order.
         normalization: Mean and std of the pixels, one value a channel.
         name: Name of the data set, for messages and records.
         split: ``"train"``, ``"test"`` or what the source calls it.
+        whitened: The float32 images are ZCA-whitened in place of normalised.
 
     Raises:
-        TypeError: ``images`` is not uint8 or ``labels`` is not int64.
+        TypeError: ``images`` is neither uint8 nor float32, or ``labels`` is not int64.
         ValueError: Shapes, lengths or labels do not fit together.
     """
 
@@ -129,16 +136,17 @@ class ImageDataset(Labelled):
     normalization: Normalization
     name: str = "images"
     split: str = "train"
+    whitened: bool = False
 
     def __post_init__(self) -> None:
-        check_images("images", self.images, self.normalization)
+        check_images("images", self.images, self.normalization, whitened=self.whitened)
         check_labels("labels", self.labels, len(self.images), len(self.class_names))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """Return image ``index`` as uint8 (C, H, W)."""
+        """Return image ``index`` (C, H, W)."""
         return self.images[index]
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
@@ -165,6 +173,7 @@ class ImageDataset(Labelled):
             normalization=self.normalization,
             name=self.name,
             split=self.split,
+            whitened=self.whitened,
         )
 
 
@@ -194,15 +203,49 @@ def normalize(
             f"images must be (..., C, H, W) with C = {normalization.channels} as the "
             f"normalisation has, got shape {tuple(images.shape)}"
         )
-    mean = torch.tensor(normalization.mean, dtype=dtype, device=images.device)[:, None, None]
-    std = torch.tensor(normalization.std, dtype=dtype, device=images.device)[:, None, None]
+    mean, std = _columns(normalization, dtype, images.device)
     return (images.to(dtype) / 255 - mean) / std
 
 
-def check_images(name: str, images: Tensor, normalization: Normalization) -> None:
-    """Raise unless ``images`` is uint8 (N, C, H, W) with the normalisation's channels."""
-    if images.dtype != torch.uint8:
-        raise TypeError(f"{name} must be uint8, got {images.dtype}")
+def network_input(images: Tensor, normalization: Normalization) -> Tensor:
+    """What a network takes of a data set's images: bytes normalised, float32 as it is."""
+    return images if images.dtype == torch.float32 else normalize(images, normalization)
+
+
+def to_pixels(images: Tensor, normalization: Normalization) -> Tensor:
+    """Images to look at: the inverse of :func:`normalize`, rounded and cut off at 0 and 255.
+
+    Args:
+        images: uint8 (..., C, H, W), returned as they are, or normalised floating point.
+        normalization: One mean and std a channel.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    if images.dtype == torch.uint8:
+        return images
+    mean, std = _columns(normalization, images.dtype, images.device)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _columns(
+    normalization: Normalization, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    mean = torch.tensor(normalization.mean, dtype=dtype, device=device)[:, None, None]
+    std = torch.tensor(normalization.std, dtype=dtype, device=device)[:, None, None]
+    return mean, std
+
+
+def check_images(
+    name: str, images: Tensor, normalization: Normalization, *, whitened: bool = False
+) -> None:
+    """Raise unless ``images`` is uint8 or finite float32 (N, C, H, W) with its channels."""
+    if images.dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"{name} must be uint8 or float32, got {images.dtype}")
+    if images.dtype == torch.float32 and not bool(images.isfinite().all()):
+        raise ValueError(f"{name} must be finite; some values are NaN or infinite")
+    if whitened and images.dtype != torch.float32:
+        raise TypeError(f"{name} must be float32 where they are whitened, got {images.dtype}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(images.shape)}")
     if images.shape[1] != normalization.channels:

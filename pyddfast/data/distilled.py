@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast.data.atomic import new_folder, refuse_non_empty
-from pyddfast.data.datasets import Normalization, check_images, check_labels
+from pyddfast.data.datasets import Normalization, check_images, check_labels, to_pixels
 from pyddfast.data.stored import read_json
 
 __all__ = ["KINDS", "DistilledSet", "export_png"]
@@ -33,7 +34,8 @@ class DistilledSet:
     """A distilled or selected data set with everything a student's training needs to know.
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), or float32: what a network takes, normalised or whitened
+            already.  Images that gradients made (DC, DM, TM ...) leave the range of bytes.
         labels: Hard labels, int64 (N,), values in [0, num_classes).
         num_classes: Classes of the task; a class may have no image.
         normalization: The normalisation of the source data.
@@ -41,6 +43,9 @@ class DistilledSet:
         factor: Each image is a factor × factor mosaic of patches (RDED, §3.2); 1 elsewhere.
         soft_labels: Stored teacher logits, floating point (N, num_classes), or None.
         kind: ``"real"``, ``"patches"`` or ``"synthetic"``.
+        lr: The learning rate that was learned with the images (TM, DATM), or None.
+        whitened: The float32 images are ZCA-whitened in place of normalised: students of them are
+            measured on images that are whitened likewise.
         meta: Where the set comes from (method, seed, source indices ...); JSON values only.
 
     Raises:
@@ -57,9 +62,11 @@ class DistilledSet:
     soft_labels: Tensor | None = None
     kind: str = "real"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    lr: float | None = None
+    whitened: bool = False
 
     def __post_init__(self) -> None:
-        check_images("images", self.images, self.normalization)
+        check_images("images", self.images, self.normalization, whitened=self.whitened)
         for name, value in (("num_classes", self.num_classes), ("factor", self.factor)):
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r}")
@@ -78,6 +85,8 @@ class DistilledSet:
             )
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        if self.lr is not None and not (isinstance(self.lr, float) and 0 < self.lr < math.inf):
+            raise ValueError(f"lr must be a positive float, got {self.lr!r}")
         if self.soft_labels is not None:
             _check_soft_labels(self.soft_labels, len(self.images), self.num_classes)
         try:
@@ -103,8 +112,18 @@ class DistilledSet:
         return len(self.images)
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """Return image ``index`` as uint8 (C, H, W)."""
+        """Return image ``index`` (C, H, W)."""
         return self.images[index]
+
+    def pixels(self) -> Tensor:
+        """The images as uint8 (N, C, H, W), to look at: float32 ones are rounded and cut off.
+
+        Raises:
+            ValueError: The images are whitened; the transformation that did it has the inverse.
+        """
+        if self.whitened:
+            raise ValueError("whitened images have no pixels: invert the whitening first")
+        return to_pixels(self.images, self.normalization)
 
     def save(self, folder: str | Path) -> Path:
         """Write the set to a new folder: ``set.safetensors`` and ``set.json``.
@@ -143,6 +162,10 @@ class DistilledSet:
             "kind": self.kind,
             "meta": self.meta,
         }
+        if self.lr is not None:
+            record["lr"] = self.lr
+        if self.whitened:
+            record["whitened"] = True
         record["record_sha256"] = _record_digest(record)
         with new_folder(path) as new:
             (new / _TENSORS).write_bytes(content)
@@ -185,6 +208,8 @@ class DistilledSet:
                 soft_labels=tensors.get("soft_labels"),
                 kind=record["kind"],
                 meta=record["meta"],
+                lr=record.get("lr"),
+                whitened=record.get("whitened", False),
             )
         except Exception as error:
             # safetensors raises its own exception type; every cause here is an unfit pair of files.
@@ -220,7 +245,7 @@ def export_png(distilled: DistilledSet, folder: str | Path) -> Path:
     if channels not in (1, 3):
         raise ValueError(f"a PNG needs 1 or 3 channels, the images have {channels}")
     image_module = require("PIL.Image", "methods")
-    pixels = distilled.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = distilled.pixels().cpu().permute(0, 2, 3, 1).contiguous().numpy()
     with new_folder(path) as new:
         for position, label in enumerate(distilled.labels.tolist()):
             target = new / f"{label:05d}" / f"{position:05d}.png"

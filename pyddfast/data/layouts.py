@@ -90,7 +90,7 @@ def write_layout(
     path = refuse_non_empty(folder)
     image_module = require("PIL.Image", "methods")
     options = {"quality": quality} if image_format == "jpeg" else {}
-    pixels = distilled.images.cpu().permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = distilled.pixels().cpu().permute(0, 2, 3, 1).contiguous().numpy()
     slots = [0] * distilled.num_classes
     with new_folder(path) as new:
         for position, label in enumerate(distilled.labels.tolist()):

@@ -50,7 +50,8 @@ class ResidentDataset(Labelled):
         factor: As in :class:`DistilledSet`, likewise.
 
     Attributes:
-        images: uint8 (N, C, H, W) on the device, or None where they are streamed.
+        images: (N, C, H, W) on the device, in the type of the source, or None where they are
+            streamed.
         image_shape: Channels, height and width.
         nbytes: Of all images.
         labels: int64 (N,), on the CPU.
@@ -58,6 +59,8 @@ class ResidentDataset(Labelled):
         class_names: One name a class in label order, or empty when unknown.
         normalization: Mean and std of the pixels.
         soft_labels: Of a distilled set that has them.
+        lr: Likewise.
+        whitened: Of the source.
 
     Raises:
         ValueError: The images do not fit (the message states the bytes), have different sizes, or
@@ -88,6 +91,8 @@ class ResidentDataset(Labelled):
         self.kind = kind if distilled is None else distilled.kind
         self.factor = factor if distilled is None else distilled.factor
         self.soft_labels = None if distilled is None else distilled.soft_labels
+        self.lr = None if distilled is None else distilled.lr
+        self.whitened = bool(getattr(source, "whitened", False))
         self.labels, self.normalization = source.labels.cpu(), source.normalization
         self.class_names = tuple(source.class_names)
         self._num_classes = source.num_classes
@@ -195,13 +200,15 @@ class ResidentDataset(Labelled):
     def nbytes(self) -> int:
         """Bytes of all images."""
         channels, height, width = self.image_shape
-        return len(self.labels) * channels * height * width
+        folder = isinstance(self.source, ImageFolder)
+        value = 1 if folder else self.source.images.element_size()  # type: ignore[union-attr]
+        return len(self.labels) * channels * height * width * value
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int, /) -> Tensor:
-        """Return image ``index`` as uint8 (C, H, W)."""
+        """Return image ``index`` (C, H, W)."""
         return self.source[index] if self.images is None else self.images[index]
 
     def batch(self, ids: Tensor) -> Tensor:
@@ -211,7 +218,7 @@ class ResidentDataset(Labelled):
             ids: int64 (B,), on the CPU; any order, repeats allowed.
 
         Returns:
-            uint8 (B, C, H, W) on the device.
+            (B, C, H, W) on the device.
 
         Raises:
             ValueError: There is no such position, or a file cannot be decoded; the message names

@@ -7,6 +7,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
 from pyddfast.report.tables import Result, percent
@@ -142,23 +144,23 @@ def sets_figure(
     block = columns * (width + gap) - gap
     between = width // 2  # space between two sets
     # One canvas of all images: hundreds of axes would take seconds to draw.
-    canvas = made[0].images.new_full(
+    canvas = torch.full(
         (
             len(classes) * (height + gap) - gap,
             len(made) * (block + between) - between,
             channels,
         ),
         255,
-        device="cpu",
+        dtype=torch.uint8,
     )
     for number, one in enumerate(made):
+        shown = one.pixels().cpu()
         for row, label in enumerate(classes):
             members = (one.labels == label).nonzero()[:columns, 0].tolist()
             for column, index in enumerate(members):
                 top = row * (height + gap)
                 left = number * (block + between) + column * (width + gap)
-                image = one.images[index].cpu().permute(1, 2, 0)
-                canvas[top : top + height, left : left + width] = image
+                canvas[top : top + height, left : left + width] = shown[index].permute(1, 2, 0)
     names = made[0].class_names or tuple(str(label) for label in classes)
     with matplotlib.rc_context(_STYLE):
         # 0.45 inch an image: 18 of them and the names fill a page's width.

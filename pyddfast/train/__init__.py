@@ -7,7 +7,7 @@ from pyddfast.train.experts import Sharpness, expert_recipe, train_experts
 from pyddfast.train.labels import soft_labels
 from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress
-from pyddfast.train.recipes import Recipe, Regime, Scale, recipe
+from pyddfast.train.recipes import Protocol, Recipe, Regime, Scale, official_recipe, recipe
 from pyddfast.train.record import Recorder, Recording
 from pyddfast.train.relabel import relabel
 from pyddfast.train.run import RunFolder, environment
@@ -20,6 +20,7 @@ __all__ = [
     "Epochs",
     "Execution",
     "Plan",
+    "Protocol",
     "Recipe",
     "Recorder",
     "Recording",
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "expert_recipe",
     "functional",
+    "official_recipe",
     "predict",
     "predict_batches",
     "progress",

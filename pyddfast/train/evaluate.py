@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import ImageSource, Normalization, ResidentDataset, normalize
+from pyddfast.data import ImageSource, Normalization, ResidentDataset, network_input
 from pyddfast.train.distributed import Ranks
 
 __all__ = ["evaluate", "images_of", "predict", "predict_batches", "sampling_error"]
 
 
 def images_of(dataset: ImageSource, start: int, stop: int) -> Tensor:
-    """Images [start, stop) as one uint8 tensor (B, C, H, W).
+    """Images [start, stop) as one tensor (B, C, H, W).
 
     Raises:
         ValueError: the images have different sizes.
@@ -50,7 +50,7 @@ def predict(
 
     Args:
         model: from normalised (B, C, H, W) to (B, num_classes) logits.
-        dataset: uint8 images of one size.
+        dataset: images of one size; float32 ones are normalised already.
         normalization: of the pixels; None: the data set's own.
         size: side to resize to (bilinear, antialiased) before the model; None: as stored.
         batch_size: images at once; 256 keeps activations of small networks in a CPU's cache.
@@ -100,7 +100,7 @@ def predict_batches(
             if isinstance(dataset, ResidentDataset) and following < len(dataset):
                 stop = min(following + batch_size, len(dataset))
                 dataset.prefetch(torch.arange(following, stop))
-            x = normalize(images, normalization)
+            x = network_input(images, normalization)
             if size is not None and x.shape[-2:] != (size, size):
                 x = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True)
             yield torch.arange(start, start + len(images)), model(x)

@@ -28,13 +28,20 @@ from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
 from pyddfast.train.models import ModelSpec, build_model, describe_model, model_digest
 from pyddfast.train.plan import Budget, Epochs, Plan, Samples, Steps
 from pyddfast.train.progress import progress as show_progress
-from pyddfast.train.recipes import Recipe, Regime, Scale
+from pyddfast.train.recipes import OFFICIAL, Protocol, Recipe, Regime, Scale, official_recipe
 from pyddfast.train.recipes import recipe as published_recipe
 from pyddfast.train.run import RunFolder
 from pyddfast.train.stored import StoredLabels, check_stored, stored_recipe
 from pyddfast.train.views import make_views
 
-__all__ = ["SMALL_SIDE", "SeedResult", "StudentResult", "check_student", "train_student"]
+__all__ = [
+    "SMALL_SIDE",
+    "SeedResult",
+    "StudentResult",
+    "check_student",
+    "official_recipe_of",
+    "train_student",
+]
 
 # Tiny-ImageNet's 64 pixels are the largest of the paper's small-scale sets.
 SMALL_SIDE = 64
@@ -156,6 +163,7 @@ def train_student(
     teacher_info: Mapping[str, Any] | None = None,
     labels: Literal["auto", "stored"] | SoftLabels = "auto",
     recipe: Recipe | None = None,
+    protocol: Protocol = "paper",
     scale: Scale | None = None,
     budget: Budget | None = None,
     seeds: Sequence[int] = (0, 1, 2),
@@ -189,6 +197,9 @@ def train_student(
             :func:`relabel` or an official code stored.  Neither needs a teacher.
         recipe: how to train; None: the paper's, ``recipe(regime, scale, distilled_set.ipc)``, or
             that of a store of :func:`relabel`.
+        protocol: Which recipe None means: ``"paper"``, or ``"official"``: :func:`official_recipe`
+            of the method that ``distilled_set.meta`` names, with the learned learning rate of the
+            set where it has one.
         scale: which columns of Table 1; None: small up to 64 pixels, else large.
         budget: ``Epochs(n)``, ``Steps(n)`` or ``Samples(n)`` instead of the recipe's epochs; step
             milestone and warm-up keep their share of the training.  Recorded.
@@ -222,6 +233,7 @@ def train_student(
         has_teacher=teacher is not None,
         labels=labels,
         recipe=recipe,
+        protocol=protocol,
         scale=scale,
         budget=budget,
         seeds=seeds,
@@ -360,6 +372,7 @@ def check_student(
     has_teacher: bool,
     labels: Literal["auto", "stored"] | SoftLabels = "auto",
     recipe: Recipe | None = None,
+    protocol: Protocol = "paper",
     scale: Scale | None = None,
     budget: Budget | None = None,
     seeds: Sequence[int] = (0, 1, 2),
@@ -377,6 +390,7 @@ def check_student(
         has_teacher: there will be a teacher.
         labels: as there.
         recipe: as there.
+        protocol: as there.
         scale: as there.
         budget: as there.
         seeds: as there.
@@ -393,7 +407,7 @@ def check_student(
     """
     if recipe is None and isinstance(labels, SoftLabels) and regime == "sl-kd":
         recipe = stored_recipe(labels)
-    used = _recipe(distilled_set, regime, recipe, scale)
+    used = _recipe(distilled_set, regime, recipe, scale, protocol)
     plan = Plan(len(distilled_set), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     _check(distilled_set, regime, test_set, has_teacher, labels, used, seeds)
     if isinstance(labels, SoftLabels):
@@ -427,7 +441,14 @@ def _recipe(
     regime: Regime,
     given: Recipe | None,
     scale: Scale | None,
+    protocol: Protocol,
 ) -> Recipe:
+    if protocol not in ("paper", "official"):
+        raise ValueError(f"protocol must be 'paper' or 'official', got {protocol!r}")
+    if protocol == "official":
+        if given is not None or scale is not None:
+            raise ValueError("protocol='official' has its recipe: give neither recipe nor scale")
+        return official_recipe_of(distilled_set, regime)
     if given is not None:
         if given.regime != regime:
             raise ValueError(f"recipe is for regime {given.regime!r}, regime is {regime!r}")
@@ -437,6 +458,33 @@ def _recipe(
     if scale is None:
         scale = "small" if max(distilled_set[0].shape[-2:]) <= SMALL_SIDE else "large"
     return published_recipe(regime, scale, distilled_set.ipc)
+
+
+def official_recipe_of(distilled_set: DistilledSet | ResidentDataset, regime: Regime) -> Recipe:
+    """The evaluation that the set's method was published with.
+
+    Raises:
+        ValueError: There is none for the method, or it is of another regime.
+    """
+    source = distilled_set.source if isinstance(distilled_set, ResidentDataset) else distilled_set
+    method = source.meta.get("method") if isinstance(source, DistilledSet) else None
+    if method not in OFFICIAL:
+        raise ValueError(
+            f"protocol='official' is known for sets of {tuple(OFFICIAL)}, this one is of "
+            f"{method!r}; give recipe=official_recipe(...)"
+        )
+    used = official_recipe(method, lr=distilled_set.lr)
+    if used.regime != regime:
+        raise ValueError(
+            f"the official evaluation of {method} is regime {used.regime!r}, got {regime!r}"
+        )
+    if method in ("tm", "datm") and distilled_set.lr is None:
+        warnings.warn(
+            f"the set of {method} comes without its learned learning rate: students take "
+            f"{used.lr:g}; {method} was published with the learned one",
+            stacklevel=4,
+        )
+    return used
 
 
 def _check(
@@ -471,6 +519,17 @@ def _check(
         raise ValueError("test_set has no images")
     want = tuple(distilled_set[0].shape)
     have = tuple(test_set[0].shape)
+    if getattr(test_set, "whitened", False) != distilled_set.whitened:
+        which, other = ("set", "test set") if distilled_set.whitened else ("test set", "set")
+        raise ValueError(
+            f"the images of the {which} are ZCA-whitened, those of the {other} are not: whiten "
+            "both by the same transformation"
+        )
+    if used.augmentation == "rrc" and distilled_set[0].dtype != torch.uint8:
+        raise ValueError(
+            "augmentation 'rrc' takes uint8 images, the set's are float32: take scale='small', or "
+            "a recipe with augmentation 'dsa' or 'none'"
+        )
     if have[0] != want[0] or (used.image_size is None and have != want):
         raise ValueError(f"test images are {have}, the set's are {want}")
     names = distilled_set.class_names

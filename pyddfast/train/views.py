@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pyddfast.data import Normalization, ResidentDataset, normalize
+from pyddfast.data import Normalization, ResidentDataset, network_input
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation, draw_cutmix
 from pyddfast.ops.dsa import draw_dsa, dsa
 from pyddfast.train.recipes import Recipe
@@ -136,7 +136,8 @@ def make_views(
     """The view function of one training.
 
     Args:
-        images: uint8 (N, C, H, W), on the training device, or a set that streams them there.
+        images: uint8 (N, C, H, W), or normalised float32 (not for augmentation ``"rrc"``), on the
+            training device, or a set that streams them there.
         normalization: of the pixels.
         recipe: its augmentation fields.
         seed: of the random choices.
@@ -205,12 +206,12 @@ def make_views(
         return finish(rrc, mixed_rows)
 
     # Normalised once: DSA works on normalised images, and these sets are small.
-    kept = None if stored is None else normalize(stored, normalization)
+    kept = None if stored is None else network_input(stored, normalization)
 
     def normalised(ids: Tensor) -> Tensor:
         if kept is not None:
             return kept[ids.to(device)]
-        return normalize(pixels(ids)[0], normalization)
+        return network_input(pixels(ids)[0], normalization)
 
     if recipe.augmentation == "none":
 

@@ -87,7 +87,7 @@ def test_subset_refuses_positions_outside(indices):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": torch.zeros(4, 3, 2, 2)}, TypeError, "images must be uint8"),
+        ({"images": torch.zeros(4, 3, 2, 2).long()}, TypeError, "must be uint8 or"),
         ({"images": torch.zeros(4, 3, 2, dtype=torch.uint8)}, ValueError, r"\(N, C, H, W\)"),
         ({"images": torch.zeros(4, 1, 2, 2, dtype=torch.uint8)}, ValueError, "1 channels"),
         ({"images": torch.zeros(4, 3, 0, 2, dtype=torch.uint8)}, ValueError, r"\(N, C, H, W\)"),

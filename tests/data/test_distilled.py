@@ -189,7 +189,7 @@ def test_a_broken_record_is_refused_by_name(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": torch.zeros(6, 3, 4, 5)}, TypeError, "images must be uint8"),
+        ({"images": torch.zeros(6, 3, 4, 5).half()}, TypeError, "must be uint8 or"),
         ({"labels": torch.tensor([0, 1, 2, 3, 0, 1])}, ValueError, r"labels must lie in \[0, 3\)"),
         ({"labels": torch.zeros(5, dtype=torch.int64)}, ValueError, r"labels must have shape"),
         ({"num_classes": 0}, ValueError, "num_classes must be at least 1"),
@@ -231,3 +231,52 @@ def test_a_png_of_two_channels_is_refused_before_a_folder_exists(tmp_path):
     with pytest.raises(ValueError, match="1 or 3 channels, the images have 2"):
         export_png(two, tmp_path / "png")
     assert not (tmp_path / "png").exists()
+
+
+def floats(**changes) -> DistilledSet:
+    # Beyond the range of bytes on both sides, as optimised images are.
+    images = torch.linspace(-3, 4, 6 * 3 * 4 * 5).reshape(6, 3, 4, 5)
+    return example(**({"images": images, "lr": 0.0123, "kind": "synthetic"} | changes))
+
+
+def test_float_images_and_the_learned_rate_come_back_bit_for_bit(tmp_path):
+    for name, original in (("a", floats()), ("b", floats(whitened=True, lr=None))):
+        original.save(tmp_path / name)
+        loaded = DistilledSet.load(tmp_path / name)
+        assert loaded.images.dtype == torch.float32
+        assert torch.equal(loaded.images, original.images)
+        assert (loaded.lr, loaded.whitened) == (original.lr, original.whitened)
+
+
+def test_float_images_are_shown_as_the_nearest_bytes(tmp_path):
+    made = floats()
+    mean, std = torch.tensor(COLOUR.mean).double(), torch.tensor(COLOUR.std).double()
+    exact = (made.images.double() * std[:, None, None] + mean[:, None, None]) * 255
+    pixels = made.pixels()
+    assert pixels.dtype == torch.uint8
+    assert (pixels.double() - exact.clamp(0, 255)).abs().max() <= 0.5 + 1e-4
+    export_png(made, tmp_path / "png")
+    first = np.asarray(Image.open(tmp_path / "png" / "00002" / "00000.png"))
+    assert np.array_equal(first, pixels[0].permute(1, 2, 0).numpy())
+    assert torch.equal(example().pixels(), example().images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"images": torch.zeros(6, 3, 4, 5).double()}, TypeError, "uint8 or float32"),
+        ({"images": torch.full((6, 3, 4, 5), torch.nan)}, ValueError, "must be finite"),
+        ({"images": example().images, "whitened": True}, TypeError, "where they are whitened"),
+        ({"lr": 0.0}, ValueError, "lr must be a positive float"),
+        ({"lr": float("nan")}, ValueError, "lr must be a positive float"),
+        ({"lr": -0.1}, ValueError, "lr must be a positive float"),  # a TM run that went astray
+    ],
+)
+def test_unfit_float_sets_are_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        floats(**changes)
+
+
+def test_whitened_images_have_no_pixels():
+    with pytest.raises(ValueError, match="invert the whitening"):
+        floats(whitened=True).pixels()

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from pyddfast.train import Recipe, recipe
+from pyddfast.train import Recipe, official_recipe, recipe
+from pyddfast.train.loop import learning_rate
 from pyddfast.train.recipes import Recipe as SameRecipe
 
 
@@ -128,3 +129,39 @@ def test_every_field_can_be_overridden():
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "rate", "batch", "augmentation", "corners"),
+    [
+        ("dc", 300, 0.01, 256, "none", False),
+        ("dsa", 1000, 0.01, 256, "dsa", False),
+        ("dm", 1000, 0.01, 256, "dsa", False),
+        ("tm", 1000, 0.03, 256, "dsa", True),  # a learned rate
+        ("datm", 1000, 0.03, 128, "dsa", True),
+    ],
+)
+def test_official_evaluations(method, epochs, rate, batch, augmentation, corners):
+    used = official_recipe(method, lr=None if rate == 0.01 else rate)
+    assert (used.lr, used.batch_size, used.augmentation) == (rate, batch, augmentation)
+    assert used.dsa_align_corners is corners
+    assert (used.optimizer, used.momentum, used.nesterov) == ("sgd", 0.9, False)
+    assert used.weight_decay == 5e-4
+    assert not used.in_paper
+    # The loop as the codebases write it, one step an epoch.
+    expected, lr = [], rate
+    for epoch in range(epochs + 1):
+        expected.append(lr)
+        if epoch in [epochs // 2 + 1]:
+            lr *= 0.1
+    got = [learning_rate(used, step, used.epochs) for step in range(used.epochs)]
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_official_evaluations_are_refused_by_name():
+    with pytest.raises(ValueError, match="method must be one of"):
+        official_recipe("sre2l")
+    with pytest.raises(ValueError, match="epochs must be a positive int"):
+        official_recipe("dm", epochs=0)
+    with pytest.raises(TypeError, match="no field batch"):
+        official_recipe("dm", batch=3)

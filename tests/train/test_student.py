@@ -19,17 +19,20 @@ from safetensors.torch import load_file
 from torch import nn
 from train_cases import blobs, distilled, linear, tiny
 
+from pyddfast.data import normalize
 from pyddfast.data.stored import read_tensors, write_tensors
 from pyddfast.train import (
     Epochs,
     Samples,
     Steps,
     evaluate,
+    official_recipe,
     recipe,
     train_student,
     train_teacher,
 )
 from pyddfast.train import run as run_module
+from pyddfast.train.models import build_model
 
 QUIET = {"progress": False, "device": "cpu"}
 
@@ -481,3 +484,69 @@ def test_a_model_that_fails_in_its_first_step_gives_the_folder_back(tmp_path, da
             test_set=data[1], out=tmp_path / "run", **QUIET,
         )  # fmt: skip
     assert not (tmp_path / "run").exists()
+
+
+def test_the_official_protocol_is_the_official_loop(data, tmp_path):
+    """One batch an epoch, no augmentation: weights equal those of the loop as it is published."""
+    images = normalize(data[0].images, data[0].normalization)
+    made = distilled(
+        dataclasses.replace(data[0], images=images), meta={"method": "dc"}, kind="synthetic"
+    )
+    used = dataclasses.replace(official_recipe("dc", epochs=6), lr=0.05)
+    train_student(
+        made, "hl", linear, test_set=data[1], recipe=used, seeds=(3,), out=tmp_path / "run", **QUIET
+    )
+    weights = load_file(tmp_path / "run" / "seed3.safetensors")
+    net = build_model(linear, 3, num_classes=3, in_channels=1, image_size=(8, 8)).double()
+    lr = 0.05
+
+    def optimizer():
+        return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+
+    chosen = optimizer()
+    for epoch in range(6 + 1):
+        chosen.zero_grad()
+        nn.functional.cross_entropy(net(images.double()), made.labels).backward()
+        chosen.step()
+        if epoch in [6 // 2 + 1]:
+            lr *= 0.1
+            chosen = optimizer()
+    for name, value in net.state_dict().items():
+        assert torch.allclose(weights[name].double(), value, rtol=0, atol=1e-6), name
+
+
+def test_the_official_protocol_takes_the_learned_rate_and_labels(data):
+    soft = nn.functional.one_hot(data[0].labels, 3) * 8.0
+    made = distilled(data[0], meta={"method": "datm"}, lr=0.07, soft_labels=soft)
+    options = {"test_set": data[1], "protocol": "official", "seeds": (0,), "budget": Steps(3)}
+    result = train_student(made, "sl", linear, labels="stored", **options, **QUIET)
+    assert result.config["recipe"]["lr"] == 0.07
+    assert result.config["recipe"]["temperature"] == 1.0
+    with pytest.raises(ValueError, match="official evaluation of datm is regime 'sl'"):
+        train_student(made, "hl", linear, **options, **QUIET)
+    with pytest.warns(UserWarning, match="without its learned learning rate"):
+        train_student(distilled(data[0], meta={"method": "tm"}), "hl", linear, **options, **QUIET)
+    with pytest.raises(ValueError, match="known for sets of"):
+        train_student(distilled(data[0]), "hl", linear, **options, **QUIET)
+
+
+def test_sets_and_test_sets_are_both_whitened_or_neither(data):
+    whitened = dataclasses.replace(
+        data[0], images=normalize(data[0].images, data[0].normalization), whitened=True
+    )
+    with pytest.raises(ValueError, match="images of the set are ZCA-whitened"):
+        train_student(distilled(whitened, whitened=True), "hl", linear, test_set=data[1], **QUIET)
+    with pytest.raises(ValueError, match="images of the test set are ZCA-whitened"):
+        train_student(distilled(data[0]), "hl", linear, test_set=whitened, **QUIET)
+    floats = distilled(dataclasses.replace(whitened, whitened=False))
+    with pytest.raises(ValueError, match="augmentation 'rrc' takes uint8"):
+        train_student(floats, "hl", linear, test_set=data[1], scale="large", **QUIET)
+
+
+def test_float_images_train_as_the_bytes_they_are(data):
+    floats = dataclasses.replace(data[0], images=normalize(data[0].images, data[0].normalization))
+    results = [
+        train_student(distilled(one), "hl", linear, test_set=test, budget=Steps(9), **QUIET)
+        for one, test in ((data[0], data[1]), (floats, data[1]))
+    ]
+    assert [s.history for s in results[0].seeds] == [s.history for s in results[1].seeds]
