@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +19,7 @@ from pyddfast.data.folder import ImageFolder, Listing
 from pyddfast.data.layouts import Layout, open_layout
 from pyddfast.data.pipelines import Backend, Batch, Request, open_pipeline
 from pyddfast.data.sizes import image_sizes
+from pyddfast.ops._memory import free_bytes
 
 __all__ = ["OnOverflow", "ResidentDataset"]
 
@@ -103,7 +103,7 @@ class ResidentDataset(Labelled):
         if not 1 <= self.factor <= min(height, width):
             raise ValueError(f"factor must lie in [1, {min(height, width)}], got {factor}")
         there = not isinstance(source, ImageFolder) and source.images.device == self.device
-        limit = limit_bytes if limit_bytes is not None else int(_SHARE * _free_bytes(self.device))
+        limit = limit_bytes if limit_bytes is not None else int(_SHARE * free_bytes(self.device))
         if there or self.nbytes <= limit:
             held = source.resident(self.device) if isinstance(source, ImageFolder) else source
             self.images = held.images.to(self.device)
@@ -300,18 +300,3 @@ def _check_sizes(folder: ImageFolder) -> None:
             f"{folder.paths[index]} has the size {tuple(sizes[index].tolist())}, "
             f"{folder.paths[0]} has {tuple(sizes[0].tolist())}; give the folder an image_size"
         )
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    # What the kernel could give, caches included; all of the machine's where it does not say.
-    for line in _meminfo():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _meminfo() -> list[str]:
-    file = Path("/proc/meminfo")
-    return file.read_text().splitlines() if file.is_file() else []

@@ -12,6 +12,16 @@ from pyddfast.ops.dsa import DSAParams, draw_dsa, draw_dsa_official, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.match import feature_mean_distance, gradient_distance, parameter_distance
+from pyddfast.ops.pairwise import (
+    DivergenceKind,
+    GramMetric,
+    KnnMetric,
+    grad_align_score,
+    knn_divergence,
+    knn_topk,
+    last_layer_gram,
+    logit_gradient,
+)
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
 from pyddfast.ops.scores import SampleScores, sample_scores
 from pyddfast.ops.stats import (
@@ -36,7 +46,10 @@ __all__ = [
     "Activation",
     "AugmentParams",
     "DSAParams",
+    "DivergenceKind",
     "DynamicsState",
+    "GramMetric",
+    "KnnMetric",
     "PatchSelection",
     "Reduction",
     "SampleScores",
@@ -57,10 +70,15 @@ __all__ = [
     "dsa",
     "dynamics_update_",
     "feature_mean_distance",
+    "grad_align_score",
     "gradient_distance",
     "image_prior",
     "kd_loss",
     "kd_value_and_grad",
+    "knn_divergence",
+    "knn_topk",
+    "last_layer_gram",
+    "logit_gradient",
     "mosaic",
     "mse_ce",
     "multi_crop",

@@ -17,7 +17,7 @@ from pyddfast.data import (
     read_layout,
     write_layout,
 )
-from pyddfast.data import resident as module
+from pyddfast.ops import _memory
 
 SYNSETS = ("n01518878", "n01530575", "n02102040")
 PIXELS = Normalization((0.5,) * 3, (0.25,) * 3)
@@ -88,10 +88,10 @@ def test_what_does_not_fit_is_told_in_bytes(folder: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=message):
         ResidentDataset.open(folder, limit_bytes=1343)
     # Three quarters of the free memory.
-    monkeypatch.setattr(module, "_meminfo", lambda: ["MemFree: 9 kB", "MemAvailable: 1 kB"])
+    monkeypatch.setattr(_memory, "_meminfo", lambda: ["MemFree: 9 kB", "MemAvailable: 1 kB"])
     with pytest.raises(ValueError, match=r"take 1,344 bytes on cpu, the limit is 768:"):
         ResidentDataset.open(folder)
-    monkeypatch.setattr(module, "_meminfo", list)
+    monkeypatch.setattr(_memory, "_meminfo", list)
     assert ResidentDataset.open(folder).images is not None  # all of the machine's
 
 
