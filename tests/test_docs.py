@@ -67,7 +67,8 @@ SHORTER: dict[str, dict[str, str]] = {
         "epochs=20": "epochs=1",
         '"convnet-d3", ipc=10)': '"convnet-d3", ipc=10, downstream_epochs=5, ticks=6)',
     },
-    "docs/methods.md": {"epochs=20": "epochs=1", "repeats=10": "repeats=1"},
+    "docs/coresets.md": {"epochs=20": "epochs=1", "repeats=10": "repeats=1"},
+    "docs/methods.md": {"epochs=20": "epochs=1"},
     "docs/synthesis.md": {
         "epochs=20": "epochs=1",
         "SRe2LConfig(ipc=10)": "SRe2LConfig(ipc=10, iterations=2)",
