@@ -57,6 +57,33 @@ def test_score_writes_every_score_of_one_run(small: ImageDataset, tmp_path: Path
     assert main([*command, "--out", str(out), "--resume", "--seed", "1"]) == 2
 
 
+@pytest.mark.parametrize("kind", ["image", "view"])
+def test_score_against_a_teacher(kind: str, small: ImageDataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["score", "--epochs", "5", "--window", "3", "--cad-window", "3", "--grand", *MODEL]
+    command += ["--soft-labels", kind, "--teacher-epochs", "1", "--mode", "eval"]
+    command += ["--teacher-option", "width=4", "--temperature", "10"]
+    assert main([*command, "--out", str(out)]) == 0
+    values = load_file(out / "scores.safetensors")
+    dynamics = TrainingDynamics.load(out / "run" / "recorder.safetensors")
+    about = json.loads((out / "scores.json").read_text())
+    assert about["el2n_sl"]["meta"]["soft_temperature"] == 10
+    assert about["sharp"]["meta"]["temperature"] == 1
+    assert about["sharp"]["meta"]["teacher"]["soft_labels"] == kind
+    assert (about["grand"]["meta"]["layer"], about["grand"]["meta"]["loss_to"]) == ("last", "label")
+    for name in ("el2n_sl", "sharp", "grand", "dual"):
+        assert torch.equal(values[name], dynamics.values(name))
+    # The gradient of a bias alone is EL2N; that of the weights comes on top.
+    assert (values["grand"] > values["el2n"]).all()
+    words = ["coreset", "recorded", "--scores", str(out), "--score", "el2n_sl", "--ipc", "2"]
+    assert main([*words, "--out", str(tmp_path / "set")]) == 0
+    picks = torch.tensor(DistilledSet.load(tmp_path / "set" / "set").meta["source_indices"])
+    for label in range(10):
+        members = values["el2n_sl"][small.labels == label]
+        got = values["el2n_sl"][picks[2 * label : 2 * label + 2]]
+        assert torch.equal(got, members.sort(descending=True).values[:2])
+
+
 def test_a_score_that_fails_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +190,9 @@ def test_ca2d_takes_its_pool_from_the_ranking(small: ImageDataset, tmp_path: Pat
         (["score", "--epochs", "9"], r"dyn_unc with window = 10 .* needs 11 ticks, there are 9"),
         (["score", "--epochs", "2", "--ticks", "30"], "ticks = 30 in mode 'train' needs 30 whole"),
         (["score", "--epochs", "40000"], "the recorder counts to 32766"),
+        (["score", "--teacher", "/nope", "--soft-labels", "none"], "--soft-labels none leaves out"),
+        (["score", "--teacher", "/nope"], "/nope/teacher.json is missing"),
+        (["score", "--soft-labels", "view", "--temperature", "0"], "soft_temperature is 0"),
         (
             ["coreset", "cad-prune", "--ticks", "5", "--cad-window", "6", "--ipc", "1"],
             r"J = 6 and W = 2 make 8 at least, there are 5",

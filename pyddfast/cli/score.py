@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from pyddfast.cli.options import DataOptions, Flat, ModelOptions, plain
+from pyddfast.cli.options import DataOptions, Flat, ModelOptions, TeacherOptions, plain
 from pyddfast.coresets import DYNAMICS_SCORES, Scores, TrainingDynamics, record_training
 from pyddfast.coresets.recorded import check_recording, training_device
 from pyddfast.data import ImageDataset, ImageFolder
@@ -23,6 +23,7 @@ __all__ = ["read_scores", "score"]
 def score(
     data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
     model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
     *,
     out: Path,
     epochs: int = 60,
@@ -33,6 +34,9 @@ def score(
     cad_average: int = 2,
     signal: Signal = "1-p",
     half: bool = False,
+    soft_labels: Literal["none", "image", "view"] | None = None,
+    temperature: float = 20.0,
+    grand: bool = False,
     image_size: int | None = None,
     seed: int = 0,
     resume: bool = False,
@@ -42,10 +46,13 @@ def score(
 
     OUT/scores.safetensors holds a float64 tensor a score, in the order of the data; OUT/scores.json
     what a high value means and how the training went; OUT/run/recorder.safetensors the recorder.
+    It has 67 bytes an image, and 4 more for each of entropy, nll, one_minus_p, el2n_sl, sharp and
+    grand.
 
     Args:
         data: Which data.
         model: The network.
+        teacher: Whose soft labels el2n_sl and sharp are measured against.
         out: Run folder.
         epochs: Passes over the data.
         ticks: epoch, or a number of equally spaced ticks.
@@ -55,28 +62,47 @@ def score(
         cad_average: W of CAD.
         signal: What the recorder's ring holds: 1-p, nlp or el2n.
         half: Keep the ring in half precision.
+        soft_labels: Score el2n_sl and sharp, too: image: against the teacher's label of the
+            un-augmented image, made once and kept (4 bytes an image and class); view: of what the
+            network itself sees, by a forward pass of the teacher each time; none: leave them out.
+            Default image where --teacher is given, else none.
+        temperature: T of el2n_sl; all other scores have 1.
+        grand: Score grand, too: the gradient norm of the last layer alone, whose inputs are looked
+            at.
         image_size: Side in pixels that images of a folder are resized and cut to.
         seed: Seed of the training.
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
     """
+    kind = soft_labels or ("none" if teacher.teacher is None else "image")
+    soft = kind != "none"
+    if teacher.teacher is not None and not soft:
+        raise ValueError("--teacher is for el2n_sl and sharp, which --soft-labels none leaves out")
+    if soft:
+        teacher.check()
     source = data.resident("train", image_size)
     dynamics = TrainingDynamics(
         len(source),
         window=window,
         cad_window=cad_window,
         cad_average=cad_average,
-        record=("entropy", "nll", *(() if signal == "el2n" else ("one_minus_p",))),
+        record=(
+            "entropy",
+            "nll",
+            *(() if signal == "el2n" else ("one_minus_p",)),
+            *(("el2n_sl", "sharp") if soft else ()),
+            *(("grand",) if grand else ()),
+        ),
+        soft_temperature=temperature if soft else None,
         signal=signal,
         ring_dtype=torch.float16 if half else torch.float32,
         device=training_device(device),
     )
-    # Without a teacher's logits and the last layer's inputs.
-    absent = {"el2n_sl", "grand", "sharp"}
-    if signal == "el2n":
-        absent |= {"dyn_unc", "dual", "one_minus_p"}
+    absent = {"dyn_unc", "dual", "one_minus_p"} if signal == "el2n" else set()
+    absent |= {name for name in ("el2n_sl", "sharp", "grand") if name not in dynamics.record}
     names = [name for name in DYNAMICS_SCORES if name not in absent]
-    check_recording(dynamics, names, teacher_recipe(epochs), ticks=ticks, mode=mode)
+    recipe = teacher_recipe(epochs)
+    check_recording(dynamics, names, recipe, ticks=ticks, mode=mode, has_teacher=soft)
     facts = {
         "task": "score",
         "epochs": epochs,
@@ -92,7 +118,12 @@ def score(
         **plain(data),
         **plain(model),
     }
+    if soft:
+        facts |= {"soft_labels": kind, "temperature": temperature, **plain(teacher)}
+    if grand:
+        facts["grand"] = True
     with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+        known = teacher.get(data, image_size, out, seed, device) if soft else None
         recorded = record_training(
             source,
             model.spec(),
@@ -100,6 +131,8 @@ def score(
             epochs=epochs,
             ticks=ticks,
             mode=mode,
+            teacher=None if known is None else known.model,
+            soft_labels="view" if kind == "view" else "image",
             test_set=data.resident("test", image_size),
             seed=seed,
             device=device,

@@ -79,6 +79,9 @@ class TrainingDynamics:
             p_y, too) or ``"el2n"`` (for CAD of EL2N; then there is no Dyn-Unc and DUAL).
         ring_dtype: float32, or float16 for half the ring.
         temperature: T of all probabilities, finite and positive.
+        soft_temperature: T of ``el2n_sl`` alone (20 in its paper), ``grand`` then being of the
+            label's loss; None: ``temperature``, and with ``el2n_sl`` ``grand`` is of the loss to
+            the teacher.
         missing: What a tick without a sample means for its windows: ``"skip"`` leaves such windows
             out, ``"nan"`` makes the score NaN, ``"carry"`` repeats the sample's previous tick.
         initially_correct: Whether a first wrong presentation is a forgetting event; False as in
@@ -86,8 +89,9 @@ class TrainingDynamics:
         device: Of the state; batches are moved there, so best where the logits are.
 
     Raises:
-        TypeError: ``temperature`` is not a number.
-        ValueError: A size is out of range or a name is unknown.
+        TypeError: A temperature is not a number.
+        ValueError: A size or temperature is out of range, a name is unknown, or
+            ``soft_temperature`` is given and ``el2n_sl`` is not recorded.
 
     Attributes:
         tick: Number of ended ticks.
@@ -105,6 +109,7 @@ class TrainingDynamics:
         signal: Signal = "1-p",
         ring_dtype: torch.dtype = torch.float32,
         temperature: float = 1.0,
+        soft_temperature: float | None = None,
         missing: Missing = "skip",
         initially_correct: bool = False,
         device: torch.device | str = "cpu",
@@ -140,6 +145,13 @@ class TrainingDynamics:
         self.record: tuple[Extra, ...] = tuple(e for e in get_args(Extra) if e in record)
         self.signal: Signal = signal
         self.temperature, self.missing = _checks.temperature(temperature), missing
+        self.soft_temperature = soft_temperature
+        if soft_temperature is not None:
+            self.soft_temperature = _checks.temperature(soft_temperature, "soft_temperature")
+            if "el2n_sl" not in self.record:
+                raise ValueError(
+                    f"soft_temperature is that of el2n_sl; record has none, got {tuple(record)}"
+                )
         self.initially_correct = initially_correct
         self.device = torch.device(device)
         self.tick = 0
@@ -225,6 +237,7 @@ class TrainingDynamics:
             "teacher": None if teacher is None else self._here(teacher, "teacher"),
             "features": None if features is None else self._here(features, "features"),
             "signal": self.signal,
+            "soft_temperature": self.soft_temperature,
         }
         if not self._open:
             # A batch that is refused must not begin a tick: that forgets the ring's oldest one.
@@ -286,6 +299,9 @@ class TrainingDynamics:
             meta["cad_window"] = self._cad_window()
         if name in ("forgetting", "first_learned"):
             meta["never_learned"] = never_learned
+        if name == "grand":
+            soft = "el2n_sl" in self.record and self.soft_temperature is None
+            meta |= {"layer": "last", "loss_to": "teacher" if soft else "label"}
         return Scores(values, name, DYNAMICS_SCORES[name], meta)
 
     @torch.no_grad()
@@ -644,6 +660,7 @@ class TrainingDynamics:
         return {**self._recorded(), **merged}
 
     def _settings(self) -> dict[str, Any]:
+        soft = self.soft_temperature  # files without it are of recorders without it
         return {
             "count": self.count,
             "window": self.window,
@@ -656,6 +673,7 @@ class TrainingDynamics:
             "temperature": self.temperature,
             "missing": self.missing,
             "initially_correct": self.initially_correct,
+            **({} if soft is None else {"soft_temperature": soft}),
         }
 
     def _meta(self) -> dict[str, Any]:

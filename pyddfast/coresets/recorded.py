@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 
 from pyddfast.coresets.dynamics import WINDOW_SCORES, Extra, NeverLearned, TrainingDynamics
 from pyddfast.coresets.selection import Scores, mean_scores
@@ -59,6 +60,8 @@ def record_training(
     budget: Budget | None = None,
     ticks: int | Literal["epoch"] = "epoch",
     mode: Literal["train", "eval"] = "train",
+    teacher: nn.Module | None = None,
+    soft_labels: Literal["image", "view"] = "image",
     test_set: ImageSource | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
@@ -66,6 +69,9 @@ def record_training(
     progress: bool = True,
 ) -> Recorded:
     """Train on hard labels and record every sample; resumable.
+
+    For ``grand`` the recorder is told the inputs of the network's last layer, a ``torch.nn.Linear``
+    whose output the logits are.
 
     Args:
         dataset: Training data, N samples.
@@ -76,6 +82,8 @@ def record_training(
         budget: Length instead of the recipe's epochs, the schedule compressed to it.
         ticks: As for :class:`pyddfast.train.Recording`.
         mode: As for :class:`pyddfast.train.Recording`.
+        teacher: Network whose soft labels ``el2n_sl`` and ``sharp`` are measured against.
+        soft_labels: As for :class:`pyddfast.train.Recording`.
         test_set: For the accuracy in the record; default ``dataset`` itself.
         seed: Seed of the training.
         device: Default CUDA where there is one, else the CPU.
@@ -86,9 +94,8 @@ def record_training(
         The recorder, the network, and how they came about.
 
     Raises:
-        ValueError: The recorder is of another size or has recorded before, it is to record what
-            needs a teacher or features, or what :func:`check_recording` or
-            :func:`pyddfast.train.train_teacher` refuses.
+        ValueError: The recorder is of another size or has recorded before, or what
+            :func:`check_recording` or :func:`pyddfast.train.train_teacher` refuses.
     """
     if len(dynamics) != len(dataset):
         raise ValueError(f"dynamics is of {len(dynamics)} samples, the data set has {len(dataset)}")
@@ -101,9 +108,19 @@ def record_training(
     if recipe is None:
         assert epochs is not None
         recipe = teacher_recipe(epochs)
-    check_recording(dynamics, (), recipe, budget=budget, ticks=ticks, mode=mode)
-    recording = Recording(dynamics, ticks, mode)
-    teacher = train_teacher(
+    has_teacher = teacher is not None
+    check_recording(
+        dynamics, (), recipe, budget=budget, ticks=ticks, mode=mode, has_teacher=has_teacher
+    )
+    recording = Recording(
+        dynamics,
+        ticks,
+        mode,
+        teacher=teacher,
+        soft_labels=soft_labels,
+        features="grand" in dynamics.record,
+    )
+    trained = train_teacher(
         dataset,
         model,
         test_set=dataset if test_set is None else test_set,
@@ -117,15 +134,17 @@ def record_training(
     )
     meta = {
         "model": describe_model(model),
-        "recipe": teacher.record["config"]["recipe"],
-        "epochs": teacher.record["epochs"],
+        "recipe": trained.record["config"]["recipe"],
+        "epochs": trained.record["epochs"],
         "tick": ticks if ticks == "epoch" else "equally spaced",
         "mode": mode,
         "seed": seed,
-        "accuracy": teacher.record["accuracy"],
+        "accuracy": trained.record["accuracy"],
         "accuracy_on": "the scored data" if test_set is None else "the test set",
     }
-    return Recorded(dynamics, teacher, meta)
+    if has_teacher:
+        meta["teacher"] = trained.record["config"]["recording"]["teacher"]
+    return Recorded(dynamics, trained, meta)
 
 
 def dynamics_scores(
@@ -217,6 +236,7 @@ def check_recording(
     mode: Literal["train", "eval"] = "train",
     drop_last: bool | None = None,
     never_learned: NeverLearned = "max",
+    has_teacher: bool = False,
 ) -> int:
     """Refuse before a training what the recorder would refuse during or after it.
 
@@ -229,14 +249,16 @@ def check_recording(
         mode: Whose logits.
         drop_last: As for :meth:`TrainingDynamics.values`.
         never_learned: As for :meth:`TrainingDynamics.values`.
+        has_teacher: Whether there is a teacher.
 
     Returns:
         The number of ticks.
 
     Raises:
-        ValueError: A score is unknown, not recorded or needs more ticks; the training is too short
-            for its ticks or too long for the recorder's counters; in training mode, a window score
-            of a recipe that leaves images out of each epoch.
+        ValueError: A score is unknown, not recorded or needs more ticks; ``el2n_sl`` or ``sharp``
+            is recorded without a teacher, or a teacher is given for neither; the training is too
+            short for its ticks or too long for the recorder's counters; in training mode, a window
+            score of a recipe that leaves images out of each epoch.
     """
     plan = Plan(len(dynamics), recipe.batch_size, recipe.drop_last, budget or Epochs(recipe.epochs))
     count = len(tick_ends(ticks, mode, plan))
@@ -246,12 +268,11 @@ def check_recording(
             f"the training shows an image {shown} times in {count} ticks; "
             f"the recorder counts to {COUNT_LIMIT - 1}"
         )
-    for extra, needed in (("el2n_sl", "teacher"), ("sharp", "teacher"), ("grand", "features")):
-        if extra in dynamics.record:
-            raise ValueError(
-                f"dynamics records {extra}, for which update() takes {needed}=; a training of ours "
-                "gives it logits only"
-            )
+    soft = [name for name in ("el2n_sl", "sharp") if name in dynamics.record]
+    if soft and not has_teacher:
+        raise ValueError(f"dynamics records {soft[0]}, which needs a teacher: give teacher=")
+    if has_teacher and not soft:
+        raise ValueError("a teacher is given; dynamics records neither el2n_sl nor sharp")
     for name in names:
         dynamics.check(name, count, drop_last=drop_last, never_learned=never_learned)
         if name in WINDOW_SCORES and mode == "train" and plan.samples_per_epoch < plan.count:

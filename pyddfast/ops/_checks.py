@@ -60,10 +60,10 @@ def count(value: Any, name: str, least: int = 0) -> int:
     return value
 
 
-def temperature(value: Any) -> float:
+def temperature(value: Any, name: str = "temperature") -> float:
     """A temperature that float32 arithmetic can divide by; returns it as a float."""
-    if not 1e-30 <= positive(value, "temperature") <= 1e30:
-        raise ValueError(f"temperature is {value}; allowed are 1e-30 to 1e30")
+    if not 1e-30 <= positive(value, name) <= 1e30:
+        raise ValueError(f"{name} is {value}; allowed are 1e-30 to 1e30")
     return float(value)
 
 

@@ -12,6 +12,7 @@ from pyddfast.ops._autograd import functorch_active
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import dynamics as reference
 from pyddfast.ops.reference.dynamics import DynamicsState
+from pyddfast.ops.scores import sample_scores
 
 __all__ = ["DynamicsState", "Signal", "check_dynamics_update", "dynamics_update_"]
 
@@ -40,6 +41,7 @@ def dynamics_update_(
     teacher: Tensor | None = None,
     features: Tensor | None = None,
     signal: Signal = "1-p",
+    soft_temperature: float | None = None,
 ) -> None:
     """Record one presentation of each sample of a batch, in place; no gradient flows.
 
@@ -59,19 +61,23 @@ def dynamics_update_(
         features: (B, D) finite floating point inputs of the last layer, for ``grand``.
         signal: What the ring holds: ``"1-p"`` (1 − p_y), ``"nlp"`` (−log p_y) or ``"el2n"``.  Not
             p_y itself: easy samples have p_y = 1 in half precision.
+        soft_temperature: T of ``el2n_sl``, as ``temperature``; 20 in its paper.  ``grand`` then is
+            the gradient norm of the label's loss; where it is None and ``el2n_sl`` is recorded, of
+            the loss to the teacher.
 
     Raises:
-        TypeError: A dtype is wrong, or ``temperature`` is not a number.
-        ValueError: Shapes or devices do not fit; ``el2n_sl`` or ``sharp`` is recorded without a
+        TypeError: A dtype is wrong, or a temperature is not a number.
+        ValueError: Shapes or devices do not fit; ``soft_temperature`` is given and ``el2n_sl`` is
+            not recorded; ``el2n_sl`` or ``sharp`` is recorded without a
             teacher or ``grand`` without features, or one of the two is given and nothing records
             it; an index is out of range or occurs twice, a label is out of range, logits, teacher
             or features hold what they may not, or the tick is negative.  The state is unchanged
             then.  Values are checked on the CPU; elsewhere under ``PYDDFAST_DEBUG=1`` only, since
             it waits for the device: without it a row whose index, label or values may not be leaves
-            the state as it is, and of equal indices any one may win.
+            the kernel's part of the state as it is, and of equal indices any one may win.
     """
     batch = (logits, target, indices, tick)
-    _check_arguments(state, *batch, temperature, teacher, features, signal)
+    _check_arguments(state, *batch, temperature, teacher, features, signal, soft_temperature)
     native = not functorch_active() and _native.usable(state.ring, logits, teacher, features)
     on_cuda = native and _native.recomputes(logits)  # the CPU kernel checks by itself
     twin_on_cpu = not native and state.ring.device.type == "cpu"
@@ -79,10 +85,14 @@ def dynamics_update_(
     if readable and (twin_on_cpu or (_native.debug() and (on_cuda or not native))):
         _check_values(state, *batch, teacher, features)
     if not native:
-        reference.dynamics_update_(state, *batch, float(temperature), teacher, features, signal)
+        reference.dynamics_update_(
+            state, *batch, float(temperature), teacher, features, signal, soft_temperature
+        )
         return
-    with_teacher = teacher if state.el2n_sl is not None else None
-    arguments = (*state[:-1], *batch, with_teacher, features)
+    # The kernel has one temperature.
+    joint = state if soft_temperature is None else state._replace(el2n_sl=None)
+    with_teacher = teacher if joint.el2n_sl is not None else None
+    arguments = (*joint[:-1], *batch, with_teacher, features)
     code = get_args(Signal).index(signal)
     if readable:
         if teacher is not None and with_teacher is None and not on_cuda:
@@ -94,6 +104,9 @@ def dynamics_update_(
             raise
     else:
         raw.dynamics_update_(*arguments, float(temperature), code)
+    if state.el2n_sl is not None and soft_temperature is not None:
+        soft = sample_scores(logits, target, temperature=soft_temperature, teacher=teacher)
+        state.el2n_sl[indices] += soft.el2n_sl.to(state.el2n_sl.dtype)
     if state.sharp is not None:
         assert teacher is not None  # checked above
         cosine = reference.teacher_cosine(logits, target, teacher, float(temperature))
@@ -112,11 +125,13 @@ def check_dynamics_update(
     teacher: Tensor | None = None,
     features: Tensor | None = None,
     signal: Signal = "1-p",
+    soft_temperature: float | None = None,
 ) -> None:
     """Raise what :func:`dynamics_update_` would raise, and write nothing; arguments as there."""
-    _check_arguments(state, logits, target, indices, tick, temperature, teacher, features, signal)
+    batch = (logits, target, indices, tick)
+    _check_arguments(state, *batch, temperature, teacher, features, signal, soft_temperature)
     if _readable() and (state.ring.device.type == "cpu" or _native.debug()):
-        _check_values(state, logits, target, indices, tick, teacher, features)
+        _check_values(state, *batch, teacher, features)
 
 
 def _readable() -> bool:
@@ -134,11 +149,16 @@ def _check_arguments(
     teacher: Tensor | None,
     features: Tensor | None,
     signal: Signal,
+    soft_temperature: float | None,
 ) -> None:
     """All but the values of tensors."""
     _checks.temperature(temperature)
     _checks.one_of(signal, get_args(Signal), "signal")
     _check_state(state)
+    if soft_temperature is not None:
+        _checks.temperature(soft_temperature, "soft_temperature")
+        if state.el2n_sl is None:
+            raise ValueError("soft_temperature is given; the state does not record el2n_sl")
     device = state.ring.device
     _check_rows("logits", logits, device)
     rows, classes = logits.shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import DistilledSet, ResidentDataset
+from pyddfast.data import ImageSource, ResidentDataset
 from pyddfast.ops.kd import kd_loss
 from pyddfast.train.evaluate import predict
 
@@ -91,7 +91,7 @@ class ViewLabels:
 
 
 def soft_labels(
-    distilled: DistilledSet | ResidentDataset,
+    distilled: ImageSource | ResidentDataset,
     teacher: nn.Module,
     *,
     size: int | None = None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyddfast.train.models import model_digest
 from pyddfast.train.plan import Plan
 
 __all__ = ["RECORDER", "Recorder", "Recording", "Ticks", "tick_ends"]
@@ -26,7 +27,11 @@ class Recorder(Protocol):
     """
 
     def update(self, logits: Tensor, targets: Tensor, indices: Tensor) -> None:
-        """Take the logits (B, C) of samples, their labels (B,) and positions in the data set."""
+        """Take the logits (B, C) of samples, their labels (B,) and positions in the data set.
+
+        As the :class:`Recording` says, with ``teacher=``, a teacher's logits (B, C), and
+        ``features=``, the inputs (B, D) of the network's last layer.
+        """
 
     def end_tick(self) -> None:
         """The stretch of training in which each sample was told once is over."""
@@ -49,18 +54,37 @@ class Recording:
         mode: ``"train"``: the logits of the training steps themselves, augmented, in training mode;
             costs next to nothing.  ``"eval"``: at the end of each tick a pass over the un-augmented
             data in evaluation mode; about a third of an epoch's time each.
+        teacher: its logits are told, too; a network for the images of the training, which is moved
+            to its device and put in eval mode.
+        soft_labels: of the teacher.  ``"image"``: of each un-augmented image, made once and kept,
+            4·N·C bytes on the training device.  ``"view"``: of what the network itself sees, by a
+            forward pass of the teacher each time.
+        features: whether the last layer's inputs are told, too.
     """
 
     recorder: Recorder
     ticks: int | Literal["epoch"] = "epoch"
     mode: Literal["train", "eval"] = "train"
+    teacher: nn.Module | None = None
+    soft_labels: Literal["image", "view"] = "image"
+    features: bool = False
 
     def __post_init__(self) -> None:
         _check(self.ticks, self.mode)
+        if self.soft_labels not in ("image", "view"):
+            raise ValueError(f"soft_labels must be 'image' or 'view', got {self.soft_labels!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Ticks and mode, JSON values."""
-        return {"ticks": self.ticks, "mode": self.mode}
+        """What decides the recorder's state, JSON values."""
+        facts: dict[str, Any] = {"ticks": self.ticks, "mode": self.mode}
+        if self.teacher is not None:
+            facts["teacher"] = {
+                "sha256": model_digest(self.teacher),
+                "soft_labels": self.soft_labels,
+            }
+        if self.features:
+            facts["features"] = "of the last layer"
+        return facts
 
 
 def tick_ends(
@@ -123,18 +147,24 @@ class Ticks:
         plan: of the training.
         labels: int64 (N,) of all samples.
         snapshot: logits of all samples, for the mode ``"eval"``.
+        beside: what the recorder is told of samples beside the logits just given, by name.
 
     Raises:
         ValueError: the ticks do not fit the training.
     """
 
     def __init__(
-        self, recording: Recording, plan: Plan, labels: Tensor, snapshot: Snapshot
+        self,
+        recording: Recording,
+        plan: Plan,
+        labels: Tensor,
+        snapshot: Snapshot,
+        beside: Callable[[Tensor], Mapping[str, Tensor]],
     ) -> None:
         self.recorder = recording.recorder
         self.ends = frozenset(tick_ends(recording.ticks, recording.mode, plan))
         self.in_training = recording.mode == "train"
-        self._labels, self._snapshot = labels.cpu(), snapshot
+        self._labels, self._snapshot, self._beside = labels.cpu(), snapshot, beside
 
     def takes(self, step: int) -> bool:
         """Whether the logits of a training step (from 0) are recorded."""
@@ -142,7 +172,8 @@ class Ticks:
 
     def take(self, logits: Tensor, ids: Tensor) -> None:
         """The logits of a training step."""
-        self.recorder.update(logits.detach(), self._labels[ids], ids)
+        update = cast(Callable[..., None], self.recorder.update)
+        update(logits.detach(), self._labels[ids], ids, **self._beside(ids))
 
     def end(self) -> None:
         """End a tick, after the pass over the data where there is one."""

@@ -15,6 +15,7 @@ from torch import nn
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import read_json, read_tensors
+from pyddfast.train.beside import Beside
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.evaluate import evaluate, predict_batches
@@ -131,7 +132,8 @@ def train_teacher(
     Raises:
         ValueError: data set, test set and model do not fit together, or neither ``epochs`` nor
             ``recipe`` is given, or both, or the ticks of ``recording`` do not fit the training;
-            there is no such device, a file in ``out`` is damaged, or ``out`` holds another run.
+            the teacher of ``recording`` or the network's last layer do not suit it; there is no
+            such device, a file in ``out`` is damaged, or ``out`` holds another run.
         BlockingIOError: another process works in ``out``.
         FileExistsError: ``out`` holds something else.
     """
@@ -161,13 +163,15 @@ def train_teacher(
     ).to(target)
     check_batches(network, plan)
     plan.evaluation_steps(evaluations)
-    ticks = None
+    ticks = beside = None
     if recording is not None:
+        beside = Beside(recording, network, dataset, size=size, device=target)
         ticks = Ticks(
             recording,
             plan,
             dataset.labels,
             lambda: predict_batches(network, dataset, size=size, device=target),
+            beside,
         )
     config = {
         "task": "train_teacher",
@@ -183,6 +187,8 @@ def train_teacher(
         "deterministic": deterministic,
     }
     with deterministic_mode(deterministic), ExitStack() as stack:
+        if beside is not None:
+            stack.callback(beside.close)
         folder = None
         if out is not None:
             folder = stack.enter_context(RunFolder(out, config, resume=resume))

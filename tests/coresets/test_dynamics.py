@@ -581,6 +581,8 @@ def test_autocast_compile_and_gradients_change_nothing() -> None:
         ({"record": ("loss",)}, "record must be one of"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
+        ({"soft_temperature": 20.0}, r"soft_temperature is that of el2n_sl; record has none"),
+        ({"soft_temperature": 0.0, "record": ("el2n_sl",)}, "soft_temperature is 0.0"),
         (
             {"signal": "el2n", "record": ("one_minus_p",)},
             "one_minus_p needs a ring of probabilities",

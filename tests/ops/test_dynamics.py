@@ -40,7 +40,9 @@ def equal(a: DynamicsState, b: DynamicsState) -> bool:
     )
 
 
-def test_sums_and_ring_are_those_of_a_float64_recomputation() -> None:
+# Of its own, the soft labels' temperature leaves grand to the label's loss.
+@pytest.mark.parametrize("soft", [None, 20.0])
+def test_sums_and_ring_are_those_of_a_float64_recomputation(soft: float | None) -> None:
     count, classes, ticks, T = 20, 7, 5, 2.0
     state = new_state(count, ring=4, extras=EXTRAS)
     label = torch.randint(0, classes, (count,), generator=GEN)
@@ -52,21 +54,24 @@ def test_sums_and_ring_are_those_of_a_float64_recomputation() -> None:
         for ids in torch.randperm(count, generator=GEN).split(3 + tick):
             dynamics_update_(
                 state, logits[tick, ids], label[ids], ids, torch.tensor(tick), temperature=T,
-                teacher=teacher[tick, ids], features=features[tick, ids],
+                teacher=teacher[tick, ids], features=features[tick, ids], soft_temperature=soft,
             )  # fmt: skip
 
     p, q = (logits.double() / T).softmax(-1), (teacher.double() / T).softmax(-1)
     y = torch.nn.functional.one_hot(label, classes)
     others = logits.double().masked_fill(y.bool(), -math.inf).amax(-1)
     p_y = (p * y).sum(-1)
-    el2n_sl = (p - q).norm(dim=-1) / T
+    S = soft or T
+    el2n_sl = ((logits.double() / S).softmax(-1) - (teacher.double() / S).softmax(-1)).norm(dim=-1)
+    el2n_sl /= S
+    of_loss = el2n_sl if soft is None else (p - y).norm(dim=-1) / T
     want = {
         "aum": (logits.double() * y).sum(-1) - others,
         "el2n": (p - y).norm(dim=-1),
         "el2n_sl": el2n_sl,
         "entropy": -(p * p.log()).sum(-1),
         "nll": -p_y.log(),
-        "grand": el2n_sl * (1 + features.double().square().sum(-1)).sqrt(),
+        "grand": of_loss * (1 + features.double().square().sum(-1)).sqrt(),
         "sharp": torch.cosine_similarity(p - y, p - q, dim=-1),
     }
     for name, values in want.items():
@@ -216,6 +221,21 @@ def test_cosine_keeps_its_digits_where_the_teacher_agrees() -> None:
         ({"tick": 1}, TypeError, "tick"),
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"signal": "p"}, ValueError, "signal is 'p'"),
+        ({"soft_temperature": 20.0}, ValueError, "soft_temperature is given; the state does not"),
+        (
+            {"soft_temperature": 0.0, "state": new_state(3, extras=("el2n_sl",))},
+            ValueError,
+            "soft_temperature is 0.0",
+        ),
+        (
+            {
+                "state": new_state(3, extras=("el2n_sl",)),
+                "teacher": torch.full((2, 4), math.nan),
+                "soft_temperature": 20.0,
+            },
+            ValueError,
+            "teacher has NaN",
+        ),
         ({"teacher": torch.zeros(2, 4)}, ValueError, "neither el2n_sl nor sharp"),
         ({"features": torch.zeros(2, 4)}, ValueError, "features without grand"),
         ({"features": torch.zeros(2, 0)}, ValueError, "D >= 1 is needed"),

@@ -50,6 +50,7 @@ def by_the_twin(state: DynamicsState, inputs: dict[str, Tensor], tick: int, **op
         inputs["teacher"].cpu() if state.el2n_sl is not None else None,
         inputs["features"].cpu() if state.grand is not None else None,
         options.get("signal", "1-p"),
+        options.get("soft_temperature"),
     )
 
 
@@ -82,6 +83,18 @@ def test_a_training(
         by_the_twin(want, inputs, tick, **options)
         inputs = {name: x.to(backend.device) for name, x in inputs.items()}
         given = inputs if extras else {n: inputs[n] for n in ("logits", "target", "indices")}
+        dynamics_update_(got, tick=torch.tensor(tick, device=backend.device), **given, **options)  # type: ignore[arg-type]
+    assert_agree(got, want)
+
+
+def test_a_temperature_of_the_soft_labels_alone(backend: Backend) -> None:
+    options = {"temperature": 1.5, "soft_temperature": 20.0}
+    want = new_state(40, extras=EXTRAS)
+    got = on(want, backend.device)
+    for tick in range(2):
+        inputs = batch(23, 12, tick, 40)
+        by_the_twin(want, inputs, tick, **options)
+        given = {name: x.to(backend.device) for name, x in inputs.items()}
         dynamics_update_(got, tick=torch.tensor(tick, device=backend.device), **given, **options)  # type: ignore[arg-type]
     assert_agree(got, want)
 

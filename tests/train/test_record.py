@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from train_cases import blobs, linear, tiny
 
 from pyddfast.coresets import TrainingDynamics
@@ -18,7 +19,7 @@ from pyddfast.train import (
     teacher_recipe,
     train_teacher,
 )
-from pyddfast.train.models import build_model
+from pyddfast.train.models import build_model, model_digest
 from pyddfast.train.plan import Plan
 from pyddfast.train.record import tick_ends
 
@@ -148,18 +149,112 @@ def test_a_budget_compresses_the_schedule():
     assert lrs == pytest.approx([0.05 / 2, 0.05 * 0.5 * (1 + 2**-0.5 * -1)], rel=1e-9)
 
 
+class Stored(Listing):
+    """Keeps a teacher's logits and the last layer's inputs as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.beside = []
+
+    def update(self, logits, targets, indices, *, teacher, features):
+        super().update(logits, targets, indices)
+        assert not features.requires_grad
+        assert not teacher.requires_grad
+        self.beside += zip(indices.tolist(), teacher.clone(), features.clone(), strict=True)
+
+
+class Both:
+    """Tells two recorders the same."""
+
+    def __init__(self, *recorders):
+        self.recorders = recorders
+
+    def update(self, *given, **beside):
+        for recorder in self.recorders:
+            recorder.update(*given, **beside)
+
+    def end_tick(self):
+        for recorder in self.recorders:
+            recorder.end_tick()
+
+
+@pytest.mark.parametrize("soft_labels", ["image", "view"])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_scores_of_a_teacher_and_the_last_layer_are_those_of_what_was_stored(mode, soft_labels):
+    guide, seen = linear(0), Stored()
+    with torch.no_grad():
+        guide[1].weight.copy_(torch.randn(3, 64, generator=torch.Generator().manual_seed(1)) / 4)
+    dynamics = TrainingDynamics(
+        COUNT, record=("el2n_sl", "sharp", "grand"), soft_temperature=20.0, window=2
+    )
+    augmented = teacher_recipe(3, batch_size=7)  # no view is the image
+    recording = Recording(
+        Both(dynamics, seen), mode=mode, teacher=guide, soft_labels=soft_labels, features=True
+    )
+    network = train(tiny, recording, recipe=augmented).model
+    # No hook is left on the network, nor was anything else trained.
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
+    assert train(tiny, None, recipe=augmented).record["sha256"] == model_digest(network)
+
+    whole = predict(guide, DATA)
+    want = {name: torch.zeros(COUNT, dtype=torch.float64) for name in dynamics.record}
+    others = 0
+    for (i, y, z), (j, t, h) in zip(seen.rows, seen.beside, strict=True):
+        assert i == j
+        fixed = torch.allclose(t, whole[i], atol=1e-5)
+        others += not fixed
+        assert fixed or (mode == "train" and soft_labels == "view")
+        z, t, h = z.double(), t.double(), h.double()
+        p, q, one = z.softmax(0), t.softmax(0), torch.eye(3, dtype=torch.float64)[y]
+        want["el2n_sl"][i] += ((z / 20).softmax(0) - (t / 20).softmax(0)).norm() / 20 / 3
+        want["sharp"][i] += torch.cosine_similarity(p - one, p - q, dim=0) / 3
+        want["grand"][i] += (p - one).norm() * (1 + h @ h).sqrt() / 3
+    assert (others > COUNT) == (mode == "train" and soft_labels == "view")
+    for name, values in want.items():
+        assert (dynamics.values(name) - values).abs().max() < 1e-5, name
+    # The features are the inputs of the last layer.
+    if mode == "eval":
+        ids, logits = [row[0] for row in seen.rows[-COUNT:]], seen.logits(2)
+        features = torch.stack([row[2] for row in seen.beside[-COUNT:]])
+        torch.testing.assert_close(network[-1](features), logits[ids], rtol=0, atol=1e-5)
+
+
+def test_refuses_a_teacher_or_network_that_has_not_what_is_told(tmp_path):
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = linear(0)
+
+        def forward(self, x):
+            return self.layers(x) / 2
+
+    for model, options, message in (
+        (linear, {"teacher": nn.Sequential(nn.Flatten(), nn.Linear(64, 4))}, r"logits \(1, 4\)"),
+        (lambda seed: Halved(), {"features": True}, "are not the output of a torch.nn.Linear"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(model, Recording(Stored(), **options), out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="soft_labels must be 'image' or 'view', got 'none'"):
+        Recording(Stored(), soft_labels="none")
+
+
 class Killed(BaseException):
     pass
 
 
 @pytest.mark.parametrize(("mode", "ticks"), [("train", "epoch"), ("eval", 4)])
 def test_killed_at_every_write_and_resumed(tmp_path, monkeypatch, mode, ticks):
+    guide = tiny(3)
+
     def run(folder):
-        recorder = TrainingDynamics(COUNT, window=2)
+        extras = ("el2n_sl", "sharp", "grand")
+        recorder = TrainingDynamics(COUNT, window=2, record=extras, soft_temperature=20.0)
         used = teacher_recipe(2, batch_size=7)
+        recording = Recording(recorder, ticks, mode, guide, "view", features=True)
         teacher = train_teacher(
             DATA, tiny, test_set=TEST, recipe=used, out=folder, checkpoint_seconds=0.0,
-            recording=Recording(recorder, ticks, mode), **QUIET,
+            recording=recording, **QUIET,
         )  # fmt: skip
         return teacher, recorder
 
@@ -189,7 +284,7 @@ def test_killed_at_every_write_and_resumed(tmp_path, monkeypatch, mode, ticks):
     # A finished run is read, recorder and all.
     _, read = run(tmp_path / "whole")
     loaded = TrainingDynamics.load(tmp_path / "whole" / "recorder.safetensors")
-    for name in ("el2n", "aum", "forgetting"):
+    for name in ("el2n", "aum", "forgetting", "el2n_sl", "sharp", "grand"):
         assert torch.equal(read.values(name), recorder.values(name))
         assert torch.equal(loaded.values(name), recorder.values(name))
 

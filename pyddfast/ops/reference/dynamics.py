@@ -62,9 +62,14 @@ def dynamics_update_(
     teacher: Tensor | None,
     features: Tensor | None,
     signal: str,
+    soft_temperature: float | None = None,
 ) -> None:
     """Write a batch into the state; arguments as in the public function, already checked."""
-    scores = sample_scores(logits, target, temperature, teacher, features)
+    joint = state.el2n_sl is not None and soft_temperature is None
+    scores = sample_scores(logits, target, temperature, teacher if joint else None, features)
+    el2n_sl = scores.el2n_sl
+    if state.el2n_sl is not None and soft_temperature is not None:
+        el2n_sl = sample_scores(logits, target, soft_temperature, teacher, None).el2n_sl
     value = {"1-p": scores.one_minus_p_y, "nlp": scores.nll, "el2n": scores.el2n}[signal]
     state.ring[indices, tick % state.ring.shape[1]] = value.to(state.ring.dtype)
 
@@ -87,7 +92,7 @@ def dynamics_update_(
     for total, addend in (
         (state.aum, scores.margin),
         (state.el2n, scores.el2n),
-        (state.el2n_sl, scores.el2n_sl),
+        (state.el2n_sl, el2n_sl),
         (state.entropy, scores.entropy),
         (state.nll, scores.nll),
         (state.grand, scores.grand),
