@@ -2,6 +2,7 @@
 
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.cda import CDAConfig, cda
+from pyddfast.methods.datm import DATMConfig, datm
 from pyddfast.methods.dwa import DWAConfig, dwa
 from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
@@ -10,9 +11,11 @@ from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
 from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo
+from pyddfast.methods.tm import TMConfig, tm
 
 __all__ = [
     "CDAConfig",
+    "DATMConfig",
     "DWAConfig",
     "EDCConfig",
     "FADRMConfig",
@@ -21,14 +24,17 @@ __all__ = [
     "RDEDConfig",
     "SRe2LConfig",
     "SynthesisConfig",
+    "TMConfig",
     "TaskInfo",
     "ca2d",
     "cda",
     "check_rded",
+    "datm",
     "dwa",
     "edc",
     "fadrm",
     "gvbsm",
     "rded",
     "sre2l",
+    "tm",
 ]

@@ -147,7 +147,7 @@ class SynthesisConfig:
             raise ValueError(f"classes must be different labels, got {self.classes}")
 
 
-def check_counts(config: SynthesisConfig, *names: str) -> None:
+def check_counts(config: object, *names: str) -> None:
     """Settings that count are None or ints of at least 1.
 
     Raises:
