@@ -14,9 +14,21 @@ from safetensors.torch import load_file
 
 from pyddfast import data
 from pyddfast.cli import main, options
-from pyddfast.coresets import Scores, TrainingDynamics, beta_sampling
+from pyddfast.coresets import (
+    Scores,
+    Selection,
+    TrainingDynamics,
+    beta_sampling,
+    embed,
+    entropy_scores,
+    least_confidence_scores,
+    margin_scores,
+    moderate_scores,
+    select,
+)
 from pyddfast.coresets.recorded import Recorded
 from pyddfast.data import DistilledSet, ImageDataset
+from pyddfast.train import train_teacher
 
 MODEL = ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch"]
 
@@ -258,3 +270,48 @@ def test_sets_from_one_scored_run(
     ):
         assert main([*words, *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+EMBEDDED = {
+    "entropy": lambda e: select(entropy_scores(e), e.labels, ipc=2),
+    "least-confidence": lambda e: select(least_confidence_scores(e), e.labels, ipc=2),
+    "margin": lambda e: select(margin_scores(e), e.labels, ipc=2),
+    "moderate": lambda e: select(moderate_scores(e), e.labels, ipc=2),
+}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a trained network."""
+    out = tmp_path_factory.mktemp("network")
+    train_teacher(
+        data.load("fashion-mnist-mini", split="test"),
+        ("convnet-d1", {"width": 4, "norm": "batch"}),
+        test_set=data.load("fashion-mnist-mini", split="test"),
+        epochs=1,
+        out=out,
+        progress=False,
+    )
+    return out
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_coresets_of_one_pass(
+    name: str, network: Path, small: ImageDataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ["coreset", name, "--ipc", "2", "--teacher", str(network), "--out", str(out)]
+    assert main(words) == 0
+    picked = Selection.load(out / "selection.npz")
+    embedding = embed(small, options.load_teacher(network, small, None).model, progress=False)
+    assert picked.indices.tolist() == EMBEDDED[name](embedding).indices.tolist()
+    assert picked.meta["method"] == name
+    source = picked.meta["scoring"]["network"]
+    assert source == {"name": "convnet-d1", "options": {"norm": "batch", "width": 4}}
+    made = DistilledSet.load(out / "set")
+    assert made.meta["source_indices"] == picked.indices.tolist()
+    # Resumed without the set: from the stored pass, the same bytes.
+    before = (out / "selection.npz").read_bytes()
+    shutil.rmtree(out / "set")
+    assert main([*words, "--resume"]) == 0
+    assert (out / "selection.npz").read_bytes() == before

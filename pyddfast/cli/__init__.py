@@ -35,18 +35,43 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "synthesis.distill_fadrm",
         "synthesise images from teachers and data, FADRM",
     ),
-    ("distill", "ca2d"): ("coresets.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
-    ("coreset", "random"): ("coresets.coreset_random", "pick at random, the same number a class"),
-    ("coreset", "el2n-easy"): ("coresets.coreset_el2n_easy", "pick the lowest EL2N"),
-    ("coreset", "el2n"): ("coresets.coreset_el2n", "pick the highest EL2N"),
-    ("coreset", "el2n-best"): ("coresets.coreset_el2n_best", "pick the best window of EL2N"),
-    ("coreset", "el2n-sl"): ("coresets.coreset_el2n_sl", "pick the farthest from a teacher"),
-    ("coreset", "forgetting"): ("coresets.coreset_forgetting", "pick the most often forgotten"),
-    ("coreset", "aum"): ("coresets.coreset_aum", "pick the largest area under the margin"),
-    ("coreset", "dyn-unc"): ("coresets.coreset_dyn_unc", "pick the most uncertain over time"),
-    ("coreset", "dual"): ("coresets.coreset_dual", "pick the uncertain and hard"),
-    ("coreset", "cad-prune"): ("coresets.coreset_cad_prune", "pick by compute-aligned difficulty"),
-    ("coreset", "recorded"): ("coresets.coreset_recorded", "pick by a score of a pyddfast score"),
+    ("distill", "ca2d"): ("coresets.cad.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
+    ("coreset", "random"): (
+        "coresets.random.coreset_random",
+        "pick at random, the same number a class",
+    ),
+    ("coreset", "el2n-easy"): ("coresets.el2n.coreset_el2n_easy", "pick the lowest EL2N"),
+    ("coreset", "el2n"): ("coresets.el2n.coreset_el2n", "pick the highest EL2N"),
+    ("coreset", "el2n-best"): ("coresets.el2n.coreset_el2n_best", "pick the best window of EL2N"),
+    ("coreset", "el2n-sl"): ("coresets.el2n.coreset_el2n_sl", "pick the farthest from a teacher"),
+    ("coreset", "forgetting"): (
+        "coresets.dynamics.coreset_forgetting",
+        "pick the most often forgotten",
+    ),
+    ("coreset", "aum"): ("coresets.dynamics.coreset_aum", "pick the largest area under the margin"),
+    ("coreset", "dyn-unc"): (
+        "coresets.dynamics.coreset_dyn_unc",
+        "pick the most uncertain over time",
+    ),
+    ("coreset", "dual"): ("coresets.dynamics.coreset_dual", "pick the uncertain and hard"),
+    ("coreset", "cad-prune"): (
+        "coresets.cad.coreset_cad_prune",
+        "pick by compute-aligned difficulty",
+    ),
+    ("coreset", "entropy"): ("coresets.uncertainty.coreset_entropy", "pick the highest entropy"),
+    ("coreset", "least-confidence"): (
+        "coresets.uncertainty.coreset_least_confidence",
+        "pick the smallest largest probability",
+    ),
+    ("coreset", "margin"): ("coresets.uncertainty.coreset_margin", "pick the smallest margin"),
+    ("coreset", "moderate"): (
+        "coresets.uncertainty.coreset_moderate",
+        "pick at a typical distance from the class's middle",
+    ),
+    ("coreset", "recorded"): (
+        "coresets.recorded.coreset_recorded",
+        "pick by a score of a pyddfast score",
+    ),
     ("score",): ("score.score", "one recorded training, its scores of every image"),
     ("check-set",): ("labels.check_set", "count a set's images, ask a teacher about its labels"),
     ("relabel",): ("labels.relabel", "store a teacher's labels of every view of a training"),
@@ -127,7 +152,7 @@ def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
 
     tyro = require("tyro", "methods")
     keep_freed_memory()
-    module, _, name = function.partition(".")
+    module, _, name = function.rpartition(".")
     commands = importlib.import_module(f"pyddfast.cli.{module}")
 
     with warnings.catch_warnings():

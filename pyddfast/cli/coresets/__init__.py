@@ -1,0 +1,1 @@
+"""The commands of coresets, a module a kind of method."""

@@ -1,0 +1,71 @@
+"""Sets by the scores of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pyddfast.cli.coresets.options import CoresetOptions, picked
+from pyddfast.cli.options import DataOptions, Flat
+from pyddfast.cli.score import read_scores
+from pyddfast.coresets import Selection, beta_sampling, select
+from pyddfast.coresets.selection import Strategy
+from pyddfast.data.stored import tensors_digest
+
+__all__ = ["coreset_recorded"]
+
+
+def coreset_recorded(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    *,
+    scores: Path,
+    score: str,
+    strategy: Strategy = "topk",
+    offset: float = 0.0,
+    bins: int = 50,
+    beta: float | None = None,
+) -> None:
+    """Pick by a score of a finished "pyddfast score": no training, any number of sets from one run.
+
+    Args:
+        to: The set.
+        data: The data that the run scored.
+        scores: Folder of that run.
+        score: One of its scores, e.g. forgetting, aum, dual, cad, el2n.
+        strategy: topk: the highest; bottomk: the lowest; window: those after the highest OFFSET;
+            stratified: from all BINS of the range.
+        offset: Start of the window, as a share of the positions it can start at.
+        bins: Of stratified.
+        beta: Draw by DUAL's Beta sampling for so large a share pruned (0.9 keeps a tenth) instead
+            of taking the highest; needs one_minus_p in the run.
+    """
+    if beta is not None and strategy != "topk":
+        raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
+    source = data.resident("train", to.image_size)
+    known = read_scores(scores, score, source)
+    if beta is not None:
+        rest = read_scores(scores, "one_minus_p", source)
+        known = beta_sampling(known, rest.values, pruned=beta, seed=to.seed)
+
+    def pick() -> Selection:
+        return select(
+            known,
+            source.labels,
+            strategy=strategy,
+            ipc=to.ipc,
+            offset=offset,
+            bins=bins,
+            seed=to.seed,
+            num_classes=source.num_classes,
+        )
+
+    facts = {
+        "scores": tensors_digest({"scores": known.values}),
+        "score": score,
+        "strategy": strategy,
+        "offset": offset,
+        "bins": bins,
+        "beta": beta,
+    }
+    picked("recorded", to, data, source, pick, facts)
