@@ -20,6 +20,7 @@ from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import tensors_digest
 from pyddfast.train import RunFolder
 from pyddfast.train import progress as show_progress
+from pyddfast.train.beside import last_layer
 from pyddfast.train.distributed import Ranks
 from pyddfast.train.evaluate import images_of
 
@@ -186,35 +187,28 @@ def _run(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Logits and features of images [start, stop)."""
-    batches: list[tuple[Tensor, Tensor]] = []
-    for first in range(start, stop, _BATCH):
-        images = images_of(dataset, first, min(first + _BATCH, stop)).to(device)
-        logits, features = _forward(network, normalize(images, normalization))
-        if logits.shape[1:] != (dataset.num_classes,):
-            raise ValueError(
-                f"the network gives logits {tuple(logits.shape[1:])} an image, "
-                f"the data set has {dataset.num_classes} classes"
-            )
-        batches.append((logits.float().cpu(), features.float().cpu()))
-    logits, features = (torch.cat(values) for values in zip(*batches, strict=True))
-    return {"logits": logits, "features": features}
+    features: list[Tensor] = []
 
+    def forward(first: int, last: int) -> Tensor:
+        images = images_of(dataset, first, last).to(device)
+        logits: Tensor = network(normalize(images, normalization))
+        return logits
 
-def _forward(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and what the linear layer was given whose output they are."""
-    seen: list[tuple[Tensor, Tensor]] = []
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0].float().cpu())
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append((output, inputs[0]))
-
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    layer = last_layer(network, lambda: forward(start, start + 1))
+    if layer.out_features != dataset.num_classes:
+        raise ValueError(
+            f"the network gives {layer.out_features} logits, "
+            f"the data set has {dataset.num_classes} classes"
+        )
+    hook = layer.register_forward_pre_hook(keep)
     try:
-        logits: Tensor = network(x)
+        logits = [
+            forward(first, min(first + _BATCH, stop)).float().cpu()
+            for first in range(start, stop, _BATCH)
+        ]
     finally:
-        for hook in hooks:
-            hook.remove()
-    for output, inputs in seen:
-        if output is logits:
-            return logits, inputs
-    raise ValueError("the network's logits are not the output of a torch.nn.Linear")
+        hook.remove()
+    return {"logits": torch.cat(logits), "features": torch.cat(features)}

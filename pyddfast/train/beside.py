@@ -125,7 +125,7 @@ def last_layer(network: nn.Module, forward: Callable[[], Tensor]) -> nn.Linear:
         if output is logits:
             return layer
     raise ValueError(
-        "the network's logits are not the output of a torch.nn.Linear, whose inputs grand needs"
+        "the network's logits are not the output of a torch.nn.Linear, whose inputs are asked for"
     )
 
 
