@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pyddfast import ops
 from pyddfast.coresets.recorded import dynamics_scores
 from pyddfast.coresets.selection import Scores
 from pyddfast.data import ImageDataset
-from pyddfast.random import Purpose, uniform
 from pyddfast.train.models import ModelSpec
 
 __all__ = ["beta_sampling", "dual_scores"]
@@ -81,33 +80,9 @@ def beta_sampling(
     Raises:
         ValueError: A value is out of range, or the sizes differ.
     """
-    if one_minus_p.shape != scores.values.shape:
-        raise ValueError(
-            f"one_minus_p has shape {tuple(one_minus_p.shape)}, there are {len(scores)} scores"
-        )
-    if not 0 <= pruned <= 1:
-        raise ValueError(f"pruned must lie in [0, 1], got {pruned}")
-    if not bool(((one_minus_p >= 0) & (one_minus_p <= 1)).all()):
-        raise ValueError(
-            f"one_minus_p must lie in [0, 1], got values from {float(one_minus_p.min())} "
-            f"to {float(one_minus_p.max())}"
-        )
-    if float(scores.values.min()) < 0:
-        raise ValueError(f"scores must not be negative, got {float(scores.values.min())}")
-    if c_total not in (15, 16):
-        raise ValueError(f"c_total must be 15 (paper) or 16 (its code), got {c_total}")
-    values, rest = scores.values.double().cpu(), one_minus_p.double().cpu()
-    anchor = float(rest[values.topk(min(10, len(values))).indices].mean())  # 1 - m
-    b = 15 * anchor * (1 - pruned**c_d)
-    a = c_total - b
-    log_weight = (a - 1) * torch.log1p(-rest) + (b - 1) * rest.log() + values.log()
-    # A factor 0 wins against an infinite density: 1 - p and p vanish more slowly than the score.
-    nothing = (values == 0) | (rest == 0) | (rest == 1)
-    log_weight = log_weight.masked_fill(nothing, -torch.inf)
-    # Lane 2: random_scores has lane 0 and stratified selection lane 1.
-    draw = uniform(seed, Purpose.SELECTION, torch.arange(len(rest)), lanes=2)
-    gumbel = -torch.log(-torch.log(draw.clamp(min=1e-300)))
-    keys = log_weight + gumbel
+    keys, (a, b) = ops.beta_keys(
+        scores.values.cpu(), one_minus_p.cpu(), pruned=pruned, c_d=c_d, c_total=c_total, seed=seed
+    )
     return Scores(
         keys,
         f"{scores.name}-beta",

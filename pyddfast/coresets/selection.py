@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from pyddfast import ops
 from pyddfast.coresets.files import read_npz, write_indices, write_npz
 from pyddfast.data import DistilledSet, ImageSource
-from pyddfast.random import Purpose, uniform
+from pyddfast.ops._checks import count as check_count
+from pyddfast.ops._segments import check_sizes
 
 __all__ = ["Scores", "Selection", "Strategy", "mean_scores", "select", "to_distilled"]
 
@@ -230,19 +230,15 @@ def select(
     sizes = torch.bincount(labels, minlength=classes).tolist()
     check_ipc(ipc, sizes)
 
-    values, labels = scores.values.cpu(), labels.cpu()
-    ranked = values.sort(descending=strategy != "bottomk", stable=True).indices
-    ranked = ranked[labels[ranked].sort(stable=True).indices]
-    picks = []
-    for members in torch.split(ranked, sizes):
-        budget = ipc if ipc is not None else round((fraction or 0.0) * len(members))
-        if strategy == "stratified":
-            picks.append(_stratified(values, members, budget, bins, seed))
-            continue
-        # As the decimal that was written: 0.7 of 1290 is 903, and the float's product 902.99...
-        start = math.floor(Fraction(str(float(offset))) * (len(members) - budget))
-        picks.append(members[start : start + budget])
-    indices = torch.cat(picks) if picks else ranked
+    values = scores.values.cpu()
+    budget: dict[str, Any] = {"k": ipc, "fraction": fraction, "num_classes": classes}
+    if strategy == "stratified":
+        indices = ops.stratified(values, labels.cpu(), **budget, bins=bins, seed=seed)
+    elif strategy == "window":
+        indices = ops.segmented_window(values, labels.cpu(), **budget, offset=offset)
+    else:
+        largest = strategy == "topk"
+        indices = ops.segmented_topk(values, labels.cpu(), **budget, largest=largest)
     meta = {
         "method": f"{scores.name}-{strategy}" if method is None else method,
         "score": scores.name,
@@ -261,27 +257,6 @@ def select(
         scores=values[indices],
         meta=meta,
     )
-
-
-def _stratified(values: Tensor, members: Tensor, budget: int, bins: int, seed: int) -> Tensor:
-    """Draw ``budget`` of a class's members, the same number of every bin where it has them."""
-    if budget == 0:
-        return members[:0]
-    # In data order, so that the draws do not depend on the order of the members.
-    members = members.sort().values
-    own = values[members].double()
-    low, high = own.aminmax()
-    width = (high - low) / bins
-    number = ((own - low) / torch.where(width > 0, width, 1.0)).long().clamp(max=bins - 1)
-    # Lane 1: random_scores has lane 0.
-    draws = uniform(seed, Purpose.SELECTION, members, lanes=1)
-    groups = [members[number == b][draws[number == b].argsort()] for b in range(bins)]
-    groups = sorted((group for group in groups if len(group)), key=len)
-    picks, rest = [], budget
-    for left, group in zip(range(len(groups), 0, -1), groups, strict=True):
-        picks.append(group[: rest // left])
-        rest -= len(picks[-1])
-    return torch.cat(picks)
 
 
 def mean_scores(scores: Sequence[Scores], *, meta: Mapping[str, Any] | None = None) -> Scores:
@@ -309,15 +284,8 @@ def mean_scores(scores: Sequence[Scores], *, meta: Mapping[str, Any] | None = No
 
 def check_ipc(ipc: int | None, sizes: Sequence[int] = ()) -> None:
     """Raise unless it is a number of images, and every class has so many; it names the classes."""
-    if ipc is not None and (isinstance(ipc, bool) or not isinstance(ipc, int)):
-        raise TypeError(f"ipc must be an int, got {ipc!r}")
-    if ipc is not None and ipc < 0:
-        raise ValueError(f"ipc must not be negative, got {ipc}")
-    short = {label: size for label, size in enumerate(sizes) if ipc is not None and size < ipc}
-    if short:
-        shown = ", ".join(f"class {label} has {size}" for label, size in list(short.items())[:5])
-        more = f" and {len(short) - 5} more classes" if len(short) > 5 else ""
-        raise ValueError(f"ipc = {ipc} is larger than a class: {shown}{more}")
+    if ipc is not None:
+        check_sizes(sizes, check_count(ipc, "ipc"), f"ipc = {ipc}")
 
 
 def to_distilled(selection: Selection, dataset: ImageSource) -> DistilledSet:

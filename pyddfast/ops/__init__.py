@@ -23,6 +23,13 @@ from pyddfast.ops.pairwise import (
     logit_gradient,
 )
 from pyddfast.ops.patches import PatchSelection, mosaic, multi_crop, select_patches
+from pyddfast.ops.ranking import (
+    beta_keys,
+    beta_sample,
+    segmented_topk,
+    segmented_window,
+    stratified,
+)
 from pyddfast.ops.scores import SampleScores, sample_scores
 from pyddfast.ops.stats import (
     Activation,
@@ -56,6 +63,8 @@ __all__ = [
     "Signal",
     "TeacherKind",
     "augment",
+    "beta_keys",
+    "beta_sample",
     "bn_distance",
     "bn_eval_stats",
     "channel_stats",
@@ -86,7 +95,10 @@ __all__ = [
     "parameter_distance",
     "patch_stats",
     "sample_scores",
+    "segmented_topk",
+    "segmented_window",
     "select_patches",
     "soft_ce",
+    "stratified",
     "to_uint8",
 ]
