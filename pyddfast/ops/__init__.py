@@ -12,6 +12,7 @@ from pyddfast.ops.dsa import DSAParams, draw_dsa, draw_dsa_official, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.match import feature_mean_distance, gradient_distance, parameter_distance
+from pyddfast.ops.omp import OmpSemantics, Pursuit, omp
 from pyddfast.ops.pairwise import (
     DivergenceKind,
     GramMetric,
@@ -69,7 +70,9 @@ __all__ = [
     "Herding",
     "KCenters",
     "KnnMetric",
+    "OmpSemantics",
     "PatchSelection",
+    "Pursuit",
     "Reduction",
     "SampleScores",
     "Signal",
@@ -110,6 +113,7 @@ __all__ = [
     "mse_ce",
     "multi_crop",
     "norm_relu_pool",
+    "omp",
     "parameter_distance",
     "patch_stats",
     "sample_scores",
