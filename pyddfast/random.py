@@ -73,6 +73,10 @@ class Purpose(IntEnum):
     EXPERT = 30
     TRAJECTORY = 31
     TRAJECTORY_BATCH = 32
+    REAL_BATCH = 33
+    NETWORK = 34
+    CLASS_DSA = 35
+    INNER = 36
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

@@ -3,6 +3,9 @@
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.cda import CDAConfig, cda
 from pyddfast.methods.datm import DATMConfig, datm
+from pyddfast.methods.dc import DCConfig, dc
+from pyddfast.methods.dm import DMConfig, dm
+from pyddfast.methods.dsa import DSAMatchingConfig, dsa
 from pyddfast.methods.dwa import DWAConfig, dwa
 from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
@@ -16,6 +19,9 @@ from pyddfast.methods.tm import TMConfig, tm
 __all__ = [
     "CDAConfig",
     "DATMConfig",
+    "DCConfig",
+    "DMConfig",
+    "DSAMatchingConfig",
     "DWAConfig",
     "EDCConfig",
     "FADRMConfig",
@@ -30,6 +36,9 @@ __all__ = [
     "cda",
     "check_rded",
     "datm",
+    "dc",
+    "dm",
+    "dsa",
     "dwa",
     "edc",
     "fadrm",

@@ -64,6 +64,11 @@ class Ranks:
         dist.broadcast(told, 0, self.group)
         return bool(told)
 
+    def add(self, tensor: Tensor) -> None:
+        """Give every process the sum of all processes' values, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor, group=self.gradients or self.group)
+
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's values, in place."""
         if self.world > 1:
