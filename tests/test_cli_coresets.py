@@ -19,8 +19,10 @@ from pyddfast.coresets import (
     Selection,
     TrainingDynamics,
     beta_sampling,
+    cal_scores,
     embed,
     entropy_scores,
+    glister,
     least_confidence_scores,
     margin_scores,
     moderate_scores,
@@ -277,6 +279,8 @@ EMBEDDED = {
     "least-confidence": lambda e: select(least_confidence_scores(e), e.labels, ipc=2),
     "margin": lambda e: select(margin_scores(e), e.labels, ipc=2),
     "moderate": lambda e: select(moderate_scores(e), e.labels, ipc=2),
+    "cal": lambda e: select(cal_scores(e), e.labels, ipc=2),
+    "glister": lambda e: glister(e, ipc=2),
 }
 
 

@@ -68,6 +68,14 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "coresets.uncertainty.coreset_moderate",
         "pick at a typical distance from the class's middle",
     ),
+    ("coreset", "cal"): (
+        "coresets.uncertainty.coreset_cal",
+        "pick what neighbours contradict",
+    ),
+    ("coreset", "glister"): (
+        "coresets.gradients.coreset_glister",
+        "pick by gradient steps",
+    ),
     ("coreset", "recorded"): (
         "coresets.recorded.coreset_recorded",
         "pick by a score of a pyddfast score",

@@ -2,6 +2,8 @@
 
 from pyddfast.coresets.aum import aum_scores
 from pyddfast.coresets.cad_prune import cad_prune, cad_scores
+from pyddfast.coresets.cal import cal_scores
+from pyddfast.coresets.ccs import ccs
 from pyddfast.coresets.degenerate import repeated
 from pyddfast.coresets.dual import beta_sampling, dual_scores
 from pyddfast.coresets.dyn_unc import dyn_unc_scores
@@ -10,11 +12,13 @@ from pyddfast.coresets.el2n import el2n_best, el2n_of_models, el2n_scores
 from pyddfast.coresets.el2n_sl import el2n_sl_of_models, el2n_sl_scores
 from pyddfast.coresets.embedding import Embedding, embed
 from pyddfast.coresets.forgetting import forgetting_scores
+from pyddfast.coresets.glister import glister
 from pyddfast.coresets.moderate import moderate_scores
 from pyddfast.coresets.random import random_scores
 from pyddfast.coresets.recorded import Recorded, dynamics_scores, record_training
 from pyddfast.coresets.selection import Scores, Selection, mean_scores, select
 from pyddfast.coresets.uncertainty import entropy_scores, least_confidence_scores, margin_scores
+from pyddfast.coresets.windows import selmatch_window, windows
 
 __all__ = [
     "DYNAMICS_SCORES",
@@ -27,6 +31,8 @@ __all__ = [
     "beta_sampling",
     "cad_prune",
     "cad_scores",
+    "cal_scores",
+    "ccs",
     "dual_scores",
     "dyn_unc_scores",
     "dynamics_scores",
@@ -38,6 +44,7 @@ __all__ = [
     "embed",
     "entropy_scores",
     "forgetting_scores",
+    "glister",
     "least_confidence_scores",
     "margin_scores",
     "mean_scores",
@@ -46,4 +53,6 @@ __all__ = [
     "record_training",
     "repeated",
     "select",
+    "selmatch_window",
+    "windows",
 ]

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyddfast.coresets.selection import Scores, Selection, select
+from pyddfast.coresets.selection import Scores, Selection
+from pyddfast.coresets.windows import OFFSETS, windows
 from pyddfast.data import ImageDataset, ImageSource
 from pyddfast.ops.scores import sample_scores
 from pyddfast.random import Purpose, generator
@@ -27,7 +28,7 @@ from pyddfast.train import Budget, Scale, predict, teacher_recipe, train_student
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.recipes import Recipe
 
-__all__ = ["check_offsets", "el2n_best", "el2n_of_models", "el2n_scores", "scoring_networks"]
+__all__ = ["el2n_best", "el2n_of_models", "el2n_scores", "scoring_networks"]
 
 
 def el2n_of_models(
@@ -206,10 +207,6 @@ def scoring_networks(
     return networks(), meta
 
 
-# Starts of the sweep's windows as shares of all starts, as in the reproduction of EL2N-Best.
-_OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-
-
 def el2n_best(
     dataset: ImageDataset,
     scores: Scores,
@@ -217,7 +214,7 @@ def el2n_best(
     ipc: int,
     test_set: ImageSource,
     model: ModelSpec = "convnet-d3",
-    offsets: Sequence[float] = _OFFSETS,
+    offsets: Sequence[float] = OFFSETS,
     scale: Scale | None = None,
     recipe: Recipe | None = None,
     budget: Budget | None = None,
@@ -253,21 +250,13 @@ def el2n_best(
     Raises:
         ValueError: There are no offsets, or what :func:`select` or ``train_student`` refuses.
     """
-    check_offsets(offsets)
-    windows = [
-        select(
-            scores,
-            dataset.labels,
-            strategy="window",
-            ipc=ipc,
-            offset=offset,
-            num_classes=dataset.num_classes,
-            method=f"{scores.name}-best",
+    candidates = list(
+        windows(
+            scores, dataset.labels, ipcs=(ipc,), offsets=offsets, num_classes=dataset.num_classes
         )
-        for offset in offsets
-    ]
+    )
     accuracies = []
-    for number, window in enumerate(windows):
+    for number, window in enumerate(candidates):
         result = train_student(
             window.to_distilled(dataset),
             "hl",
@@ -283,19 +272,8 @@ def el2n_best(
             progress=progress,
         )
         accuracies.append(result.mean)
-    best = max(range(len(windows)), key=lambda number: (accuracies[number], -number))
+    best = max(range(len(candidates)), key=lambda number: (accuracies[number], -number))
     sweep = {"offsets": list(offsets), "accuracies": accuracies, "seeds": list(seeds)}
-    return replace(windows[best], meta={**windows[best].meta, "sweep": sweep})
-
-
-def check_offsets(offsets: Sequence[float]) -> None:
-    """Raise unless they are starts of windows.
-
-    Raises:
-        ValueError: There is none, or one lies outside [0, 1].
-    """
-    if not offsets:
-        raise ValueError("offsets must hold at least one")
-    for offset in offsets:
-        if not 0 <= offset <= 1:
-            raise ValueError(f"offsets must lie in [0, 1], got {offset}")
+    chosen = candidates[best]
+    meta = {**chosen.meta, "method": f"{scores.name}-best", "sweep": sweep}
+    return replace(chosen, meta=meta)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pyddfast.cli.coresets.options import CoresetOptions, highest, picked
 from pyddfast.cli.options import DataOptions, Flat, ModelOptions, TeacherOptions, plain
 from pyddfast.coresets import Scores, Selection, el2n_best, el2n_scores, el2n_sl_scores
-from pyddfast.coresets.el2n import check_offsets
+from pyddfast.coresets.windows import OFFSETS, check_offsets
 from pyddfast.data import ImageDataset
 from pyddfast.train import Epochs, teacher_recipe
 
@@ -73,7 +73,7 @@ def coreset_el2n_best(
     *,
     repeats: int = 10,
     epochs: int = 20,
-    offsets: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    offsets: tuple[float, ...] = OFFSETS,
     student_epochs: int | None = None,
     student_seeds: int = 1,
 ) -> None:

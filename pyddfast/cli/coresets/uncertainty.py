@@ -1,9 +1,9 @@
-"""What a trained network is unsure of, or finds typical."""
+"""What a trained network is unsure of, finds typical, or predicts unlike its neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pyddfast.cli.coresets.options import CoresetOptions, embedded
 from pyddfast.cli.options import DataOptions, Flat, TeacherOptions
@@ -11,6 +11,7 @@ from pyddfast.coresets import (
     Embedding,
     Scores,
     Selection,
+    cal_scores,
     entropy_scores,
     least_confidence_scores,
     margin_scores,
@@ -20,6 +21,7 @@ from pyddfast.coresets import (
 from pyddfast.coresets.semantics import Semantics
 
 __all__ = [
+    "coreset_cal",
     "coreset_entropy",
     "coreset_least_confidence",
     "coreset_margin",
@@ -103,6 +105,33 @@ def coreset_moderate(
     )
 
 
+def coreset_cal(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    network: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
+    *,
+    neighbours: int = 10,
+    semantics: Semantics = "paper",
+) -> None:
+    """Pick the images of each class that are predicted most unlike their neighbours (CAL).
+
+    Args:
+        to: The set.
+        data: Which data.
+        network: The network.
+        neighbours: Of each image.
+        semantics: paper: neighbours of any class; official: as DeepCore, within the class, and the
+            images that are predicted most like them.
+    """
+    if neighbours < 1:
+        raise ValueError(f"--neighbours must be at least 1, got {neighbours}")
+    _highest(
+        "cal", to, data, network,
+        lambda e: cal_scores(e, neighbours=neighbours, semantics=semantics), semantics,
+        {"neighbours": neighbours},
+    )  # fmt: skip
+
+
 def _highest(
     name: str,
     to: CoresetOptions,
@@ -110,6 +139,7 @@ def _highest(
     network: TeacherOptions,
     scores: Callable[[Embedding], Scores],
     semantics: Semantics,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """The highest scores of each class."""
 
@@ -122,4 +152,4 @@ def _highest(
             method=name,
         )
 
-    embedded(name, to, data, network, pick, {"semantics": semantics})
+    embedded(name, to, data, network, pick, {"semantics": semantics, **(options or {})})
