@@ -32,6 +32,7 @@ from pyddfast.train import check_set as report_on
 from pyddfast.train import progress
 from pyddfast.train import recipe as published_recipe
 from pyddfast.train import relabel as make_store
+from pyddfast.train.distributed import join_ranks
 from pyddfast.train.teacher import RECORD, read_record
 
 __all__ = ["check_set", "labels_export", "labels_import", "labels_recode", "open_set", "relabel"]
@@ -121,6 +122,8 @@ def relabel(
 ) -> None:
     """Store a teacher's logits of every view of an SL+KD training, for train --labels OUT.
 
+    Under torchrun the processes share the batches.
+
     Args:
         set: Folder of a set: of this library, or as an official code wrote it.
         out: Run folder; the store is OUT/labels.
@@ -162,7 +165,8 @@ def relabel(
         deterministic=deterministic,
         resume=resume,
     )
-    _describe(store)
+    if join_ranks().first:
+        _describe(store)
 
 
 def labels_import(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pyddfast.data.digest import images_digest
 from pyddfast.data.softlabels import labels_digest
 from pyddfast.data.softlabels_batch import coords_of
 from pyddfast.random import Purpose, permutation
-from pyddfast.train.distributed import resolve_device
+from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.loop import deterministic_mode
 from pyddfast.train.models import model_digest
 from pyddfast.train.plan import Epochs, Plan
@@ -59,12 +60,15 @@ def relabel(
     Order, views and CutMix are those that :func:`train_student` draws for ``seed`` with the same
     recipe: students of that seed see what they would see with the teacher beside them.
 
+    Under ``torchrun`` the processes take batches in turn, and the first one writes: the same bytes
+    as of one process with as many threads.
+
     Args:
         distilled_set: what students will train on, resident on ``device`` if it is a
             :class:`pyddfast.data.ResidentDataset`.
         teacher: network of its task; put in eval mode on ``device``.
-        out: run folder; the store is its ``labels``.  A killed job goes on and writes the same
-            bytes.
+        out: run folder; the store is its ``labels``.  A killed job goes on, with any number of
+            processes, and writes the same bytes.
         recipe: of the students, with augmentation ``"rrc"``; None: the paper's large-scale SL+KD.
         epochs: passes; None: the recipe's.
         form: of the logits: ``"float16"``, ``"float32"``, ``"int8"`` or ``"top<k>"``.
@@ -124,11 +128,18 @@ def relabel(
         origin=config,
     )
     total = plan.total_steps
+    ranks = join_ranks()
     with deterministic_mode(deterministic), ExitStack() as stack:
-        folder = stack.enter_context(RunFolder(out, config, resume=resume))
-        writer = stack.enter_context(SoftLabelWriter(folder.path / LABELS, info))
-        advance = stack.enter_context(show_progress("relabel", total, enabled=progress))
-        advance(writer.done)
+        writer = None
+        if ranks.first:
+            folder = stack.enter_context(RunFolder(out, config, resume=resume))
+            writer = stack.enter_context(SoftLabelWriter(folder.path / LABELS, info))
+        begin = torch.tensor(0 if writer is None else writer.done)
+        ranks.share([begin])
+        first = int(begin)
+        enabled = progress and ranks.first
+        advance = stack.enter_context(show_progress("relabel", total, enabled=enabled))
+        advance(first)
         views = make_views(
             resident_on(target, distilled_set),
             normalization or distilled_set.normalization,
@@ -136,24 +147,38 @@ def relabel(
             seed=seed,
             draws=draws,
         )
-        order = torch.empty(0, dtype=torch.int64)
-        drawn_for = -1
-        for step in range(writer.done, total):
+
+        @lru_cache(2)  # at an epoch's end the processes are in two
+        def order_of(epoch: int) -> Tensor:
+            return permutation(seed, Purpose.EPOCH_ORDER, plan.count, epoch)
+
+        def images_of(step: int) -> tuple[Tensor, Tensor]:
+            """Positions and visits of the images of a batch."""
             epoch, start, stop = plan.locate(step)
-            if epoch != drawn_for:
-                order = permutation(seed, Purpose.EPOCH_ORDER, plan.count, epoch)
-                drawn_for = epoch
-            ids = order[start:stop]
-            visits = torch.full_like(ids, epoch)
-            logits = teacher(views(ids, visits, step))
-            if logits.shape != (len(ids), distilled_set.num_classes):
-                raise ValueError(
-                    f"the teacher gives logits {tuple(logits.shape)} for {len(ids)} images of "
-                    f"{distilled_set.num_classes} classes"
-                )
-            writer.write(_batch(draws, ids, visits, step, logits))
-            advance(1)
-    return SoftLabels(folder.path / LABELS)
+            ids = order_of(epoch)[start:stop]
+            return ids, torch.full_like(ids, epoch)
+
+        for turn in range(first, total, ranks.world):
+            # Of equal shape in all processes: a shorter batch, or none at the end, leaves rows 0.
+            mine = torch.zeros(used.batch_size, distilled_set.num_classes)
+            if (step := turn + ranks.rank) < total:
+                ids, visits = images_of(step)
+                logits = teacher(views(ids, visits, step))
+                if logits.shape != (len(ids), distilled_set.num_classes):
+                    raise ValueError(
+                        f"the teacher gives logits {tuple(logits.shape)} for {len(ids)} images of "
+                        f"{distilled_set.num_classes} classes"
+                    )
+                mine[: len(ids)] = logits
+            made = ranks.gather(mine)
+            if writer is None:
+                continue
+            for step, logits in zip(range(turn, total), made, strict=False):
+                ids, visits = images_of(step)
+                writer.write(_batch(draws, ids, visits, step, logits[: len(ids)]))
+                advance(1)
+    ranks.wait()  # the store is finished by its record
+    return SoftLabels(Path(out) / LABELS)
 
 
 def _batch(draws: KeyedDraws, ids: Tensor, visits: Tensor, step: int, logits: Tensor) -> LabelBatch:
@@ -172,7 +197,7 @@ def _batch(draws: KeyedDraws, ids: Tensor, visits: Tensor, step: int, logits: Te
         mix_index=None,
         mix_lam=None,
         mix_bbox=None,
-        logits=logits.float().cpu(),
+        logits=logits,
         index=ids,
         patch_order=order,
     )

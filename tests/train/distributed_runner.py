@@ -1,8 +1,8 @@
 """Jobs for test_distributed.py, run as a script in a process of their own.
 
-``python distributed_runner.py FOLDER`` trains students in one process and in two, kills some, and
-prints what it saw as JSON.  Each process is a forked child of a parent that has imported everything
-and started no thread, so that it costs milliseconds and not an import of torch.
+``python distributed_runner.py FOLDER`` trains students and stores labels in one process and in two,
+kills some, and prints what it saw as JSON.  Each process is a forked child of a parent that has
+imported everything and started no thread, so that it costs milliseconds and not an import of torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import torch.nn.parallel
 from torch import nn
 from train_cases import blobs, distilled, tiny
 
-from pyddfast.train import Epochs, Execution, recipe, train_student
+from pyddfast.data import LabelBatch, SoftLabelWriter
+from pyddfast.train import Epochs, Execution, recipe, relabel, train_student
 
 
 def plain(seed: int) -> nn.Module:
@@ -70,6 +71,28 @@ def by_rank(out: Path | None) -> None:
     """Dropout, and batch norm of each process on its own."""
     r = recipe("hl", "small", batch_size=7, lr=0.05, ema=0.9)
     train(tiny, r, out, Execution(batch_norm="rank"))
+
+
+# 3 epochs of 3 batches: two processes have no even number of turns.
+def relabelled(out: Path) -> None:
+    r = recipe("sl-kd", "large", batch_size=7)
+    relabel(
+        distilled(blobs()), teacher(), out=out, recipe=r, epochs=3, form="float32", seed=3,
+        device="cpu", progress=False,
+    )  # fmt: skip
+
+
+def relabelled_and_killed(out: Path) -> None:
+    """The first process ends in the second epoch, and with it the other."""
+    write = SoftLabelWriter.write
+
+    def stop(self: SoftLabelWriter, batch: LabelBatch) -> None:
+        write(self, batch)
+        if self.done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    SoftLabelWriter.write = stop
+    relabelled(out)
 
 
 def train(model: Callable[[int], nn.Module], r, out: Path | None, execution: Execution) -> None:
@@ -140,6 +163,10 @@ def main(root: Path) -> None:
             seen[name] = wait(start(job, root / name, world))
     seen["in_step-2"] = wait(start(in_step, root / "in_step-2", 2))
     seen["kills"] = killed(by_rank, root / "kills")
+    for world in (1, 2):
+        seen[f"relabel-{world}"] = wait(start(relabelled, root / f"relabel-{world}", world))
+    seen["relabel-killed"] = wait(start(relabelled_and_killed, root / "relabel-kills", 2))[0]
+    seen["relabel-resumed"] = wait(start(relabelled, root / "relabel-kills", 2))
     print(json.dumps(seen))
 
 

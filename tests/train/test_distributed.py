@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -70,6 +71,23 @@ def test_a_killed_job_of_two_processes_ends_with_the_same_bytes(jobs):
     # Statistics of each process on its own are another training than those of the batch.
     own, whole = (weights(root / f"by_rank-{world}")[0]["0.weight"] for world in (2, 1))
     assert (own - whole).abs().max() > 1e-4
+
+
+def test_two_processes_store_the_bytes_of_one(jobs):
+    root, seen, errors = jobs
+    assert (seen["relabel-1"], seen["relabel-2"]) == ([0], [0, 0]), errors
+    assert (seen["relabel-killed"], seen["relabel-resumed"]) == (-9, [0, 0]), errors
+    one, two, killed = (root / f"relabel-{name}" / "labels" for name in ("1", "2", "kills"))
+    files = sorted(file.name for file in one.iterdir())
+    assert "logits.npy" in files
+    for other in (two, killed):
+        assert sorted(file.name for file in other.iterdir()) == files
+        for file in files:
+            assert (other / file).read_bytes() == (one / file).read_bytes(), file
+    # Rows of every batch, the shorter ones and those of the second process too.
+    logits = np.load(one / "logits.npy")
+    assert logits.shape == (3, 18, 3)
+    assert (np.abs(logits).max(axis=2) > 0).all()
 
 
 def test_synchronised_batch_norm_of_several_passes_keeps_the_processes_in_step(jobs):
