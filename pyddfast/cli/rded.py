@@ -8,6 +8,7 @@ from typing import Annotated
 from pyddfast.cli.options import DataOptions, Flat, TeacherOptions, plain
 from pyddfast.cli.sets import class_progress, make_set
 from pyddfast.data import DistilledSet, ImageDataset
+from pyddfast.methods.patch_crops import CandidateBackend, check_backend
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 
 __all__ = ["distill_rded"]
@@ -22,6 +23,7 @@ def distill_rded(
     resume: bool = False,
     png: bool = False,
     workers: int | None = None,
+    backend: CandidateBackend = "pil",
     device: str | None = None,
 ) -> None:
     """Distill a data set by RDED: the crops that a teacher is surest of, tiled to images.
@@ -36,10 +38,12 @@ def distill_rded(
         resume: Go on with the stopped run in OUT.
         png: Write every image to OUT/png as well.
         workers: Threads that decode images; default all cores.
+        backend: What decodes: pil, or dali for image files in their own sizes.
         device: cpu or cuda; default CUDA where there is one.
     """
     source = data.load("train")
     check_rded(source, config)
+    check_backend(source, backend)
     ranks = teacher.ranks()
 
     def make() -> DistilledSet:
@@ -47,7 +51,13 @@ def distill_rded(
         known = teacher.get(data, side, out, config.seed, device)
         with class_progress("RDED", source.num_classes, ranks) as show:
             return rded(
-                source, known.model, config, out=out / "crops", workers=workers, on_progress=show
+                source,
+                known.model,
+                config,
+                out=out / "crops",
+                workers=workers,
+                backend=backend,
+                on_progress=show,
             )
 
     facts = {"task": "distill rded", **plain(config), **plain(data), **plain(teacher)}

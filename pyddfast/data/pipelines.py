@@ -9,7 +9,6 @@ pipeline that decodes with Pillow, :mod:`pyddfast.data.dali` the one of DALI.
 from __future__ import annotations
 
 import os
-import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyddfast._warnings import warn_caller
 from pyddfast.data.device import usable_device
 from pyddfast.data.folder import BILINEAR, ImageFolder, check_resize, read_image, resize_and_cut
 from pyddfast.data.sizes import OnError, check_on_error
@@ -243,6 +243,7 @@ class ImagePipeline(ABC):
         self.workers = workers or len(os.sched_getaffinity(0))
         self.prefetch, self.on_error = prefetch, on_error
         self.skipped: dict[int, str] = {}
+        self._unsaid: deque[str] = deque()  # warnings of worker threads
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Batch]:
         """Yield the batch of each request, in order; later ones are prepared meanwhile.
@@ -265,12 +266,19 @@ class ImagePipeline(ABC):
                     ]
                     pending.append(maker.submit(self._collect, request, samples))
                     if len(pending) > self.prefetch:
-                        yield pending.popleft().result()
+                        yield self._take(pending)
                 while pending:
-                    yield pending.popleft().result()
+                    yield self._take(pending)
             finally:  # also where the caller stops early
                 readers.shutdown(wait=False, cancel_futures=True)
                 maker.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, pending: deque[Future[Batch]]) -> Batch:
+        """The next batch, after the warnings so far, which a worker thread cannot address."""
+        batch = pending.popleft().result()
+        while self._unsaid:
+            warn_caller(self._unsaid.popleft())
+        return batch
 
     @abstractmethod
     def _open(self, index: int) -> Any:
@@ -313,7 +321,7 @@ class ImagePipeline(ABC):
                 raise
             if index not in self.skipped:
                 self.skipped[index] = str(error)
-                warnings.warn(f"skipped: {error}", stacklevel=2)
+                self._unsaid.append(f"skipped: {error}")
             return None
         height, width = self._size(opened)
         for top, left, h, w in [] if box is None else box if isinstance(box[0], list) else [box]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageSource
+from pyddfast.methods.patch_crops import CandidateBackend
 from pyddfast.methods.rded import RDEDConfig, rded
 
 __all__ = ["Ranking", "ca2d", "ranking_pools"]
@@ -40,6 +41,7 @@ def ca2d(
     out: str | Path | None = None,
     resume: bool = True,
     workers: int | None = None,
+    backend: CandidateBackend = "pil",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
     """Distill a data set by CA2D.
@@ -54,6 +56,7 @@ def ca2d(
         out: Run folder.
         resume: Continue what ``out`` holds.
         workers: Threads that decode.
+        backend: What decodes.
         on_progress: Called with (classes done, classes of this process in all) after each class.
 
     Returns:
@@ -73,6 +76,7 @@ def ca2d(
         out=out,
         resume=resume,
         workers=workers,
+        backend=backend,
         on_progress=on_progress,
     )
     return replace(made, meta={**made.meta, "method": "ca2d", "candidates": "highest CAD"})

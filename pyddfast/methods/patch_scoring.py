@@ -7,55 +7,42 @@ wanted, so that a score does not depend on which classes a rank has or a stopped
 
 from __future__ import annotations
 
-import warnings
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pyddfast.data import ImageDataset, ImageSource
-from pyddfast.data.ahead import AHEAD_BYTES, ahead
-from pyddfast.ops.augment import draw_crop_boxes
-from pyddfast.ops.patches import multi_crop
+from pyddfast.data import ImageSource
+from pyddfast.methods.patch_crops import CandidateBackend, Cropping, Crops, cut_candidates
 from pyddfast.ops.scores import sample_scores
-from pyddfast.random import Purpose
+from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
 
 __all__ = ["ClassPatches", "Scoring", "score_classes"]
 
+# Tensors and JSON values, as a file keeps them.
+State: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
+
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Cropping):
     """How crops are made and scored; the fields are those of the methods' configs.
 
     Attributes:
         count: Patches to keep of each class.
-        patch_size: Side of a patch.
-        image_size: Side of the teacher's image, with the patch in its middle.
-        num_crops: Crops of each image.
-        scale: Smallest and largest share of the image that a crop covers.
-        ratio: Smallest and largest width / height of a crop.
-        seed: Of the crops.
         batch_size: Crops that are made together.
         forward_size: Crops in one forward pass.
         precision: Arithmetic of the teacher.
         channels_last: Memory format of the teacher's batch.
-        on_error: What an image that cannot be decoded does.
     """
 
     count: int
-    patch_size: int
-    image_size: int
-    num_crops: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    seed: int
     batch_size: int
     forward_size: int
     precision: Literal["fp32", "bf16", "fp16"]
     channels_last: bool
-    on_error: Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +77,15 @@ def score_classes(
     *,
     device: torch.device,
     workers: int,
+    backend: CandidateBackend = "pil",
+    stored: Callable[[int], State | None] = lambda label: None,
+    store: Callable[[int, State], None] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Iterator[ClassPatches]:
     """Score the candidates of the wanted classes, each image decoded once.
 
-    Memory: a batch of crops, decoded images of at most twice ``AHEAD_BYTES`` and a few more, and
-    of each class in work its ``count`` best patches.
+    Memory: a batch of crops, the decoded images of :func:`cut_candidates`, and of each class in
+    work its ``count`` best patches.
 
     Args:
         dataset: Real images.
@@ -104,6 +95,10 @@ def score_classes(
         scoring: How.
         device: Where crops are made and scored.
         workers: Decoding threads; no effect on the result.
+        backend: Of the decoder.
+        stored: What ``store`` was given for a class, to go on from; None: nothing.
+        store: Called between two batches with each class in work, label and state.
+        checkpoint_seconds: At most this long, and a batch, between two such calls.
 
     Yields:
         The wanted classes in order.
@@ -117,23 +112,55 @@ def score_classes(
     for pool in pools:
         starts.append(starts[-1] + len(pool))
     step = max(1, scoring.batch_size // scoring.num_crops)
+    open_classes = {}
+    for label in wanted:
+        work = _OpenClass(label, len(pools[label]))
+        if (state := stored(label)) is not None:
+            work.restore(state, device)
+        work.begin = (starts[label] + work.seen) // step
+        open_classes[label] = work
     numbers = sorted(
         {
-            batch
-            for label in wanted
-            for batch in range(starts[label] // step, -(-starts[label + 1] // step))
+            number
+            for label, work in open_classes.items()
+            for number in range(work.begin, -(-starts[label + 1] // step))
         }
     )
     batches = [sequence[number * step : (number + 1) * step] for number in numbers]
-    open_classes = {label: _OpenClass(label, len(pools[label])) for label in wanted}
-    decoded = ahead(
-        _decoder(dataset, scoring.on_error),
-        [index for batch in batches for _, index in batch],
-        workers=0 if isinstance(dataset, ImageDataset) else workers,
-        most=step + 2 * workers,
+    crops = cut_candidates(
+        dataset,
+        [[index for _, index in batch] for batch in batches],
+        scoring,
+        backend=backend,
+        device=device,
+        workers=workers,
     )
-    for batch in batches:
-        yield from _score_batch(dataset, teacher, batch, decoded, open_classes, scoring, device)
+    saved = time.monotonic()
+    for number, batch, cut in zip(numbers, batches, crops, strict=True):
+        labels = [label for label, _ in batch]
+        # What a class was stored with is scored again where a neighbour needs its batch.
+        wanting = [
+            label
+            for label in dict.fromkeys(labels)
+            if label in open_classes and open_classes[label].begin <= number
+        ]
+        for row, message in cut.skipped:
+            if labels[row] in wanting:
+                open_classes[labels[row]].skipped.append((batch[row][1], message))
+        if cut.rows:
+            scored = _ask(dataset, teacher, [batch[row] for row in cut.rows], cut, scoring, device)
+            of_row = torch.tensor([labels[row] for row in cut.rows])
+            for label in wanting:
+                rows = (of_row == label).nonzero()[:, 0]
+                open_classes[label].add(rows, scored, scoring.count)
+        for label in wanting:
+            if open_classes[label].finished():
+                yield open_classes.pop(label).close(dataset, scoring.count)
+        if store is not None and time.monotonic() - saved >= checkpoint_seconds:
+            for label, work in open_classes.items():
+                if work.patches is not None:
+                    store(label, work.state())
+            saved = time.monotonic()
 
 
 class _OpenClass:
@@ -141,6 +168,7 @@ class _OpenClass:
 
     def __init__(self, label: int, expected: int) -> None:
         self.label, self.expected = label, expected
+        self.begin = 0  # number of the first batch that it takes
         self.pool: list[int] = []
         self.boxes: list[Tensor] = []
         self.scores: list[Tensor] = []
@@ -148,6 +176,32 @@ class _OpenClass:
         self.best = torch.empty(0)
         self.picked = torch.empty(0, dtype=torch.int64)
         self.patches: Tensor | None = None
+
+    @property
+    def seen(self) -> int:
+        """Candidates that are done."""
+        return len(self.pool) + len(self.skipped)
+
+    def state(self) -> State:
+        """All of it but ``begin``, as a file keeps it."""
+        assert self.patches is not None
+        return {
+            "pool": torch.tensor(self.pool),
+            "boxes": torch.cat(self.boxes),
+            "scores": torch.cat(self.scores),
+            "best": self.best,
+            "picked": self.picked,
+            "patches": self.patches.cpu(),
+        }, {"skipped": [list(entry) for entry in self.skipped]}
+
+    def restore(self, state: State, device: torch.device) -> None:
+        """Go on from what :meth:`state` gave."""
+        tensors, values = state
+        self.pool = tensors["pool"].tolist()
+        self.boxes, self.scores = [tensors["boxes"]], [tensors["scores"]]
+        self.best, self.picked = tensors["best"], tensors["picked"]
+        self.patches = tensors["patches"].to(device)
+        self.skipped = [(index, message) for index, message in values["skipped"]]
 
     def add(self, rows: Tensor, batch: _Scored, count: int) -> None:
         """Take rows of a batch; what is no longer among the best is forgotten."""
@@ -171,7 +225,7 @@ class _OpenClass:
         self.patches = patches[place.to(patches.device)]
 
     def finished(self) -> bool:
-        return len(self.pool) + len(self.skipped) == self.expected
+        return self.seen == self.expected
 
     def close(self, dataset: ImageSource, count: int) -> ClassPatches:
         if len(self.pool) < count or self.patches is None:
@@ -206,78 +260,17 @@ class _Scored:
 
 
 @torch.no_grad()
-def _score_batch(
-    dataset: ImageSource,
-    teacher: nn.Module,
-    batch: Sequence[tuple[int, int]],
-    decoded: Iterator[tuple[int, Tensor | Exception]],
-    open_classes: dict[int, _OpenClass],
-    scoring: Scoring,
-    device: torch.device,
-) -> list[ClassPatches]:
-    """Score one batch; returns the classes that it completes."""
-    labels: list[int] = []
-    indices: list[int] = []
-    crops: list[Tensor] = []
-    boxes: list[Tensor] = []
-    waiting: list[Tensor] = []
-    size = 0
-
-    def cut() -> None:
-        nonlocal waiting, size
-        if waiting:
-            drawn = _boxes(indices[-len(waiting) :], waiting, scoring)
-            boxes.append(drawn)
-            crops.append(
-                multi_crop(
-                    [image.to(device) for image in waiting],
-                    drawn,
-                    size=scoring.patch_size,
-                    pad_to=scoring.image_size,
-                    mean=dataset.normalization.mean,
-                    std=dataset.normalization.std,
-                )
-            )
-            waiting, size = [], 0
-
-    for label, index in batch:
-        _, image = next(decoded)
-        if isinstance(image, Exception):
-            if label in open_classes:
-                warnings.warn(f"left out: {image}", stacklevel=2)
-                open_classes[label].skipped.append((index, str(image)))
-            continue
-        labels.append(label)
-        indices.append(index)
-        waiting.append(image)
-        size += image.nbytes
-        if size >= AHEAD_BYTES:
-            cut()
-    cut()
-    if indices:
-        scored = _ask(dataset, teacher, labels, indices, boxes, crops, scoring, device)
-        of_row = torch.tensor(labels)
-        for label in dict.fromkeys(labels):
-            if label in open_classes:
-                open_classes[label].add((of_row == label).nonzero()[:, 0], scored, scoring.count)
-    return [
-        open_classes.pop(label).close(dataset, scoring.count)
-        for label in dict.fromkeys(label for label, _ in batch)
-        if label in open_classes and open_classes[label].finished()
-    ]
-
-
 def _ask(
     dataset: ImageSource,
     teacher: nn.Module,
-    labels: list[int],
-    indices: list[int],
-    boxes: list[Tensor],
-    crops: list[Tensor],
+    candidates: Sequence[tuple[int, int]],
+    cut: Crops,
     scoring: Scoring,
     device: torch.device,
 ) -> _Scored:
-    batch = crops[0] if len(crops) == 1 else torch.cat(crops, dim=1)
+    """The teacher's answers; candidates are (label, position in the data set)."""
+    labels, indices = map(list, zip(*candidates, strict=True))
+    batch = cut.images
     layout = torch.channels_last if scoring.channels_last else torch.contiguous_format
     half = torch.bfloat16 if scoring.precision == "bf16" else torch.float16
     parts = []
@@ -303,35 +296,4 @@ def _ask(
     scores = scores.T.contiguous().cpu()
     before = (scoring.image_size - scoring.patch_size) // 2
     inner = slice(before, before + scoring.patch_size)
-    return _Scored(indices, torch.cat(boxes), scores, batch[..., inner, inner])
-
-
-def _boxes(indices: Sequence[int], images: Sequence[Tensor], scoring: Scoring) -> Tensor:
-    """int64 (B, num_crops, 4), keyed by the image's position in the data set and the crop."""
-    crops = scoring.num_crops
-    sizes = torch.tensor([list(image.shape[-2:]) for image in images])
-    return draw_crop_boxes(
-        scoring.seed,
-        torch.tensor(indices).repeat_interleave(crops),
-        torch.arange(crops).repeat(len(indices)),
-        sizes.repeat_interleave(crops, dim=0),
-        scale=scoring.scale,
-        ratio=scoring.ratio,
-        purpose=Purpose.MULTI_CROP,
-    ).view(len(indices), crops, 4)
-
-
-def _decoder(
-    dataset: ImageSource, on_error: Literal["raise", "skip"]
-) -> Callable[[int], Tensor | Exception]:
-    def decode(index: int) -> Tensor | Exception:
-        try:
-            return dataset[index]
-        except FileNotFoundError:
-            raise  # a file that has gone is no bad image
-        except (OSError, ValueError) as error:
-            if on_error == "raise":
-                raise
-            return error
-
-    return decode
+    return _Scored(indices, cut.boxes, scores, batch[..., inner, inner])

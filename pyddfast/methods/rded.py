@@ -27,9 +27,11 @@ from pyddfast.data.digest import describe_data
 from pyddfast.methods.candidates import Candidates, candidate_pools, check_enough
 from pyddfast.methods.engine import frozen
 from pyddfast.methods.job_folder import JobFolder
+from pyddfast.methods.patch_crops import CandidateBackend, check_backend
 from pyddfast.methods.patch_scoring import ClassPatches, Scoring, score_classes
 from pyddfast.methods.synthesis import common_size
 from pyddfast.ops.patches import mosaic
+from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
 from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.models import model_digest
 
@@ -120,6 +122,8 @@ def rded(
     out: str | Path | None = None,
     resume: bool = True,
     workers: int | None = None,
+    backend: CandidateBackend = "pil",
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DistilledSet:
     """Distill a data set by RDED.
@@ -136,10 +140,15 @@ def rded(
             to the earlier one.  CA2D passes the head of its ranking here.
         device: Where the teacher runs, and is moved to; default where its parameters are.
         out: Run folder, where each class goes when it is finished: its images, and boxes and scores
-            of all its crops.  The same call after a kill goes on with the others and gives the same
-            bytes.  None keeps nothing; several processes need one.
+            of all its crops.  The same call after a kill goes on with the others, and inside a
+            class from its checkpoint, and gives the same bytes.  None keeps nothing; several
+            processes need one.
         resume: Continue what ``out`` holds; False refuses a folder that is not empty.
         workers: Threads that decode; default the cores of this process, 0: none.
+        backend: What decodes: ``"pil"``: the data set; ``"dali"``: DALI, from the files of an
+            :class:`pyddfast.data.ImageFolder`, with the same crops on the CPU (on a GPU, whose
+            decoder rounds otherwise: unverified).
+        checkpoint_seconds: At most this long, and a batch, between two checkpoints of a class.
         on_progress: Called with (classes done, classes of this process in all) after each class.
 
     Returns:
@@ -151,15 +160,16 @@ def rded(
 
     Raises:
         ValueError: ``ipc · factor²`` is more than a class or its pool has, a candidate is out of
-            range, repeated or of another class, or the factor does not fit the image: all before
-            any work.  The teacher gives another number of logits, or NaN.  An image cannot be
-            decoded.  A file in ``out`` is damaged or of another job.
+            range, repeated or of another class, the factor does not fit the image, or DALI cannot
+            read the data set: all before any work.  The teacher gives another number of logits, or
+            NaN.  An image cannot be decoded.  A file in ``out`` is damaged or of another job.
         FileExistsError: ``out`` holds something else.
         FileNotFoundError: An image's file has gone, whatever ``config.on_error`` is.
         OSError: A file could not be written; what is finished stays.
     """
     config = RDEDConfig() if config is None else config
     size, factor, pools = check_rded(dataset, config, candidates=candidates)
+    check_backend(dataset, backend)
     if workers is None:
         workers = default_workers()
     elif workers < 0:
@@ -202,6 +212,8 @@ def rded(
             "pools": pools if candidates is not None else None,
             "source": describe_data(dataset),
             "teacher": model_digest(teacher),
+            # Of a GPU: the one decoder that does not give Pillow's bytes.
+            **({"decoder": "dali"} if backend == "dali" and target.type == "cuda" else {}),
         }
         store = JobFolder(out, facts, ranks, resume=resume, parts="classes")
 
@@ -213,13 +225,24 @@ def rded(
     made: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
     with frozen([teacher], target, channels_last=config.channels_last):
         for found in score_classes(
-            dataset, teacher, pools, missing, scoring, device=target, workers=workers
+            dataset,
+            teacher,
+            pools,
+            missing,
+            scoring,
+            device=target,
+            workers=workers,
+            backend=backend,
+            stored=lambda label: None if store is None else store.read(_part_name(label)),
+            store=None if store is None else lambda label, s: store.write(_part_name(label), *s),
+            checkpoint_seconds=checkpoint_seconds,
         ):
             part = _part(found, dataset, size, factor, config)
             if store is None:
                 made[found.label] = part
             else:
                 store.write(_name(found.label), *part)
+                store.run.remove(_part_name(found.label))
             done += 1
             if on_progress is not None:
                 on_progress(done, len(mine))
@@ -232,6 +255,8 @@ def rded(
             if stored[1]["label"] != label:
                 raise ValueError(f"{store.run.path / _name(label)} holds another class")
             made[label] = stored
+            if store.first:
+                store.run.remove(_part_name(label))  # a kill may have come before
         ranks.wait()
     record = {
         key: _tiles([tensors[key] for _, (tensors, _) in sorted(made.items())], config.ipc)
@@ -293,6 +318,10 @@ def check_rded(
 
 def _name(label: int) -> str:
     return f"classes/{label:06d}.safetensors"
+
+
+def _part_name(label: int) -> str:
+    return f"classes/{label:06d}.part.safetensors"
 
 
 def _part(

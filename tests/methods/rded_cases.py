@@ -59,7 +59,8 @@ def observer(classes: int = CLASSES) -> nn.Module:
 
 
 def job(data: Path, out: Path) -> None:
-    made = rded(ImageFolder(data), observer(), CONFIG, out=out, workers=2)
+    # A checkpoint after every batch.
+    made = rded(ImageFolder(data), observer(), CONFIG, out=out, workers=2, checkpoint_seconds=0.0)
     if int(os.environ.get("RANK", "0")) == 0:
         made.save(out / "set")
 

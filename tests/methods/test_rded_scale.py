@@ -19,7 +19,7 @@ from pyddfast.data import DistilledSet, ImageFolder
 from pyddfast.data import ahead as ahead_module
 from pyddfast.data.ahead import ahead
 from pyddfast.data.stored import read_tensors
-from pyddfast.methods import RDEDConfig, ca2d, patch_scoring, rded
+from pyddfast.methods import RDEDConfig, ca2d, patch_crops, rded
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.random import Purpose
 from tests.methods.rded_cases import CLASSES, CONFIG, PER_CLASS, SIZE, observer, write_photos
@@ -106,21 +106,89 @@ def test_workers_and_resume_point_change_no_byte_and_images_are_decoded_once(
     assert len(decoded) == 12
 
 
+def stopping(batches: int) -> nn.Module:
+    """The observer, until it has answered a number of batches."""
+    model, left = observer(), iter(range(batches))
+
+    def stop(*_: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(stop)
+    return model
+
+
+def test_a_class_goes_on_from_its_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of four against classes of seven: 0 to 3, 4 to 7 (two classes), 8 to 11 ..."""
+    data = ImageFolder(photos)
+    every: dict[str, Any] = {"checkpoint_seconds": 0.0}
+    whole = rded(data, observer(), CONFIG, out=tmp_path / "whole", workers=0)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        rded(data, stopping(6), CONFIG, out=out, **every)
+    assert sorted(f.name for f in (out / "classes").iterdir()) == [
+        *(f"00000{label}.safetensors" for label in range(3)),
+        "000003.part.safetensors",
+    ]
+    # The class before is lost as well: its last batch is the first of the one that was begun.
+    (out / "classes" / "000002.safetensors").unlink()
+    decoded: list[int] = []
+    decode = ImageFolder.__getitem__
+
+    def counted(self: ImageFolder, index: int, /) -> Tensor:
+        decoded.append(index)
+        return decode(self, index)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", counted)
+    assert same(rded(data, observer(), CONFIG, out=out, workers=0, **every), whole)
+    # Those of the batches of class 2, and of 3 and 4 what is beyond the six batches.
+    assert len(decoded) == 12 + 11
+    for label in range(CLASSES):
+        name = f"classes/{label:06d}.safetensors"
+        found, _ = read_tensors(out / name)
+        expected, _ = read_tensors(tmp_path / "whole" / name)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not list((out / "classes").glob("*.part.*"))
+
+
+# Batches of one class and of several; a batch that DALI's graph has to grow for.
+@pytest.mark.parametrize("batch_size", [6, 60])
+def test_dali_cuts_what_pillow_cuts(photos: Path, tmp_path: Path, batch_size: int) -> None:
+    data = ImageFolder(photos)
+    config = RDEDConfig(**{**vars(CONFIG), "batch_size": batch_size})
+    expected = rded(data, observer(), config, out=tmp_path / "pil")
+    made = rded(data, observer(), config, out=tmp_path / "dali", backend="dali", workers=2)
+    assert same(made, expected)
+    assert contents(tmp_path / "dali") == contents(tmp_path / "pil")
+
+
+def test_what_dali_cannot_read_is_refused(photos: Path) -> None:
+    sized = ImageFolder(photos, image_size=16)
+    for data in (sized, sized.resident()):
+        with pytest.raises(ValueError, match="backend='dali' reads image files"):
+            rded(data, observer(), CONFIG, backend="dali")
+    with pytest.raises(ValueError, match="backend must be 'pil' or 'dali', got 'auto'"):
+        rded(sized, observer(), CONFIG, backend="auto")  # type: ignore[arg-type]
+
+
 def test_large_images_are_cut_before_their_batch_is_full(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, together = ImageFolder(photos), []
-    cut = patch_scoring.multi_crop
+    cut = patch_crops.multi_crop
 
     def counted(images: list[Tensor], *args: Any, **options: Any) -> Tensor:
         together.append(len(images))
         return cut(images, *args, **options)
 
-    monkeypatch.setattr(patch_scoring, "multi_crop", counted)
+    monkeypatch.setattr(patch_crops, "multi_crop", counted)
     made = rded(data, observer(), CONFIG, workers=0)
     assert max(together) > 1
     together.clear()
-    monkeypatch.setattr(patch_scoring, "AHEAD_BYTES", 1)  # as if each image filled it
+    monkeypatch.setattr(patch_crops, "AHEAD_BYTES", 1)  # as if each image filled it
     assert same(rded(data, observer(), CONFIG, workers=0), made)
     assert set(together) == {1}
 
@@ -190,7 +258,13 @@ def test_broken_files_are_named(photos: Path, tmp_path: Path) -> None:
         made = rded(data, observer(), CONFIG, out=tmp_path / "run")
     assert first.stat().st_mtime_ns == stored  # what was finished is not made again
     assert len(told) == 2
+    assert {warning.filename for warning in told} == {__file__}
     assert made.meta["skipped"] == [17, 21]
+    with pytest.warns(UserWarning, match=r"skipped: .*\.jpeg cannot be read") as told:
+        assert same(rded(data, observer(), CONFIG, backend="dali"), made)
+    assert {warning.filename for warning in told} == {__file__}
+    with pytest.raises(ValueError, match=r"class2.3\.jpeg cannot be read"):
+        rded(data, observer(), strict, backend="dali")
     with pytest.warns(UserWarning, match="left out"):
         assert same(rded(data, observer(), CONFIG), made)
     assert not {17, 21} & {i for row in made.meta["source_indices"] for i in row}

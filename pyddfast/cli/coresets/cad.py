@@ -15,6 +15,7 @@ from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
 from pyddfast.methods.ca2d import ca2d
+from pyddfast.methods.patch_crops import CandidateBackend, check_backend
 from pyddfast.methods.rded import RDEDConfig, check_rded
 
 __all__ = ["CADOptions", "coreset_cad_prune", "distill_ca2d"]
@@ -77,6 +78,7 @@ def distill_ca2d(
     channels_last: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     workers: int | None = None,
+    backend: CandidateBackend = "pil",
 ) -> None:
     """Distill a data set by CA2D: RDED among the images with the highest CAD of each class.
 
@@ -98,6 +100,7 @@ def distill_ca2d(
         channels_last: Memory format in which the teacher runs.
         on_error: An image that cannot be decoded: raise stops with its name; skip leaves it out.
         workers: Threads that decode images; default all cores.
+        backend: What decodes: pil, or dali for image files in their own sizes.
     """
     ranks = teacher.ranks()
     if ranks.world > 1 and scores is None:
@@ -130,6 +133,7 @@ def distill_ca2d(
         on_error=on_error,
     )
     check_rded(source, config)
+    check_backend(source, backend)
     teacher.check()
 
     def make() -> DistilledSet:
@@ -144,6 +148,7 @@ def distill_ca2d(
                 config,
                 out=to.out / "crops",
                 workers=workers,
+                backend=backend,
                 on_progress=show,
             )
 
