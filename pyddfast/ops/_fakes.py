@@ -13,6 +13,7 @@ from pyddfast.ops.reference.kd import accumulation_dtype
 
 NONE = 0  # code of reduction="none"
 KD_ROW, SOFT_CE_ROW, MSE_CE_ROW = 8, 4, 2  # numbers a row that the forwards keep (csrc/kd/*_math.h)
+PLANE_STATS = 3  # numbers a plane that norm_relu_pool keeps (csrc/block/norm_relu_pool_math.h)
 SCORES = 13  # numbers that a row of sample_scores has (csrc/scores/scores_math.h)
 
 
@@ -129,6 +130,23 @@ def _crop_flip_roll(x: Tensor, params: Tensor, height: int, width: int, adjoint:
     return x.new_empty((*x.shape[:2], height, width))
 
 
+def _norm_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    height, width = (side // 2 for side in x.shape[2:]) if rest[-1] else x.shape[2:]
+    stats = x.new_empty((*x.shape[:2], PLANE_STATS), dtype=accumulation_dtype(x))
+    return x.new_empty((*x.shape[:2], height, width)), stats
+
+
+def _norm_relu_pool_grad(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, weight, bias))
+
+
+def _norm_relu_pool_double_grad(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, _, *tensors = arguments[:6]
+    return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -156,6 +174,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "multi_crop": _multi_crop,
     "mosaic": _mosaic,
     "crop_flip_roll": _crop_flip_roll,
+    "norm_relu_pool": _norm_relu_pool,
+    "norm_relu_pool_grad": _norm_relu_pool_grad,
+    "norm_relu_pool_double_grad": _norm_relu_pool_double_grad,
     "dynamics_update_": lambda *_: None,
 }
 

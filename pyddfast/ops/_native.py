@@ -47,6 +47,9 @@ OPERATORS = (
     "multi_crop",
     "mosaic",
     "crop_flip_roll",
+    "norm_relu_pool",
+    "norm_relu_pool_grad",
+    "norm_relu_pool_double_grad",
     "dynamics_update_",
 )
 

@@ -2,7 +2,7 @@
 
 Matching gradients or trajectories (DC, TM, DATM) differentiates the network twice, and there it is
 this block that the time and the memory go to: a second derivative runs torch's group norm as a
-chain of a hundred operators.
+chain of a hundred operators.  Here forward, backward and double backward are one operator each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks
+from pyddfast.ops import _checks, _native
+from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
+from pyddfast.ops._native import raw
 from pyddfast.ops.reference import block as reference
 
 __all__ = ["norm_relu_pool"]
@@ -35,7 +37,9 @@ def norm_relu_pool(
     which leaves out the last row or column of an odd plane.  This is the block of ConvNet
     (VICO-UoE/DatasetCondensation, ``networks.py``).
 
-    Differentiable with respect to `x`, `weight` and `bias`, twice as well.
+    Differentiable with respect to `x`, `weight` and `bias`, twice as well; a third derivative
+    raises.  Nothing but `x` and three numbers a plane is kept for the backward, and for the double
+    backward only the upstream gradient beside them.
 
     Args:
         x: (N, C, H, W), float16, bfloat16, float32 or float64.  Planes that are not contiguous, as
@@ -68,7 +72,67 @@ def norm_relu_pool(
     _check_vector(bias, x, "bias")
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x = x.float()
-    return reference.norm_relu_pool(x, weight, bias, eps=eps, relu=relu, pool=pool)
+    if functorch_active() or not _native.usable(x, weight, bias):
+        return reference.norm_relu_pool(x, weight, bias, eps=eps, relu=relu, pool=pool)
+    if needs_graph(x, weight, bias):
+        y: Tensor = _NormReluPool.apply(  # type: ignore[no-untyped-call]
+            savable(x), savable(weight), savable(bias), (eps, bool(relu), bool(pool))
+        )
+        return y
+    y, _ = raw.norm_relu_pool(x, weight, bias, eps, bool(relu), bool(pool))
+    return y
+
+
+class _NormReluPool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, options: tuple[float, bool, bool]
+    ) -> Any:
+        y, stats = raw.norm_relu_pool(x, weight, bias, *options)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.options = options[1:]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, bias, stats = ctx.saved_tensors
+        if wants_graph():
+            return *_NormReluPoolGrad.apply(grad, x, weight, bias, stats, ctx.options), None  # type: ignore[no-untyped-call]
+        return *raw.norm_relu_pool_grad(grad, x, weight, bias, stats, *ctx.options), None
+
+
+class _NormReluPoolGrad(torch.autograd.Function):
+    """The backward, as a function of `grad`, `x` and `weight`; `stats` is one of `x`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stats: Tensor,
+        options: tuple[bool, bool],
+    ) -> Any:
+        ctx.save_for_backward(grad, x, weight, bias, stats)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return raw.norm_relu_pool_grad(grad, x, weight, bias, stats, *options)
+
+    @staticmethod
+    def backward(
+        ctx: Any, of_x: Tensor | None, of_weight: Tensor | None, of_bias: Tensor | None
+    ) -> Any:
+        if wants_graph():
+            raise NotImplementedError(
+                "norm_relu_pool has no third derivative; the composition of F.group_norm, F.relu "
+                "and F.avg_pool2d has"
+            )
+        grad, x, weight, bias, stats = ctx.saved_tensors
+        grads = raw.norm_relu_pool_double_grad(
+            of_x, of_weight, of_bias, grad, x, weight, bias, stats, *ctx.options
+        )
+        return *grads, None, None, None  # the bias only moves where the ReLU bends
 
 
 def _check_planes(x: Any, *, pool: bool) -> None:
