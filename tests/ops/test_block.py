@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyddfast import ops
+from pyddfast.ops import _native
 from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
 
 SHAPES = {
@@ -269,3 +271,143 @@ def test_errors() -> None:
         ops.norm_relu_pool(x.long(), vector, vector)
     with pytest.raises(TypeError, match=r"weight is a torch\.Tensor, not NoneType"):
         ops.norm_relu_pool(x, None, vector)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simt"], indirect=True)
+def test_a_third_derivative_raises(backend) -> None:
+    x, weight, bias, upstream = (t.float().requires_grad_() for t in inputs((1, 2, 4, 4), True)[:4])
+    y = ops.norm_relu_pool(x, weight, bias)
+    (first,) = torch.autograd.grad(y, x, upstream, create_graph=True)
+    with pytest.raises(NotImplementedError, match="norm_relu_pool has no third derivative"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
+
+
+def test_forward_mode_raises() -> None:
+    x, weight, bias = (t.float() for t in inputs((1, 2, 4, 4), True)[:3])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(NotImplementedError):
+            ops.norm_relu_pool(dual, weight, bias)
+
+
+def test_transforms_of_torch_func() -> None:
+    x, weight, bias, *_ = (t.float() for t in inputs((3, 2, 6, 6), True))
+
+    def loss(function, *tensors: Tensor) -> Tensor:
+        return function(*tensors, 1e-5, True, True).square().sum()
+
+    args = (0, 1, 2)
+    got = torch.func.grad(lambda *t: loss(ours, *t), args)(x, weight, bias)
+    exact = [t.double() for t in (x, weight, bias)]
+    want = torch.func.grad(lambda *t: loss(composite, *t), args)(*exact)
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, 2 * FLOAT32)
+    rows = torch.func.vmap(torch.func.grad(lambda r: loss(ours, r[None], weight, bias)))(x)
+    assert_close(rows, want[0], 2 * FLOAT32)
+    y, pullback = torch.func.vjp(lambda *t: ours(*t, 1e-5, True, True), x, weight, bias)
+    for a, b in zip(pullback(2 * y), want, strict=True):
+        assert_close(a, b, 2 * FLOAT32)
+
+
+def test_compile() -> None:
+    torch._dynamo.reset()
+    tensors = [t.float() for t in inputs((2, 3, 6, 7), True)]
+    x, weight, bias = (t.requires_grad_() for t in tensors[:3])
+    upstream = tensors[3]
+    step = torch.compile(lambda *t: ops.norm_relu_pool(*t) * 2, fullgraph=True)
+    y = step(x, weight, bias)
+    assert torch.equal(y, ops.norm_relu_pool(x, weight, bias) * 2)
+    got = torch.autograd.grad(y, (x, weight, bias), upstream)
+    want = torch.autograd.grad(ops.norm_relu_pool(x, weight, bias), (x, weight, bias), 2 * upstream)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    loss = step(x, weight, bias).sum()
+    # Torch's words, of either way in which it refuses.
+    with pytest.raises(RuntimeError, match=r"double backward|create_graph=False"):
+        torch.autograd.grad(loss, x, create_graph=True)[0].square().sum().backward()
+
+
+def test_opcheck() -> None:
+    tensors = [t.float() for t in inputs((2, 3, 5, 6), True)]
+    x, weight, bias, upstream, *cotangents = tensors
+    _, stats = _native.raw.norm_relu_pool(x, weight, bias, 1e-5, True, True)
+    calls = {
+        "norm_relu_pool": (x.half(), weight, bias, 1e-5, True, True),
+        "norm_relu_pool_grad": (upstream, x, weight, bias, stats, True, True),
+        "norm_relu_pool_double_grad": (
+            *cotangents,
+            *(upstream, x, weight, bias, stats, True, True),
+        ),
+    }
+    for name, arguments in calls.items():
+        result = torch.library.opcheck(getattr(_native.raw, name), arguments)
+        assert set(result.values()) == {"SUCCESS"}
+
+
+def test_threads_do_not_change_bits() -> None:
+    tensors = [t.float() for t in inputs((9, 5, 32, 32), True)]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append(derivatives(ours, tensors, 1e-5, True, True))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
+def test_calls_from_many_threads() -> None:
+    tensors = [t.float() for t in inputs((3, 5, 9, 11), True)]
+    expected = derivatives(ours, tensors, 1e-5, True, True)
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(derivatives, ours, tensors, 1e-5, True, True) for _ in range(32)]
+    for future in futures:
+        assert all(torch.equal(a, b) for a, b in zip(future.result(), expected, strict=True))
+
+
+def test_every_output_is_written(backend) -> None:
+    """Fresh memory holds NaN here; none may reach a result."""
+    tensors = [t.to(backend.device).float() for t in inputs((2, 3, 7, 9), True)]
+    torch.use_deterministic_algorithms(True)  # with it, torch.empty() is filled
+    try:
+        got = derivatives(ours, tensors, 1e-5, True, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(bool(t.isfinite().all()) for t in got)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_of_the_cpu_keeps_the_dtype(dtype: torch.dtype) -> None:
+    """As ``F.group_norm``."""
+    x, weight, bias = (t.float() for t in inputs((2, 3, 6, 6), True)[:3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = ops.norm_relu_pool(x.to(dtype), weight, bias)
+        assert got.dtype is composite(x.to(dtype), weight, bias, 1e-5, True, True).dtype
+    assert torch.equal(got, ops.norm_relu_pool(x.to(dtype), weight, bias))
+
+
+def saved_tensors(function, *options) -> list[int]:
+    """Bytes of what is kept for a double backward, each memory once."""
+    x, weight, bias, upstream = (
+        t.float().requires_grad_() for t in inputs((4, 8, 16, 16), True)[:4]
+    )
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = function(x, weight, bias, *options)
+        grads = torch.autograd.grad(y, (x, weight, bias), upstream, create_graph=True)
+    assert all(g.requires_grad for g in grads)
+    return sorted(kept.values(), reverse=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_what_is_kept_for_two_derivatives(backend) -> None:
+    planes, elements, results = 4 * 8, 4 * 8 * 256, 4 * 8 * 64
+    vectors = [4 * 8] * 2  # weight, bias
+    expected = [4 * elements, 4 * results, 4 * 3 * planes, *vectors]
+    assert saved_tensors(ours, 1e-5, True, True) == expected
+    assert sum(saved_tensors(composite, 1e-5, True, True)) > 2 * sum(expected)
