@@ -81,7 +81,7 @@ class GradientMatchingConfig(MatchingConfig):
 class DCConfig(GradientMatchingConfig):
     """Settings of DC: first images are noise, and nothing is augmented."""
 
-    strategy: str = "none"
+    dsa_strategy: str = ""
 
 
 _Config = TypeVar("_Config", bound=GradientMatchingConfig)
@@ -103,7 +103,7 @@ def resolve_loops(config: _Config, init: Literal["real", "noise"]) -> _Config:
     return replace(
         config,
         iterations=1000 if config.iterations is None else config.iterations,
-        lr=0.1 if config.lr is None else config.lr,
+        lr_img=0.1 if config.lr_img is None else config.lr_img,
         init=config.init or init,
         outer_loops=outer if config.outer_loops is None else config.outer_loops,
         inner_epochs=inner if config.inner_epochs is None else config.inner_epochs,
@@ -163,7 +163,7 @@ def gradient_matching(
     }
     loss = optimise(
         work, config.iterations * config.outer_loops, facts=facts, job=job, ranks=ranks,
-        advice=f"lower lr ({config.lr:g}) or network_lr ({config.network_lr:g})",
+        advice=f"lower lr_img ({config.lr_img:g}) or network_lr ({config.network_lr:g})",
     )  # fmt: skip
     meta = {"method": name, **asdict(config), "model": describe_model(model), "loss": loss}
     return as_set(work.synthetic.images, real, meta)
@@ -176,14 +176,14 @@ class _Work:
         self, real: RealImages, networks: Networks, config: GradientMatchingConfig, ranks: Ranks
     ) -> None:
         assert config.init is not None
-        assert config.lr is not None
+        assert config.lr_img is not None
         assert config.outer_loops is not None
         assert config.inner_epochs is not None
         self.real, self.networks, self.config, self.ranks = real, networks, config, ranks
         self.outer, self.inner = config.outer_loops, config.inner_epochs
         self.classes, self.size = len(real.members), real.shape[1:]
         self.synthetic = ImageParameters(
-            real.initial(config.ipc, config.init), config.ipc, config.lr, config.momentum
+            real.initial(config.ipc, config.init), config.ipc, config.lr_img, config.momentum
         )
         device = self.synthetic.images.device
         self.labels = torch.arange(self.classes, device=device).repeat_interleave(config.ipc)
@@ -219,14 +219,14 @@ class _Work:
     def _match(self, label: int, step: int) -> Tensor:
         """Add the gradient of one class's images; its loss."""
         config, parameters = self.config, list(self.network.parameters())
-        params = class_dsa(config.seed, step, label, self.classes, self.size, config.strategy)
+        params = class_dsa(config.seed, step, label, self.classes, self.size, config.dsa_strategy)
         images = self.real.batch(label, config.real_batch, step)
         with torch.no_grad():
-            images = augmented(images, params, align_corners=config.align_corners)
+            images = augmented(images, params, align_corners=config.dsa_align_corners)
         wanted = torch.autograd.grad(self._loss(images, label), parameters)
         one = slice(label, label + 1)
         leaf = self.synthetic.images.detach()[self.synthetic.of(one)].requires_grad_()
-        views = augmented(leaf, params, align_corners=config.align_corners)
+        views = augmented(leaf, params, align_corners=config.dsa_align_corners)
         found = torch.autograd.grad(self._loss(views, label), parameters, create_graph=True)
         loss = gradient_distance(found, wanted, config.metric)
         self.synthetic.add_grad(one, torch.autograd.grad(loss, leaf)[0])
@@ -262,16 +262,16 @@ class _Work:
             for position, ids in enumerate(torch.split(order, config.train_batch)):
                 where = ids.to(images.device)
                 views = images[where]
-                if config.strategy != "none":
+                if config.dsa_strategy:
                     params = draw_dsa(
                         seed,
                         ids,
                         torch.full_like(ids, visit),
                         visit * -(-len(images) // config.train_batch) + position,
                         self.size,
-                        strategy=config.strategy,
+                        strategy=config.dsa_strategy,
                     )
-                    views = augmented(views, params, align_corners=config.align_corners)
+                    views = augmented(views, params, align_corners=config.dsa_align_corners)
                 loss = F.cross_entropy(self.network(views), self.labels[where])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -58,7 +58,7 @@ def resolve_dm(config: DMConfig, data: ImageDataset | ImageFolder) -> DMConfig:
     return replace(
         config,
         iterations=20_000 if config.iterations is None else config.iterations,
-        lr=(10.0 if large else 1.0) if config.lr is None else config.lr,
+        lr_img=(10.0 if large else 1.0) if config.lr_img is None else config.lr_img,
         init=config.init or "real",
     )
 
@@ -107,7 +107,7 @@ def dm(
     }
     loss = optimise(
         work, settings.iterations, facts=facts, job=job, ranks=ranks,
-        advice=f"lower lr ({settings.lr:g})",
+        advice=f"lower lr_img ({settings.lr_img:g})",
     )  # fmt: skip
     meta = {"method": "dm", **asdict(settings), "model": describe_model(model), "loss": loss}
     return as_set(work.synthetic.images, real, meta)
@@ -121,7 +121,7 @@ class _Work:
     ) -> None:
         self.real, self.networks, self.config, self.ranks = real, networks, config, ranks
         assert config.init is not None
-        assert config.lr is not None
+        assert config.lr_img is not None
         first = networks.make(0)
         if not hasattr(first, "embed"):
             raise ValueError(f"DM needs a network with embed, {type(first).__name__} has none")
@@ -133,7 +133,7 @@ class _Work:
                 "processes cannot divide: run one, or take norm='instance'"
             )
         self.synthetic = ImageParameters(
-            real.initial(config.ipc, config.init), config.ipc, config.lr, config.momentum
+            real.initial(config.ipc, config.init), config.ipc, config.lr_img, config.momentum
         )
 
     def run_step(self, step: int) -> Tensor:
@@ -177,14 +177,14 @@ class _Work:
         pairs = []
         for label in range(labels.start, labels.stop):
             params = class_dsa(
-                config.seed, step, label, len(self.real.members), size, config.strategy
+                config.seed, step, label, len(self.real.members), size, config.dsa_strategy
             )
             images = self.real.batch(label, config.real_batch, step)
             row = label - labels.start
             own = leaf[row * config.ipc : (row + 1) * config.ipc]
             with torch.no_grad():
-                images = augmented(images, params, align_corners=config.align_corners)
-            pairs.append((images, augmented(own, params, align_corners=config.align_corners)))
+                images = augmented(images, params, align_corners=config.dsa_align_corners)
+            pairs.append((images, augmented(own, params, align_corners=config.dsa_align_corners)))
         counts = [len(images) for images, _ in pairs]
         with torch.no_grad():
             real = self._embed(network, [images for images, _ in pairs])

@@ -53,26 +53,26 @@ class MatchingConfig:
     Attributes:
         ipc: Images of each class.
         iterations: Networks that the images are matched on, one after the other.
-        lr: Of the images (official ``--lr_img``).
+        lr_img: Learning rate of the images.
         momentum: Of the images.
         real_batch: Real images of a class in a step; all of a class that has fewer.
         init: First images: "real" (random ones of the class) or "noise" (standard normal).
-        strategy: Entries of DSA; "none" leaves it out.  The same draw serves the real and the
+        dsa_strategy: Entries of DSA; none: "".  The same draw serves the real and the
             synthetic images of a class.
-        align_corners: Of DSA's scale and rotate.  False is what the official code computes on torch
-            1.3 and later.
+        dsa_align_corners: Of DSA's scale and rotate.  False is what the official code computes on
+            torch 1.3 and later.
         fused: Swap norm, ReLU and pooling of the networks for one operator.
         seed: Of every draw.
     """
 
     ipc: int = 10
     iterations: int | None = None
-    lr: float | None = None
+    lr_img: float | None = None
     momentum: float = 0.5
     real_batch: int = 256
     init: Literal["real", "noise"] | None = None
-    strategy: str = STANDARD_STRATEGY
-    align_corners: bool = False
+    dsa_strategy: str = STANDARD_STRATEGY
+    dsa_align_corners: bool = False
     fused: bool = True
     seed: int = 0
 
@@ -83,14 +83,14 @@ class MatchingConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.lr_img is not None and not 0 < self.lr_img < math.inf:
+            raise ValueError(f"lr_img must be positive, got {self.lr_img}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if self.init not in (None, "real", "noise"):
             raise ValueError(f"init must be 'real' or 'noise', got {self.init!r}")
-        if self.strategy != "none":
-            parse_strategy(self.strategy)
+        if self.dsa_strategy:
+            parse_strategy(self.dsa_strategy)
         generator(self.seed, Purpose.NETWORK)  # raises where it is no seed
 
 
@@ -190,9 +190,9 @@ def class_dsa(
 ) -> DSAParams | None:
     """The Siamese draw of one class in one step: one entry, one row of parameters for all images.
 
-    None for the strategy ``"none"``.
+    None without a strategy.
     """
-    if strategy == "none":
+    if not strategy:
         return None
     return draw_dsa(
         derived_seed(seed, Purpose.CLASS_DSA),

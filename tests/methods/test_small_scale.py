@@ -205,21 +205,29 @@ def test_a_finished_job_is_read(tmp_path):
     job = Job(device="cpu", out=tmp_path, on_progress=lambda done, total: steps.append(done))
     assert torch.equal(dm(squares(), MODEL, config, job=job).images, first.images)
     assert steps == []
-    with pytest.raises(ValueError, match="another configuration: lr was"):
-        dm(squares(), MODEL, dataclasses.replace(config, lr=2.0), job=job)
+    with pytest.raises(ValueError, match="another configuration: lr_img was"):
+        dm(squares(), MODEL, dataclasses.replace(config, lr_img=2.0), job=job)
 
 
 def test_published_values():
     data = squares()
-    assert (resolve_dm(DMConfig(), data).iterations, resolve_dm(DMConfig(), data).lr) == (20_000, 1)
+    assert (resolve_dm(DMConfig(), data).iterations, resolve_dm(DMConfig(), data).lr_img) == (
+        20_000,
+        1,
+    )
     cifar = dataclasses.replace(data, name="cifar10")
-    assert resolve_dm(DMConfig(ipc=100), cifar).lr == 10.0
-    assert resolve_dm(DMConfig(ipc=50), cifar).lr == 1.0
+    assert resolve_dm(DMConfig(ipc=100), cifar).lr_img == 10.0
+    assert resolve_dm(DMConfig(ipc=50), cifar).lr_img == 1.0
     for ipc, loops in {1: (1, 1), 10: (10, 50), 50: (50, 10)}.items():
         assert LOOPS[ipc] == loops
         used = resolve_loops(DCConfig(ipc=ipc), "noise")
         assert (used.outer_loops, used.inner_epochs) == loops
-        assert (used.iterations, used.lr, used.init, used.strategy) == (1000, 0.1, "noise", "none")
+        assert (used.iterations, used.lr_img, used.init, used.dsa_strategy) == (
+            1000,
+            0.1,
+            "noise",
+            "",
+        )
 
 
 @pytest.mark.parametrize(
@@ -228,8 +236,8 @@ def test_published_values():
         (lambda d: dm(d, MODEL, DMConfig(ipc=10), job=CPU), "class 0 has 9"),
         (lambda d: dc(d, MODEL, DCConfig(ipc=7), job=CPU), "give both for ipc = 7"),
         (lambda d: dm(d, MODEL, DMConfig(ipc=0), job=CPU), "ipc must be a positive int"),
-        (lambda d: dm(d, MODEL, DMConfig(lr=-1.0), job=CPU), "lr must be positive"),
-        (lambda d: dm(d, MODEL, DMConfig(strategy="colour"), job=CPU), "unknown entries"),
+        (lambda d: dm(d, MODEL, DMConfig(lr_img=-1.0), job=CPU), "lr_img must be positive"),
+        (lambda d: dm(d, MODEL, DMConfig(dsa_strategy="colour"), job=CPU), "unknown entries"),
         (lambda d: dm(d, MODEL, DMConfig(init="set"), job=CPU), "init must be"),
         (lambda d: dc(d, MODEL, DCConfig(metric="l2"), job=CPU), "metric must be one of"),
         (lambda d: dc(d, MODEL, DCConfig(network_lr=0.0), job=CPU), "network_lr must be"),
@@ -252,8 +260,8 @@ def test_bad_input_is_refused_by_name(call, message):
 
 def test_what_diverges_stops_and_says_what_to_change(tmp_path):
     plain = ("convnet-d2", {"width": 6, "norm": "none"})  # a norm would hide the growth
-    config = DMConfig(ipc=1, iterations=40, real_batch=2, lr=1e30)
-    with pytest.raises(FloatingPointError, match=r"the loss of steps .* lower lr"):
+    config = DMConfig(ipc=1, iterations=40, real_batch=2, lr_img=1e30)
+    with pytest.raises(FloatingPointError, match=r"the loss of steps .* lower lr_img"):
         dm(squares(), plain, config, job=Job(device="cpu", out=tmp_path, checkpoint_seconds=0.0))
     # What was saved last is finite.
     found = tmp_path / "checkpoint.safetensors"
@@ -277,7 +285,7 @@ def test_dm_beats_its_initialisation():
     test = load("fashion-mnist-mini", split="test")
     model = ("convnet-d3", {"width": 16})
     # Few steps want a larger rate than the published 20,000 of lr 1.
-    made = dm(data, model, DMConfig(ipc=1, iterations=25, real_batch=16, lr=10.0), job=CPU)
+    made = dm(data, model, DMConfig(ipc=1, iterations=25, real_batch=16, lr_img=10.0), job=CPU)
     first = RealImages(data, torch.device("cpu"), 0).initial(1, "real")
     assert torch.equal(first, normalize(data.images, data.normalization)[_positions(data, first)])
     used = recipe("hl", "small", epochs=40, milestone=20, augmentation="none")
