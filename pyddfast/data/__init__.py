@@ -39,6 +39,14 @@ from pyddfast.data.softlabels import (
     recode,
     write_fkd,
 )
+from pyddfast.data.tensor_layouts import (
+    TensorLayout,
+    codebase_normalization,
+    read_dcbench,
+    read_tensor_layout,
+    read_vico_tiny_imagenet,
+    write_tensor_layout,
+)
 from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
 from pyddfast.data.trajectories import Trajectories, write_replay_buffer
 from pyddfast.data.zca import ZCAWhitening
@@ -64,8 +72,10 @@ __all__ = [
     "SoftLabelWriter",
     "SoftLabels",
     "StoreInfo",
+    "TensorLayout",
     "Trajectories",
     "ZCAWhitening",
+    "codebase_normalization",
     "draw_request",
     "export_fkd",
     "export_png",
@@ -78,9 +88,12 @@ __all__ = [
     "normalize",
     "open_layout",
     "open_pipeline",
+    "read_dcbench",
     "read_fkd",
     "read_idx",
     "read_layout",
+    "read_tensor_layout",
+    "read_vico_tiny_imagenet",
     "recode",
     "refuse_non_empty",
     "replay_request",
@@ -90,4 +103,5 @@ __all__ = [
     "write_idx",
     "write_layout",
     "write_replay_buffer",
+    "write_tensor_layout",
 ]
