@@ -20,9 +20,17 @@ from pyddfast.coresets import (
     TrainingDynamics,
     beta_sampling,
     cal_scores,
+    contextual_diversity,
+    craig,
     embed,
     entropy_scores,
+    facility_location,
     glister,
+    grad_match,
+    graph_cut,
+    herding,
+    k_centers,
+    k_means_medoids,
     least_confidence_scores,
     margin_scores,
     moderate_scores,
@@ -281,6 +289,13 @@ EMBEDDED = {
     "moderate": lambda e: select(moderate_scores(e), e.labels, ipc=2),
     "cal": lambda e: select(cal_scores(e), e.labels, ipc=2),
     "glister": lambda e: glister(e, ipc=2),
+    "k-centers": lambda e: k_centers(e, ipc=2),
+    "herding": lambda e: herding(e, ipc=2),
+    "contextual-diversity": lambda e: contextual_diversity(e, ipc=2),
+    "facility-location": lambda e: facility_location(e, ipc=2),
+    "graph-cut": lambda e: graph_cut(e, ipc=2),
+    "craig": lambda e: craig(e, ipc=2),
+    "grad-match": lambda e: grad_match(e, ipc=2),
 }
 
 
@@ -314,8 +329,24 @@ def test_coresets_of_one_pass(
     assert source == {"name": "convnet-d1", "options": {"norm": "batch", "width": 4}}
     made = DistilledSet.load(out / "set")
     assert made.meta["source_indices"] == picked.indices.tolist()
+    if name not in ("k-centers", "craig", "entropy"):  # one of each kind
+        return
     # Resumed without the set: from the stored pass, the same bytes.
     before = (out / "selection.npz").read_bytes()
     shutil.rmtree(out / "set")
     assert main([*words, "--resume"]) == 0
     assert (out / "selection.npz").read_bytes() == before
+
+
+def test_k_means_is_an_algorithm_of_k_centers(
+    network: Path, small: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["coreset", "k-centers", "--algorithm", "k-means", "--teacher", str(network)]
+    assert main([*words, "--ipc", "2", "--seed", "3", "--out", str(tmp_path / "run")]) == 0
+    model = options.load_teacher(network, small, None).model
+    want = k_means_medoids(embed(small, model, progress=False), ipc=2, seed=3)
+    picked = Selection.load(tmp_path / "run" / "selection.npz")
+    assert picked.indices.tolist() == want.indices.tolist()
+    assert main([*words, "--init", "mean", "--out", str(tmp_path / "other")]) == 2
+    assert "options of --algorithm greedy" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

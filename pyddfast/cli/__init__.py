@@ -72,6 +72,25 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "coresets.uncertainty.coreset_cal",
         "pick what neighbours contradict",
     ),
+    ("coreset", "k-centers"): ("coresets.geometry.coreset_k_centers", "pick centers of features"),
+    ("coreset", "herding"): ("coresets.geometry.coreset_herding", "pick by the mean of features"),
+    ("coreset", "contextual-diversity"): (
+        "coresets.geometry.coreset_contextual_diversity",
+        "pick the farthest apart in predictions",
+    ),
+    ("coreset", "facility-location"): (
+        "coresets.gradients.coreset_facility_location",
+        "pick what the rest is like",
+    ),
+    ("coreset", "graph-cut"): (
+        "coresets.gradients.coreset_graph_cut",
+        "pick the like that are unlike each other",
+    ),
+    ("coreset", "craig"): ("coresets.gradients.coreset_craig", "pick gradients that stand for all"),
+    ("coreset", "grad-match"): (
+        "coresets.gradients.coreset_grad_match",
+        "pick gradients that sum to the mean",
+    ),
     ("coreset", "glister"): (
         "coresets.gradients.coreset_glister",
         "pick by gradient steps",

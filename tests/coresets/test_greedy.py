@@ -1,0 +1,142 @@
+"""k-centers, contextual diversity and herding of each class, against loops in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyddfast.coresets import (
+    Embedding,
+    contextual_diversity,
+    herding,
+    k_centers,
+    k_means_medoids,
+)
+
+GEN = torch.Generator().manual_seed(21)
+LABELS = torch.arange(60) % 3
+FEATURES = torch.randn(60, 5, generator=GEN) + 2
+LOGITS = 2 * torch.randn(60, 3, generator=GEN)
+EMBEDDING = Embedding(LOGITS, FEATURES, LABELS, {"model": "toy"})
+X = FEATURES.double()
+
+
+def own(label: int) -> list[int]:
+    return (label == LABELS).nonzero()[:, 0].tolist()
+
+
+def farthest_first(
+    members: list[int], first: int, distance: Tensor, budget: int
+) -> tuple[list[int], list[float]]:
+    picks, radii = [first], []
+    while True:
+        near = {i: min(float(distance[i, j]) for j in picks) for i in members}
+        radii.append(max(near.values()))
+        if len(picks) == budget:
+            return picks, radii
+        picks.append(max((i for i in members if i not in picks), key=near.__getitem__))
+
+
+@pytest.mark.parametrize("init", ["random", "mean", "medoid"])
+def test_k_centers_take_the_farthest(init: str) -> None:
+    picked = k_centers(EMBEDDING, ipc=6, init=init, seed=4)  # type: ignore[arg-type]
+    distance = torch.cdist(X, X)
+    for label in range(3):
+        members, found = own(label), picked.indices.view(3, 6)[label].tolist()
+        if init == "mean":
+            middle = X[members].mean(0)
+            assert found[0] == min(members, key=lambda i: float((X[i] - middle).norm()))
+        if init == "medoid":
+            assert found[0] == min(members, key=lambda i: float(distance[i, members].sum()))
+        want, radii = farthest_first(members, found[0], distance, 6)
+        assert found == want
+        assert picked.scores is not None
+        assert picked.scores.view(3, 6)[label].tolist() == pytest.approx(radii, rel=1e-5)
+    assert (picked.order, picked.meta["init"]) == ("ranked", init)
+    assert picked.meta["scoring"] == {"model": "toy"}
+
+
+def test_random_first_picks_are_keyed_and_spread() -> None:
+    firsts = [k_centers(EMBEDDING, ipc=1, seed=seed).indices.tolist() for seed in range(40)]
+    assert firsts[7] == k_centers(EMBEDDING, ipc=1, seed=7).indices.tolist()
+    assert len({first[0] for first in firsts}) > 12  # of 20
+    # Classes begin at places of their own, in the official code all at the same.
+    assert len({first // 3 for first in firsts[0]}) > 1
+    official = k_centers(EMBEDDING, ipc=3, seed=5, semantics="official")
+    place = np.random.RandomState(5).randint(0, 20)  # of np.random.seed(5)
+    assert official.indices.view(3, 3)[:, 0].tolist() == [3 * place + label for label in range(3)]
+    with pytest.raises(ValueError, match="init must be 'random' with semantics='official'"):
+        k_centers(EMBEDDING, ipc=1, init="mean", semantics="official")
+
+
+def test_lengths_are_normalised_on_request() -> None:
+    unit = X / X.norm(dim=1, keepdim=True)
+    picked = k_centers(EMBEDDING, ipc=4, init="mean", normalize=True)
+    for label in range(3):
+        found = picked.indices.view(3, 4)[label].tolist()
+        want, _ = farthest_first(own(label), found[0], torch.cdist(unit, unit), 4)
+        assert found == want
+    assert picked.indices.tolist() != k_centers(EMBEDDING, ipc=4, init="mean").indices.tolist()
+
+
+def test_medoids_of_separate_clusters_are_their_middles() -> None:
+    # Three clusters a class, of 6, 3 and 2 samples on a line; their medoids are known.
+    line = torch.tensor([0.0, 1, 2, 3, 4, 5.1, 100, 101, 103, 200, 201.5])
+    x = torch.cat((line, line + 1000))[:, None].expand(-1, 2)
+    labels = torch.tensor([0] * 11 + [1] * 11)
+    one = Embedding(torch.zeros(22, 2), x, labels)
+    picked = k_means_medoids(one, ipc=3, seed=1)
+    # Means 2.52, 101.33 and 200.75 (a tie, to the first); the largest cluster first.
+    assert picked.indices.tolist() == [3, 7, 9, 14, 18, 20]
+    assert picked.order == "none"
+    # More centers than values: every sample once.
+    twins = Embedding(torch.zeros(4, 1), torch.ones(4, 2), torch.zeros(4).long())
+    assert sorted(k_means_medoids(twins, ipc=4).indices.tolist()) == [0, 1, 2, 3]
+
+
+def test_contextual_diversity_is_k_centers_of_predictions() -> None:
+    logp = LOGITS.double().log_softmax(1)
+    gap = logp[:, None] - logp[None]
+    distance = ((logp.exp()[:, None] - logp.exp()[None]) * gap).sum(2)
+    picked = contextual_diversity(EMBEDDING, ipc=5, seed=2)
+    for label in range(3):
+        found = picked.indices.view(3, 5)[label].tolist()
+        want, radii = farthest_first(own(label), found[0], distance, 5)
+        assert found == want
+        assert picked.scores is not None
+        assert picked.scores.view(3, 5)[label].tolist() == pytest.approx(radii, rel=1e-4)
+
+
+@pytest.mark.parametrize("semantics", ["paper", "official"])
+def test_herding_follows_the_mean(semantics: str) -> None:
+    picked = herding(EMBEDDING, ipc=6, semantics=semantics)  # type: ignore[arg-type]
+    choose = min if semantics == "paper" else max
+    for label in range(3):
+        members, picks = own(label), []
+        middle = X[members].mean(0)
+        for t in range(1, 7):
+            wanted = t * middle - X[picks].sum(0)
+            left = [i for i in members if i not in picks]
+            picks.append(choose(left, key=lambda i: float((X[i] - wanted).norm())))
+        assert picked.indices.view(3, 6)[label].tolist() == picks
+
+
+def test_budgets() -> None:
+    uneven = Embedding(LOGITS[:30], FEATURES[:30], torch.tensor([0] * 5 + [2] * 25))
+    for method in (k_centers, contextual_diversity, herding):
+        # 2.5 -> 2, 0, 12.5 -> 12
+        picked = method(uneven, fraction=0.5)  # type: ignore[operator]
+        assert torch.bincount(uneven.labels[picked.indices], minlength=3).tolist() == [2, 0, 12]
+        assert len(picked.indices.unique()) == 14
+        with pytest.raises(ValueError, match="ipc = 3 is larger than a class: class 1 has 0"):
+            method(uneven, ipc=3)  # type: ignore[operator]
+        with pytest.raises(ValueError, match="give either ipc or fraction"):
+            method(uneven)  # type: ignore[operator]
+        with pytest.raises(ValueError, match=r"fraction must lie in \[0, 1\], got 2"):
+            method(uneven, fraction=2)  # type: ignore[operator]
+        assert len(method(EMBEDDING, ipc=0)) == 0  # type: ignore[operator]
+    medoids = k_means_medoids(uneven, fraction=0.5)
+    assert torch.bincount(uneven.labels[medoids.indices], minlength=3).tolist() == [2, 0, 12]
+    assert len(k_means_medoids(EMBEDDING, ipc=0)) == 0
