@@ -35,6 +35,12 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "synthesis.distill_fadrm",
         "synthesise images from teachers and data, FADRM",
     ),
+    ("experts",): ("trajectories.experts", "train experts, keep their way: for tm and datm"),
+    ("distill", "tm"): ("trajectories.distill_tm", "synthesise along experts' trajectories, TM"),
+    ("distill", "datm"): (
+        "trajectories.distill_datm",
+        "synthesise images and labels along experts' trajectories, DATM",
+    ),
     ("distill", "ca2d"): ("coresets.cad.distill_ca2d", "distill by CA2D: RDED on the head of CAD"),
     ("coreset", "random"): (
         "coresets.random.coreset_random",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,14 @@ from typing import Any
 import tyro
 
 from pyddfast.cli.tables import note
-from pyddfast.data import ImageDataset, ImageFolder, ImageSource, load
+from pyddfast.data import (
+    ImageDataset,
+    ImageFolder,
+    ImageSource,
+    ZCAWhitening,
+    load,
+    whiten,
+)
 from pyddfast.models import create
 from pyddfast.train import Teacher, teacher_recipe, train_teacher
 from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
@@ -23,6 +31,7 @@ __all__ = [
     "Flat",
     "ModelOptions",
     "TeacherOptions",
+    "WhitenableData",
     "assignments",
     "load_teacher",
     "plain",
@@ -60,6 +69,35 @@ class DataOptions:
     def resident(self, split: str, image_size: int | None = None) -> ImageDataset:
         """The data set in memory."""
         loaded = self.load(split, image_size)
+        return loaded if isinstance(loaded, ImageDataset) else loaded.resident()
+
+
+@dataclass(frozen=True)
+class WhitenableData(DataOptions):
+    """Which data, and whether its images are whitened.
+
+    Attributes:
+        zca: Whiten the images (ZCA, fitted to the train split) in place of normalising them, as
+            trajectory matching was published with for CIFAR and Tiny-ImageNet.  The fit is kept in
+            the user's cache folder.
+    """
+
+    zca: bool = False
+
+    def load(
+        self, split: str, image_size: int | None = None, resize: int | None = None
+    ) -> ImageDataset | ImageFolder:
+        """The data set; in memory if it is whitened."""
+        loaded = super().load(split, image_size, resize)
+        if not self.zca:
+            return loaded
+        held = loaded if isinstance(loaded, ImageDataset) else loaded.resident()
+        train = held if split == "train" else self._training(image_size, resize)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyddfast"
+        return whiten(held, ZCAWhitening(compute_inv=False, cache=cache).fit(train.images))
+
+    def _training(self, image_size: int | None, resize: int | None) -> ImageDataset:
+        loaded = super().load("train", image_size, resize)
         return loaded if isinstance(loaded, ImageDataset) else loaded.resident()
 
 

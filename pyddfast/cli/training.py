@@ -8,7 +8,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pyddfast.cli.options import DataOptions, Flat, ModelOptions, TeacherOptions, assignments, plain
+from pyddfast.cli.options import (
+    Flat,
+    ModelOptions,
+    TeacherOptions,
+    WhitenableData,
+    assignments,
+    plain,
+)
 from pyddfast.cli.sets import SetOptions, test_view
 from pyddfast.cli.tables import new_table, print_table
 from pyddfast.data import ResidentDataset, SoftLabels
@@ -34,7 +41,7 @@ __all__ = ["recipe_changes", "train"]
 
 
 def train(
-    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    data: Annotated[WhitenableData, Flat] = WhitenableData(),  # noqa: B008
     model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
     teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
     sets: Annotated[SetOptions, Flat] = SetOptions(),  # noqa: B008

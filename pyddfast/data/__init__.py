@@ -49,7 +49,7 @@ from pyddfast.data.tensor_layouts import (
 )
 from pyddfast.data.tiny_imagenet import TINY_IMAGENET_NORMALIZATION
 from pyddfast.data.trajectories import Trajectories, write_replay_buffer
-from pyddfast.data.zca import ZCAWhitening
+from pyddfast.data.zca import ZCAWhitening, whiten
 
 __all__ = [
     "CIFAR10_NORMALIZATION",
@@ -98,6 +98,7 @@ __all__ = [
     "refuse_non_empty",
     "replay_request",
     "to_pixels",
+    "whiten",
     "write_bytes",
     "write_fkd",
     "write_idx",
