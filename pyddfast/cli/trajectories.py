@@ -138,6 +138,8 @@ def _distill(
     png: bool,
     device: str | None,
 ) -> None:
+    if png and data.zca:
+        raise ValueError("whitened images have no pixels: leave --png or --zca out")
     source = data.resident("train", image_size)
     found = Trajectories(folder)
     name = method.__name__

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyddfast.data import DistilledSet, ImageDataset, Trajectories, normalize
+from pyddfast.data import DistilledSet, ImageDataset, Trajectories, network_input
 from pyddfast.methods.recover import Job
 from pyddfast.methods.synthesis import check_counts
 from pyddfast.methods.trajectory import (
@@ -193,7 +193,7 @@ def classified_right(
     for label in range(dataset.num_classes):
         members = (dataset.labels == label).nonzero()[:, 0]
         members = members[permutation(config.seed, Purpose.INITIAL, len(members), label)]
-        images = normalize(dataset.images[members], dataset.normalization).to(student.device)
+        images = network_input(dataset.images[members], dataset.normalization).to(student.device)
         picks: list[int] = []
         for expert in range(len(experts)):
             theta = experts.flat(expert, experts.epochs).to(student.device)

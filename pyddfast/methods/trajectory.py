@@ -10,8 +10,6 @@ keeping their activations (:func:`pyddfast.train.unroll.sgd_step`).
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import DistilledSet, ImageDataset, Trajectories, normalize
+from pyddfast.data import DistilledSet, ImageDataset, Trajectories, network_input
 from pyddfast.data.digest import describe_data
 from pyddfast.methods.recover import Job
+from pyddfast.methods.small_scale import peak_memory
 from pyddfast.methods.synthesis import check_counts, initial_noise, initial_sources
 from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.ops.dsa import STANDARD_STRATEGY, draw_dsa, dsa, parse_strategy
@@ -416,7 +415,7 @@ def match(
         kind="synthetic",
         lr=float(matching.lr.detach()),
         whitened=dataset.whitened,
-        meta={**about, **record, "peak_memory_bytes": _peak_memory(device)},
+        meta={**about, **record, "peak_memory_bytes": peak_memory(device)},
     )
 
 
@@ -516,12 +515,4 @@ def first_images(dataset: ImageDataset, config: TrajectoryConfig, *, noise: bool
         dataset, range(dataset.num_classes), config.ipc, seed=config.seed, shuffled=True
     )
     picks = [index for label in range(dataset.num_classes) for index in chosen[label]]
-    return normalize(dataset.images[picks], dataset.normalization)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Of the device's allocator, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return network_input(dataset.images[picks], dataset.normalization)
