@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from pyddfast import ops
+from pyddfast.nn.stat_hooks import refuse_replica
 from pyddfast.ops import _checks
 
 # A statistic before its first batch is the number 0, as in the official hooks.
@@ -37,12 +38,7 @@ class FeatureHook:
         self.hook.remove()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if getattr(module, "_is_replica", False):
-            raise RuntimeError(
-                f"{type(self).__name__} does not work under nn.DataParallel with several devices: "
-                "its replicas share the hooks and overwrite r_feature.  Use one device "
-                "(CUDA_VISIBLE_DEVICES=0) or one process a device (torchrun)"
-            )
+        refuse_replica(self, module)
         view = self._measure(module, args[0])
         return None if view is None else (view, *args[1:])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyddfast import ops
+from pyddfast.nn.stat_hooks import StatHooks, layer_input, refuse_replica, with_input
 from pyddfast.ops.stats import MAX_LAYERS
 
 Mode = Literal["tap", "fused"]
 
 
-class BNStatLoss:
+class BNStatLoss(StatHooks[tuple[Tensor, Tensor]]):
     r"""The BatchNorm loss of SRe2L and its successors, for a whole model.
 
     :math:`\sum_l w_l (a \lVert v^*_l - v_l \rVert_2 + \lVert m^*_l - m_l \rVert_2)` with m and v
@@ -66,36 +66,24 @@ class BNStatLoss:
         if mode not in ("tap", "fused"):
             raise ValueError(f"mode is {mode!r}; allowed are tap, fused")
         self._layers = _chosen(model, layers)
-        self._names = _names(model, self._layers)
-        for layer, name in zip(self._layers, self._names, strict=True):
+        names = _names(model, self._layers)
+        for layer, name in zip(self._layers, names, strict=True):
             check_layer(layer, name)
+        super().__init__(model, names)
         self._weights = [float(first_multiplier)] + [1.0] * (len(self._layers) - 1)
         self._var_weight = float(var_weight)
-        self._stats: list[tuple[Tensor, Tensor] | None] = [None] * len(self._layers)
         self._replaced: list[tuple[nn.Module, Any]] = []
         self.per_layer = None
-        self._hooks = [model.register_forward_pre_hook(self._begin)]
         for index, layer in enumerate(self._layers):
             fused = mode == "fused" and _is_plain(layer)
-            hook = partial(self._before, index, tap=not fused)
-            self._hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self._watch(layer, partial(self._before, index, tap=not fused))
             if fused:
                 layer.__dict__["forward"] = partial(self._fused, index)
                 self._replaced.append((layer, layer.__dict__["forward"]))
 
     def __call__(self) -> Tensor:
         """The loss of the last forward, a scalar."""
-        if not self._hooks:
-            raise RuntimeError("BNStatLoss is closed: build another one")
-        missing = [name for name, s in zip(self._names, self._stats, strict=True) if s is None]
-        if missing:
-            raise RuntimeError(
-                f"no forward since the last call has reached {missing[0]!r} "
-                f"({len(missing)} of {len(self._stats)} layers are without statistics): call the "
-                "loss once after each forward of the whole model"
-            )
-        stats = [s for s in self._stats if s is not None]
-        self._stats = [None] * len(self._layers)
+        stats = self._take()
         target_mean, target_var = self._packed_targets(stats[0][0].dtype)
         loss, per_layer = layer_distances(
             stats, target_mean, target_var, self._weights, var_weight=self._var_weight
@@ -105,32 +93,11 @@ class BNStatLoss:
 
     def close(self) -> None:
         """Removes the hooks and restores the layers; a second call does nothing."""
-        for hook in self._hooks:
-            hook.remove()
+        super().close()
         for layer, forward in self._replaced:
             if layer.__dict__.get("forward") is forward:  # not what somebody has set since
                 del layer.__dict__["forward"]
-        self._hooks, self._replaced = [], []
-        self._stats = [None] * len(self._layers)
-
-    def __enter__(self) -> BNStatLoss:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the statistics: their graph cannot be copied with a model that has the hooks."""
-        return {**self.__dict__, "_stats": [None] * len(self._layers)}
-
-    def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """The pre-hook of the model: a forward that fails leaves nothing of the one before."""
-        self._stats = [None] * len(self._layers)
+        self._replaced = []
 
     def _before(
         self,
@@ -142,16 +109,12 @@ class BNStatLoss:
         tap: bool,
     ) -> Any:
         """The pre-hook of a layer: checks it and, in mode tap, replaces its input by the tap."""
-        check_layer(layer, self._names[index])
-        if getattr(layer, "_is_replica", False):
-            raise RuntimeError(
-                "BNStatLoss does not work under nn.DataParallel with several devices: its replicas "
-                "would overwrite each other's statistics.  Use one process a device (torchrun)"
-            )
+        check_layer(layer, self.names[index])
+        refuse_replica(self, layer)
         if not tap:
             return None
         view, mean, var = ops.channel_stats(layer_input(args, kwargs), layer.running_mean)
-        self._stats[index] = (mean, var)
+        self._seen[index] = (mean, var)
         return with_input(view, args, kwargs)
 
     def _fused(self, index: int, input: Tensor) -> Tensor:
@@ -167,7 +130,7 @@ class BNStatLoss:
             layer.bias,
             eps=layer.eps,
         )
-        self._stats[index] = (mean, var)
+        self._seen[index] = (mean, var)
         return y
 
     def _packed_targets(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -186,20 +149,6 @@ class BNStatLoss:
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer's forward is torch's own, which `ops.bn_eval_stats` can stand for."""
     return type(layer).forward is _BatchNorm.forward and "forward" not in layer.__dict__
-
-
-def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A layer's input, its first argument, in a pre-hook with keywords."""
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
-def with_input(
-    x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with another input, as a pre-hook with keywords returns them."""
-    if args:
-        return (x, *args[1:]), kwargs
-    return args, {**kwargs, next(iter(kwargs)): x}
 
 
 def layer_distances(

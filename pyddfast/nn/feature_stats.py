@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyddfast import ops
-from pyddfast.nn.bn_stats import check_layer, layer_distances, layer_input, with_input
+from pyddfast.nn.bn_stats import check_layer, layer_distances
+from pyddfast.nn.stat_hooks import StatHooks, layer_input, refuse_replica, with_input
 from pyddfast.nn.stats_accumulator import Convention, StatsAccumulator
 from pyddfast.ops.reference.kd import accumulation_dtype, widen
 
@@ -225,7 +225,7 @@ class FeatureStatsAccumulator:
         )
 
 
-class FeatureStatLoss:
+class FeatureStatLoss(StatHooks[list[tuple[Tensor, Tensor]]]):
     r"""Distance of moving averages of a model's batch statistics from the data's.
 
     The sum over the layers of :func:`feature_layers` of
@@ -267,7 +267,6 @@ class FeatureStatLoss:
         cell: int = 16,
     ) -> None:
         layers = feature_layers(model)
-        self.names = list(layers)
         self.convolutions = [isinstance(layer, nn.Conv2d) for layer in layers.values()]
         example = next(chain(model.parameters(), model.buffers()))
         dtype = torch.float64 if example.dtype is torch.float64 else torch.float32
@@ -281,14 +280,12 @@ class FeatureStatLoss:
             for number, is_conv in enumerate(self.convolutions)
             for _ in range(1 + is_conv)
         ]
-        self._seen: list[list[tuple[Tensor, Tensor]] | None] = [None] * len(layers)
         self._targets: tuple[Tensor, Tensor] | None = None
         self._state: dict[str, Tensor] = {}
         self._keep: Tensor | None = None
-        self._hooks = [model.register_forward_pre_hook(self._begin)]
+        super().__init__(model, list(layers))
         for number, layer in enumerate(layers.values()):
-            hook = partial(self._before, number)
-            self._hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self._watch(layer, partial(self._before, number))
 
     def begin(self, labels: Tensor, keep: Tensor | None = None) -> None:
         """A new batch of images: averages start anew.
@@ -327,11 +324,7 @@ class FeatureStatLoss:
         """
         if self._targets is None:
             raise RuntimeError("begin() has to be called before a batch's first step")
-        missing = [n for n, s in zip(self.names, self._seen, strict=True) if s is None]
-        if missing:
-            raise RuntimeError(f"no forward since the last call has reached {missing[0]!r}")
-        stats = [pair for layer in self._seen if layer is not None for pair in layer]
-        self._seen = [None] * len(self.names)
+        stats = [pair for layer in self._take() for pair in layer]
         state = self._state
         kept = None
         with torch.no_grad():
@@ -366,42 +359,16 @@ class FeatureStatLoss:
         for name, value in self._state.items():
             value.copy_(state[name])
 
-    def close(self) -> None:
-        """Removes the hooks; a second call does nothing."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def __enter__(self) -> FeatureStatLoss:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the statistics: their graph cannot be copied with a model that has the hooks."""
-        return {**self.__dict__, "_seen": [None] * len(self.names)}
-
     def _begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """The pre-hook of the model: a forward that fails leaves nothing of the one before."""
         if torch.is_grad_enabled():
-            self._seen = [None] * len(self.names)
+            super()._begin(model, args)
 
     def _before(
         self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if not torch.is_grad_enabled():
             return None
-        if getattr(layer, "_is_replica", False):
-            raise RuntimeError(
-                "FeatureStatLoss does not work under nn.DataParallel with several devices: its "
-                "replicas would overwrite each other's statistics.  Use one process a device"
-            )
+        refuse_replica(self, layer)
         if isinstance(layer, nn.BatchNorm2d):
             check_layer(layer, self.names[number])
             view, mean, var = ops.channel_stats(layer_input(args, kwargs), layer.running_mean)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyddfast.data import DistilledSet, ImageDataset, Normalization, load, normalize
+from pyddfast.data import DistilledSet, ImageDataset, Normalization
 from pyddfast.methods import (
     CDAConfig,
     DWAConfig,
@@ -34,7 +34,6 @@ from pyddfast.methods.dwa import adjust_weights
 from pyddfast.methods.sre2l import PUBLISHED as SRE2L
 from pyddfast.methods.synthesis import initial_noise, resolve
 from pyddfast.ops.synthesis import draw_crop_flip_roll
-from pyddfast.train import train_teacher
 from tests.methods.synthesis_cases import (
     CLASSES,
     NORMALIZATION,
@@ -44,6 +43,7 @@ from tests.methods.synthesis_cases import (
     augmented,
     dataset,
     pixels,
+    share_known,
     teacher,
 )
 
@@ -418,18 +418,6 @@ def test_settings_of_another_type(make: Callable[[], object], message: str) -> N
         make()
 
 
-@pytest.fixture(scope="module")
-def fashion() -> tuple[ImageDataset, nn.Module]:
-    """Embedded Fashion-MNIST in part, and a ConvNet-D3 with BatchNorm that has learned it."""
-    whole = load("fashion-mnist-mini")
-    data = whole.subset(torch.arange(0, len(whole), 5))
-    model = ("convnet-d3", {"norm": "batch", "width": 16})
-    test = load("fashion-mnist-mini", split="test").subset(torch.arange(500))
-    trained = train_teacher(data, model, test_set=test, epochs=5, progress=False)
-    assert trained.record["accuracy"] > 0.6
-    return data, trained.model
-
-
 @pytest.mark.parametrize(
     ("method", "config"),
     [
@@ -451,8 +439,7 @@ def test_a_real_teacher_knows_the_saved_images_and_their_statistics(
     def seen(images: Tensor) -> tuple[float, float]:
         """Accuracy and the statistics' distance of uint8 images."""
         found = [Hook(m) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        logits = network(normalize(images, data.normalization))
-        accuracy = float((logits.argmax(1) == torch.arange(10)).double().mean())
+        accuracy = share_known(network, images, data.normalization)
         return accuracy, sum(hook.value.item() for hook in found)
 
     accuracy, distance = seen(made.images)
