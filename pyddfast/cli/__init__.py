@@ -35,6 +35,11 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "synthesis.distill_fadrm",
         "synthesise images from teachers and data, FADRM",
     ),
+    ("distill", "dc"): ("matching.distill_dc", "synthesise by gradient matching, DC"),
+    ("distill", "dsa"): ("matching.distill_dsa", "synthesise by augmented gradient matching, DSA"),
+    ("distill", "dm"): ("matching.distill_dm", "synthesise by distribution matching, DM"),
+    ("set", "import"): ("tensor_files.set_import", "tensor files of an official code to a set"),
+    ("set", "export"): ("tensor_files.set_export", "a set to tensor files of an official code"),
     ("experts",): ("trajectories.experts", "train experts, keep their way: for tm and datm"),
     ("distill", "tm"): ("trajectories.distill_tm", "synthesise along experts' trajectories, TM"),
     ("distill", "datm"): (
