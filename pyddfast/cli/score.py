@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.ops.dynamics import Signal
 from pyddfast.train import RunFolder, teacher_recipe
+from pyddfast.train.distributed import join_ranks
 
 __all__ = ["read_scores", "score"]
 
@@ -46,8 +48,9 @@ def score(
 
     OUT/scores.safetensors holds a float64 tensor a score, in the order of the data; OUT/scores.json
     what a high value means and how the training went; OUT/run/recorder.safetensors the recorder.
-    It has 67 bytes an image, and 4 more for each of entropy, nll, one_minus_p, el2n_sl, sharp and
-    grand.
+    Under torchrun the processes share every batch and the passes over the data.  The recorder
+    has 67 bytes an image, and 4 more for each of entropy, nll, one_minus_p, el2n_sl, sharp
+    and grand.
 
     Args:
         data: Which data.
@@ -78,6 +81,7 @@ def score(
     soft = kind != "none"
     if teacher.teacher is not None and not soft:
         raise ValueError("--teacher is for el2n_sl and sharp, which --soft-labels none leaves out")
+    ranks = teacher.ranks() if soft else join_ranks()
     if soft:
         teacher.check()
     source = data.resident("train", image_size)
@@ -122,7 +126,9 @@ def score(
         facts |= {"soft_labels": kind, "temperature": temperature, **plain(teacher)}
     if grand:
         facts["grand"] = True
-    with RunFolder(out, {**facts, "dataset": describe_data(source)}, resume=resume) as run:
+    facts["dataset"] = describe_data(source)
+    with RunFolder(out, facts, resume=resume) if ranks.first else nullcontext() as run:
+        ranks.wait()
         known = teacher.get(data, image_size, out, seed, device) if soft else None
         recorded = record_training(
             source,
@@ -138,6 +144,8 @@ def score(
             device=device,
             out=out / "run",
         )
+        if run is None:
+            return
         scores, failed = {}, []
         for name in names:
             try:

@@ -95,6 +95,8 @@ def fit(
         trainer.run_step()
         advance(1)
         epoch_ends = trainer.step % per_epoch == 0
+        if ticks is not None and epoch_ends:
+            ticks.share()
         if trainer.step in at or trainer.step in tick_ends or (on_epoch is not None and epoch_ends):
             _wait(trainer.device)
             result.train_seconds += time.perf_counter() - began

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from torch import Tensor, nn
 
+from pyddfast.train.distributed import Ranks
 from pyddfast.train.models import model_digest
 from pyddfast.train.plan import Plan
 
@@ -22,6 +23,9 @@ Snapshot: TypeAlias = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 class Recorder(Protocol):
     """What a training tells, tick by tick; its state is part of the training's checkpoint.
+
+    Under ``torchrun`` each process tells its recorder its own share of the samples, and the
+    recorder also has ``all_reduce(group)``, which gives all of them what each was told.
 
     ``pyddfast.coresets.TrainingDynamics`` is one.
     """
@@ -148,9 +152,10 @@ class Ticks:
         labels: int64 (N,) of all samples.
         snapshot: logits of all samples, for the mode ``"eval"``.
         beside: what the recorder is told of samples beside the logits just given, by name.
+        ranks: processes that divide the samples among them; of a snapshot, too.
 
     Raises:
-        ValueError: the ticks do not fit the training.
+        ValueError: the ticks do not fit the training, or the recorder several processes.
     """
 
     def __init__(
@@ -160,11 +165,19 @@ class Ticks:
         labels: Tensor,
         snapshot: Snapshot,
         beside: Callable[[Tensor], Mapping[str, Tensor]],
+        ranks: Ranks = Ranks(),  # noqa: B008 frozen
     ) -> None:
         self.recorder = recording.recorder
         self.ends = frozenset(tick_ends(recording.ticks, recording.mode, plan))
         self.in_training = recording.mode == "train"
         self._labels, self._snapshot, self._beside = labels.cpu(), snapshot, beside
+        if ranks.world > 1 and not hasattr(self.recorder, "all_reduce"):
+            raise ValueError(
+                f"{type(self.recorder).__name__} has no all_reduce, which a recorder needs where "
+                f"{ranks.world} processes train"
+            )
+        self._ranks = ranks
+        self._own = False  # whether the recorder was told what those of other processes were not
 
     def takes(self, step: int) -> bool:
         """Whether the logits of a training step (from 0) are recorded."""
@@ -174,16 +187,31 @@ class Ticks:
         """The logits of a training step."""
         update = cast(Callable[..., None], self.recorder.update)
         update(logits.detach(), self._labels[ids], ids, **self._beside(ids))
+        self._own = True
 
     def end(self) -> None:
         """End a tick, after the pass over the data where there is one."""
         if not self.in_training:
             for ids, logits in self._snapshot():
                 self.take(logits, ids)
+            self._own = True  # a process may have had no batch of a small set
+        self.share()
         self.recorder.end_tick()
 
+    def share(self) -> None:
+        """Give every process's recorder what all were told.
+
+        At the end of each epoch at the latest: in the next one a sample may be another process's,
+        and a recorder knows one process's presentations of it since they last agreed.
+        """
+        if self._own and self._ranks.world > 1:
+            # Through gloo, which has no device of its own: a recorder may be on the host.
+            cast(Any, self.recorder).all_reduce(self._ranks.group)
+        self._own = False
+
     def state(self) -> tuple[dict[str, Tensor], Any]:
-        """Tensors and JSON values of the recorder."""
+        """Tensors and JSON values of the recorder; every process takes part."""
+        self.share()
         state = self.recorder.state_dict()
         return {k: v for k, v in state.items() if isinstance(v, Tensor)}, state["meta"]
 

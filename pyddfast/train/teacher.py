@@ -17,7 +17,7 @@ from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.train.beside import Beside
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
-from pyddfast.train.distributed import resolve_device
+from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.evaluate import evaluate, predict_batches
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
@@ -104,6 +104,10 @@ def train_teacher(
 ) -> Teacher:
     """Train a network on hard labels, as teacher, observer or scoring model.
 
+    Under ``torchrun`` its processes divide every batch, the test set and the recorded samples among
+    them; the first one writes and shows progress, all return the teacher.  Batch norm is over the
+    images of all.
+
     Args:
         dataset: uint8 images in memory.
         model: a name of ``pyddfast.models``, (name, options), or a function ``seed -> nn.Module``.
@@ -154,14 +158,19 @@ def train_teacher(
     plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     size = used.image_size
     height, width = (size, size) if size is not None else dataset.images.shape[-2:]
-    network = build_model(
-        model,
-        seed,
-        num_classes=dataset.num_classes,
-        in_channels=dataset.images.shape[1],
-        image_size=(height, width),
-    ).to(target)
-    check_batches(network, plan)
+
+    def build() -> nn.Module:
+        return build_model(
+            model,
+            seed,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.images.shape[1],
+            image_size=(height, width),
+        ).to(target)
+
+    network = build()
+    ranks = join_ranks(target)
+    check_batches(network, plan, ranks.world)
     plan.evaluation_steps(evaluations)
     ticks = beside = None
     if recording is not None:
@@ -170,8 +179,9 @@ def train_teacher(
             recording,
             plan,
             dataset.labels,
-            lambda: predict_batches(network, dataset, size=size, device=target),
+            lambda: predict_batches(network, dataset, size=size, device=target, ranks=ranks),
             beside,
+            ranks,
         )
     config = {
         "task": "train_teacher",
@@ -183,15 +193,21 @@ def train_teacher(
         "recording": None if recording is None else recording.to_dict(),
         "dataset": describe_data(dataset),
         "test_set": describe_data(test_set),
-        "device": str(target),
+        # Of several processes each has a GPU of its own.
+        "device": str(target) if ranks.world == 1 else target.type,
         "deterministic": deterministic,
     }
     with deterministic_mode(deterministic), ExitStack() as stack:
         if beside is not None:
             stack.callback(beside.close)
         folder = None
-        if out is not None:
-            folder = stack.enter_context(RunFolder(out, config, resume=resume))
+        facts = {} if ranks.world == 1 else {"processes": ranks.world}
+        if out is not None and ranks.first:
+            folder = stack.enter_context(RunFolder(out, config, resume=resume, execution=facts))
+        ranks.wait()
+        if out is not None and not ranks.first:
+            folder = RunFolder(out, config, shared=True, execution=facts)
+        if folder is not None:
             finished = _finished(folder, network)
             if finished is not None:
                 if ticks is not None:
@@ -199,8 +215,10 @@ def train_teacher(
                 return Teacher(network.eval(), finished)
         views = make_views(dataset.images.to(target), dataset.normalization, used, seed=seed)
         labels = HardLabels(dataset.labels.to(target))
-        trainer = Trainer(network, used, plan, views, labels, seed=seed)
-        with show_progress("train on the full data", plan.total_steps, enabled=progress) as advance:
+        trainer = Trainer(network, used, plan, views, labels, seed=seed, ranks=ranks)
+        with show_progress(
+            "train on the full data", plan.total_steps, enabled=progress and ranks.first
+        ) as advance:
             trained = fit(
                 trainer,
                 lambda: evaluate(
@@ -209,6 +227,7 @@ def train_teacher(
                     normalization=dataset.normalization,
                     size=size,
                     device=target,
+                    ranks=ranks,
                 ),
                 evaluations=evaluations,
                 folder=folder,
@@ -219,6 +238,10 @@ def train_teacher(
                 ticks=ticks,
             )
         trained_network = trainer.result.eval()
+        if ranks.world > 1:  # a network whose batch norms wait for no other process
+            weights = trained_network.state_dict()
+            trained_network = build().eval()
+            trained_network.load_state_dict(weights)
         record = {
             "accuracy": trained.history[-1]["test_accuracy"],
             "test_count": len(test_set),
@@ -230,13 +253,14 @@ def train_teacher(
             "sha256": model_digest(trained_network),
             "config": config,
         }
-        if folder is not None:
+        if folder is not None and ranks.first:
             if ticks is not None:
                 folder.write_tensors(RECORDER, *ticks.state())
             folder.write_tensors(WEIGHTS, trained_network.state_dict())
             folder.write_json(RECORD, record)
             folder.remove(CHECKPOINT)
-    if trained.diverged:
+        ranks.wait()  # who looks for the files finds them
+    if trained.diverged and ranks.first:
         warnings.warn(
             "the training loss of the teacher was not finite: its accuracy and labels mean "
             f"nothing; lower lr ({used.lr:g})",

@@ -23,8 +23,20 @@ import torch.nn.parallel
 from torch import nn
 from train_cases import blobs, distilled, tiny
 
+from pyddfast.cli import main as main_command
+from pyddfast.cli import options
+from pyddfast.coresets import TrainingDynamics
 from pyddfast.data import LabelBatch, SoftLabelWriter
-from pyddfast.train import Epochs, Execution, recipe, relabel, train_student
+from pyddfast.train import (
+    Epochs,
+    Execution,
+    Recording,
+    recipe,
+    relabel,
+    teacher_recipe,
+    train_student,
+    train_teacher,
+)
 
 
 def plain(seed: int) -> nn.Module:
@@ -95,6 +107,35 @@ def relabelled_and_killed(out: Path) -> None:
     relabelled(out)
 
 
+def recorded(mode: str, ticks: int | str, out: Path) -> None:
+    """Images that a tick's epochs give to different processes; a teacher on every view."""
+    recorder = TrainingDynamics(
+        18, window=2, record=("el2n_sl", "sharp", "grand", "entropy"), soft_temperature=20.0
+    )
+    r = teacher_recipe(4, batch_size=7)
+    train_teacher(
+        blobs(), normed, test_set=blobs(per_class=20, seed=1), recipe=r, out=out, device="cpu",
+        recording=Recording(recorder, ticks, mode, teacher(), "view", features=True),
+        evaluations=2, checkpoint_seconds=0.0, progress=False,
+    )  # fmt: skip
+
+
+def recorded_train(out: Path) -> None:
+    recorded("train", 2, out)
+
+
+def recorded_eval(out: Path) -> None:
+    recorded("eval", 5, out)
+
+
+def scored(out: Path) -> None:
+    """``pyddfast score`` itself."""
+    options.load = lambda name, *, split, **rest: blobs(seed=int(split == "test"))
+    words = ["score", "--epochs", "6", "--window", "3", "--cad-window", "3", "--grand"]
+    words += ["--model", "convnet-d1", "--model-option", "width=4", "--out", str(out)]
+    assert main_command(words) == 0
+
+
 def train(model: Callable[[int], nn.Module], r, out: Path | None, execution: Execution) -> None:
     train_student(
         distilled(blobs()), r.regime, model, test_set=blobs(per_class=20, seed=1), recipe=r,
@@ -131,8 +172,8 @@ def wait(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
-def killed(job: Callable[[Path], None], out: Path) -> dict[str, object]:
-    """Kill the processes of a job at seeded moments until one run of it ends."""
+def killed(job: Callable[[Path], None], out: Path, last: str) -> dict[str, object]:
+    """Kill the processes of a job at seeded moments until one run of it writes its last file."""
     rng, kills, at = random.Random(3), 0, []
     while kills < 4:
         pids = start(job, out, 2)
@@ -140,12 +181,12 @@ def killed(job: Callable[[Path], None], out: Path) -> dict[str, object]:
         checkpoint = out / "checkpoint.safetensors"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (out / "result.json").exists():
+        while time.monotonic() < deadline and not (out / last).exists():
             if checkpoint.exists() and checkpoint.stat().st_mtime_ns > before:
                 break
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
-        if (out / "result.json").exists():
+        if (out / last).exists():
             wait(pids)
             break
         for pid in pids:
@@ -157,16 +198,25 @@ def killed(job: Callable[[Path], None], out: Path) -> dict[str, object]:
 
 def main(root: Path) -> None:
     seen: dict[str, object] = {}
-    for job in (plain_kd, synchronised, accumulated, by_rank):
+    for job in (
+        plain_kd,
+        synchronised,
+        accumulated,
+        by_rank,
+        recorded_train,
+        recorded_eval,
+        scored,
+    ):
         for world in (1, 2):
             name = f"{job.__name__}-{world}"
             seen[name] = wait(start(job, root / name, world))
     seen["in_step-2"] = wait(start(in_step, root / "in_step-2", 2))
-    seen["kills"] = killed(by_rank, root / "kills")
     for world in (1, 2):
         seen[f"relabel-{world}"] = wait(start(relabelled, root / f"relabel-{world}", world))
     seen["relabel-killed"] = wait(start(relabelled_and_killed, root / "relabel-kills", 2))[0]
     seen["relabel-resumed"] = wait(start(relabelled, root / "relabel-kills", 2))
+    seen["kills"] = killed(by_rank, root / "kills", "result.json")
+    seen["recorded_kills"] = killed(recorded_train, root / "recorded_kills", "teacher.json")
     print(json.dumps(seen))
 
 

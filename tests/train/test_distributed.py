@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 from train_cases import blobs
 
-from pyddfast.train import Epochs, Execution, Plan, recipe
+from pyddfast.coresets import TrainingDynamics
+from pyddfast.train import Epochs, Execution, Plan, Recording, recipe
 from pyddfast.train.distributed import Ranks, divide
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches
+from pyddfast.train.record import Ticks
 
 RUNNER = Path(__file__).with_name("distributed_runner.py")
 
@@ -31,7 +33,10 @@ def jobs(tmp_path_factory):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return root, json.loads(done.stdout), done.stderr
+    *spoken, seen = done.stdout.splitlines()
+    # Of the command in one process and in two: one process speaks.
+    assert ["12 scores of 18 images" in line for line in spoken] == [True, False] * 2
+    return root, json.loads(seen), done.stderr
 
 
 def weights(folder):
@@ -88,6 +93,66 @@ def test_two_processes_store_the_bytes_of_one(jobs):
     logits = np.load(one / "logits.npy")
     assert logits.shape == (3, 18, 3)
     assert (np.abs(logits).max(axis=2) > 0).all()
+
+
+@pytest.mark.parametrize("job", ["recorded_train", "recorded_eval"])
+def test_two_processes_record_what_one_records(jobs, job):
+    root, seen, errors = jobs
+    assert (seen[f"{job}-1"], seen[f"{job}-2"]) == ([0], [0, 0]), errors
+    one, two = (load_file(root / f"{job}-{world}" / "recorder.safetensors") for world in (1, 2))
+    # What the recorders agreed on is all of it.
+    assert torch.equal(two.pop("agreed"), one["seen"])
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        if value.dtype.is_floating_point:
+            torch.testing.assert_close(
+                two[name], value, rtol=1e-3, atol=1e-4, equal_nan=True, msg=name
+            )
+        else:
+            assert torch.equal(two[name], value), name
+    ticks = 5 if job == "recorded_eval" else 4  # of training, two epochs each
+    assert one["seen"].tolist() == [ticks] * 18
+    assert 0 < int(one["correct"].sum()) < 18 * ticks
+    recorders = [
+        TrainingDynamics.load(root / f"{job}-{w}" / "recorder.safetensors") for w in (1, 2)
+    ]
+    assert [r.tick for r in recorders] == [5 if job == "recorded_eval" else 2] * 2
+    for name in ("dual", "el2n_sl", "sharp", "grand"):
+        a, b = (r.values(name) for r in recorders)
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4)
+    records = [json.loads((root / f"{job}-{w}" / "teacher.json").read_text()) for w in (1, 2)]
+    assert [r["accuracy"] for r in records] == pytest.approx([records[0]["accuracy"]] * 2)
+
+
+def test_two_processes_score_what_one_scores(jobs):
+    root, seen, errors = jobs
+    assert (seen["scored-1"], seen["scored-2"]) == ([0], [0, 0]), errors
+    one, two = (load_file(root / f"scored-{world}" / "scores.safetensors") for world in (1, 2))
+    assert {"forgetting", "aum", "dyn_unc", "dual", "cad", "grand"} <= one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_killed_recording_of_two_processes_ends_with_the_same_bytes(jobs):
+    root, seen, errors = jobs
+    assert seen["recorded_kills"]["last"] == [0, 0], errors
+    assert seen["recorded_kills"]["killed"] == [[-9, -9]] * 4
+    for name in ("recorder.safetensors", "teacher.safetensors"):
+        whole = (root / "recorded_train-2" / name).read_bytes()
+        assert (root / "recorded_kills" / name).read_bytes() == whole
+
+
+def test_a_recorder_that_several_processes_cannot_share_is_refused():
+    class Alone:
+        def update(self, logits, targets, indices): ...
+
+        def end_tick(self): ...
+
+    plan = Plan(18, 7, False, Epochs(2))
+    given = (Recording(Alone()), plan, torch.zeros(18), list, lambda ids: {})
+    Ticks(*given)
+    with pytest.raises(ValueError, match=r"Alone has no all_reduce, .* where 2 processes train"):
+        Ticks(*given, Ranks(1, 2))
 
 
 def test_synchronised_batch_norm_of_several_passes_keeps_the_processes_in_step(jobs):
