@@ -249,7 +249,8 @@ def knn_divergence(logp: Tensor, knn: Tensor, *, kind: DivergenceKind = "jeffrey
         knn: int64 (N, k), rows of ``logp``, k at least 1 (:func:`knn_topk`).
         kind: With p the row's and q the neighbour's distribution ``"jeffreys"``, half the sum of
             both directions, ½ Σ (p − q)(log p − log q), as DeepCore; ``"kl_nb_x"``, KL(q‖p), as the
-            original; or ``"kl_x_nb"``, KL(p‖q).
+            original; or ``"kl_x_nb"``, KL(p‖q).  KL(q‖p) is taken as Σ q log(q/p) − q + p, which is
+            no sum of terms of both signs.
 
     Returns:
         (N,) float32, or float64 for float64 ``logp``; +inf where a class has no probability in one
@@ -270,12 +271,11 @@ def knn_divergence(logp: Tensor, knn: Tensor, *, kind: DivergenceKind = "jeffrey
         raise ValueError(f"knn must have shape ({len(logp)}, k), got {tuple(knn.shape)}")
     _checks.same_device(logp, knn, "knn", first="logp")
     _checks.one_of(kind, get_args(DivergenceKind), "kind")
-    if knn.numel():
-        low, high = (int(v) for v in knn.aminmax())
-        if not 0 <= low <= high < len(logp):
-            raise ValueError(
-                f"knn must hold rows in [0, {len(logp)}), got values from {low} to {high}"
-            )
+    if not knn.numel():
+        return torch.zeros(0, dtype=accumulation_dtype(logp), device=logp.device)
+    low, high = (int(v) for v in knn.aminmax())
+    if not 0 <= low <= high < len(logp):
+        raise ValueError(f"knn must hold rows in [0, {len(logp)}), got values from {low} to {high}")
     # Log-probabilities in bfloat16 sum to 1 within a few percent.
     total = logp.to(accumulation_dtype(logp)).logsumexp(1).expm1()
     wrong = ~(total.abs() < 0.1)

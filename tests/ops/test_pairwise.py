@@ -284,20 +284,42 @@ def test_neighbours_within_segments() -> None:
 
 
 def divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
-    """By loops over rows, neighbours and classes, with 0 log 0 = 0."""
+    """By loops over rows, neighbours and classes, with 0 log 0 = 0; KL with its masses."""
     wide, result = logp.double(), []
     for row in range(len(logp)):
         total = 0.0
         for neighbour in knn[row]:
             p, q = wide[row], wide[neighbour]
-            q_p = sum(float(b.exp() * (b - a)) for a, b in zip(p, q, strict=True) if b > -torch.inf)
-            p_q = sum(float(a.exp() * (a - b)) for a, b in zip(p, q, strict=True) if a > -torch.inf)
+            more = float(p.exp().sum() - q.exp().sum())
+            q_p = more + sum(
+                float(b.exp() * (b - a)) for a, b in zip(p, q, strict=True) if b > -torch.inf
+            )
+            p_q = -more + sum(
+                float(a.exp() * (a - b)) for a, b in zip(p, q, strict=True) if a > -torch.inf
+            )
             total += {"jeffreys": (q_p + p_q) / 2, "kl_nb_x": q_p, "kl_x_nb": p_q}[kind]
         result.append(total / knn.shape[1])
     return torch.tensor(result, dtype=torch.float64)
 
 
 KINDS = ("jeffreys", "kl_nb_x", "kl_x_nb")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def neighbourhood(rows: int, classes: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities in float64, as spread as a trained network's, and neighbours."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
+    knn = torch.randint(0, rows, (rows, neighbours), generator=generator)
+    return logits.log_softmax(1), knn
+
+
+def wide_divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
+    """The formula without its limits."""
+    x, y = logp.double()[:, None], logp.double()[knn]
+    p, q, d = x.exp(), y.exp(), y - x
+    terms = {"jeffreys": (q - p) * d / 2, "kl_nb_x": q * d - q + p, "kl_x_nb": -p * d - p + q}
+    return terms[kind].sum(2).mean(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,25 +331,77 @@ def test_divergence_of_neighbours(kind: Any) -> None:
     logp = logp.log_softmax(1)
     knn = torch.randint(0, 20, (20, 3), generator=torch.Generator().manual_seed(4))
     knn[3] = 4
-    want = divergence(logp, knn, kind)
-    finite = want.isfinite()
-    for dtype, bound in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
+    finite = divergence(logp, knn, kind).isfinite()
+    for dtype in DTYPES:
         given = logp.to(dtype)
         got = ops.knn_divergence(given, knn, kind=kind)
-        assert got.dtype == dtype
+        wide = dtype == torch.float64
+        assert got.dtype == (torch.float64 if wide else torch.float32)
         want = divergence(given, knn, kind)
         assert torch.equal(got.isfinite(), finite)
-        assert_close(got[finite], want[finite], bound)
+        assert_close(got[finite], want[finite], FLOAT64 if wide else FLOAT32)
         assert (got[~finite] == torch.inf).all()
-    for dtype in (torch.float16, torch.bfloat16):
-        given = logp.to(dtype)
-        got = ops.knn_divergence(given, knn, kind=kind)
-        assert got.dtype == torch.float32
-        assert_close(got[finite], divergence(given, knn, kind)[finite], FLOAT32)
+
+
+# One class, CIFAR-10's, CIFAR-100's, ImageNet-1k's and more.
+@pytest.mark.parametrize("classes", [1, 10, 100, 1000, 2100])
+def test_divergence_of_any_number_of_classes(classes: int) -> None:
+    for kind in KINDS:
+        logp, knn = neighbourhood(7, classes, 4)
+        for dtype in DTYPES:
+            given = logp.to(dtype)
+            got = ops.knn_divergence(given, knn, kind=kind)  # type: ignore[arg-type]
+            bound = FLOAT64 if dtype == torch.float64 else FLOAT32
+            assert_close(got, wide_divergence(given, knn, kind), bound)
+
+
+def test_divergence_of_rows_that_are_close() -> None:
+    """Divergences of 1e-10: p - q and the sum of q log(q/p) have no digit left in float32."""
+    start = randn(8, 50).log_softmax(1)
+    logp = (start[:1] + 1e-5 * start).log_softmax(1).float()
+    knn = (torch.arange(8)[:, None] + torch.tensor([1, 3])) % 8
+    for kind in KINDS:
+        got = ops.knn_divergence(logp, knn, kind=kind)  # type: ignore[arg-type]
+        want = wide_divergence(logp, knn, kind)
+        assert float(want.max()) < 1e-8
+        assert_close(got, want, 2e-6)
+
+
+def test_divergence_of_layouts_and_of_each_row() -> None:
+    logp, knn = neighbourhood(9, 100, 5)
+    logp = logp.float()
+    want = ops.knn_divergence(logp, knn)
+    wide = torch.zeros(9, 205)
+    wide[:, 1:201:2] = logp
+    shifted = torch.zeros(9, 103)
+    shifted[:, 1:101] = logp
+    for layout in (wide[:, 1:201:2], shifted[:, 1:101], logp.T.contiguous().T):
+        assert torch.equal(ops.knn_divergence(layout, knn), want)
+    assert torch.equal(ops.knn_divergence(logp, knn.T.contiguous().T), want)
+    # A row's result is that of the row and its neighbours alone.
+    rows = torch.cat((torch.tensor([4]), knn[4]))
+    alone = ops.knn_divergence(logp[rows], torch.tensor([[1, 2, 3, 4, 5]]).expand(6, -1))
+    assert torch.equal(alone[0], want[4])
+
+
+def test_divergence_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    logp, knn = neighbourhood(9, 100, 5)
+    logp[4, 50] = -torch.inf
+    logp = logp.log_softmax(1)
+    for kind in KINDS:
+        whole = ops.knn_divergence(logp, knn, kind=kind)  # type: ignore[arg-type]
+        with monkeypatch.context() as context:
+            # 7 classes and 2 rows at a time.
+            context.setattr("pyddfast.ops.reference.pairwise._TEMPORARY", 7 * 2 * 9)
+            context.setattr("pyddfast.ops.reference.pairwise._CACHED", 2 * 5 * 7)
+            tiles = ops.knn_divergence(logp, knn, kind=kind)  # type: ignore[arg-type]
+        finite = whole.isfinite()
+        assert torch.equal(tiles.isfinite(), finite)
+        assert_close(tiles[finite], whole[finite], FLOAT64)
 
 
 def test_divergence_of_equals_and_of_nothing() -> None:
-    logp = randn(4, 6).log_softmax(1)
+    logp = randn(4, 6).log_softmax(1).float()
     for kind in KINDS:
         own = torch.arange(4)[:, None]
         assert not ops.knn_divergence(logp, own, kind=kind).any()  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ from pyddfast.ops.reference.kd import accumulation_dtype, widen
 
 # Elements of a temporary of the tiled functions: 64 MiB in float32.
 _TEMPORARY = 1 << 24
+# Elements of a temporary that stays in a core's cache: 1 MiB in float64.
+_CACHED = 1 << 17
 # Neighbours that the product form finds beyond the k asked for; exact distances decide among them.
 # Where rows are so close that 8 do not suffice, the row is searched with exact distances.
 _SPARE = 8
@@ -192,18 +194,43 @@ def _search(
 
 
 def knn_divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
-    """Mean divergence (n,) of each row and its neighbours, in float64."""
-    result = []
-    for part in _parts(len(logp), knn.shape[1] * logp.shape[1], logp.device):
-        x, neighbour = widen(logp[part])[:, None], widen(logp[knn[part]])
-        # Classes that neither gives any mass contribute nothing.
-        both = (x == -torch.inf) & (neighbour == -torch.inf)
-        d = torch.where(both, 0.0, neighbour - x)
-        if kind == "jeffreys":
-            terms = (neighbour.exp() - x.exp()) * d / 2
-        elif kind == "kl_nb_x":
-            terms = torch.where(neighbour == -torch.inf, 0.0, neighbour.exp() * d)
-        else:
-            terms = torch.where(x == -torch.inf, 0.0, -x.exp() * d)
-        result.append(terms.sum(-1).mean(-1))
-    return torch.cat(result) if result else widen(logp[:, 0])
+    """Mean divergence (n,) of each row and its neighbours, in float64.
+
+    A tile of classes at a time, whose probabilities are taken once, and a few rows at a time, so
+    that their neighbours stay in the cache.
+    """
+    rows, neighbours = knn.shape
+    total = widen(logp.new_zeros(rows))
+    width = max(1, _TEMPORARY // (2 * rows))
+    step = max(1, _CACHED // (neighbours * min(width, logp.shape[1])))
+    for tile in torch.split(logp, width, dim=1):
+        log = widen(tile)
+        p = log.exp()
+        bounded = not bool((p == 0).any())
+        for first in range(0, rows, step):
+            part, index = slice(first, first + step), knn[first : first + step].flatten()
+            shape = (-1, neighbours, tile.shape[1])
+            d = log.index_select(0, index).view(shape).sub_(log[part, None])
+            q = p.index_select(0, index).view(shape)
+            own = p[part, None]
+            terms = _divergence(own, q, d, kind) if bounded else _limits(own, q, d, kind)
+            total[part] += terms.flatten(1).sum(1)
+    return total / neighbours
+
+
+def _divergence(p: Tensor, q: Tensor, d: Tensor, kind: str) -> Tensor:
+    """What each class adds, with d = log q - log p; overwrites q and d."""
+    if kind == "jeffreys":
+        return q.sub_(p).mul_(d).mul_(0.5)
+    # As sums of positive terms, q d - q + p and p (-d) - p + q.
+    return q.mul(d).sub_(q).add_(p) if kind == "kl_nb_x" else d.mul_(-p).sub_(p).add_(q)
+
+
+def _limits(p: Tensor, q: Tensor, d: Tensor, kind: str) -> Tensor:
+    """The same where a probability may be 0: without any mass a class adds nothing."""
+    d = torch.where((p == 0) & (q == 0), 0.0, d)
+    if kind == "kl_nb_x":
+        return torch.where(q == 0, p, _divergence(p, q, d, kind))
+    if kind == "kl_x_nb":
+        return torch.where(p == 0, q, _divergence(p, q.clone(), d, kind))
+    return _divergence(p, q, d, kind)
