@@ -19,6 +19,7 @@ from pyddfast.train.beside import Beside
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
 from pyddfast.train.distributed import join_ranks, resolve_device
 from pyddfast.train.evaluate import evaluate, predict_batches
+from pyddfast.train.execution import Execution
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
 from pyddfast.train.models import ModelSpec, build_model, describe_model, model_digest
@@ -94,6 +95,7 @@ def train_teacher(
     seed: int = 0,
     evaluations: int = 1,
     device: torch.device | str | None = None,
+    execution: Execution | None = None,
     deterministic: bool = False,
     out: str | Path | None = None,
     resume: bool = True,
@@ -105,8 +107,7 @@ def train_teacher(
     """Train a network on hard labels, as teacher, observer or scoring model.
 
     Under ``torchrun`` its processes divide every batch, the test set and the recorded samples among
-    them; the first one writes and shows progress, all return the teacher.  Batch norm is over the
-    images of all.
+    them; the first one writes and shows progress, all return the teacher.
 
     Args:
         dataset: uint8 images in memory.
@@ -119,6 +120,7 @@ def train_teacher(
         seed: of initialisation, order and augmentation.
         evaluations: on the test set, evenly spread; the last is after the last step.
         device: None: CUDA where there is one, else the CPU.
+        execution: precision, compilation, accumulation ...; None: float32, one pass a batch.
         deterministic: torch's deterministic algorithms.
         out: run folder, resumable; holds teacher.safetensors and teacher.json at the end.
         resume: continue what ``out`` holds; False refuses a non-empty folder.
@@ -154,7 +156,8 @@ def train_teacher(
         raise ValueError(
             f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
         )
-    target = resolve_device(device)
+    target, how = resolve_device(device), execution or Execution()
+    how.check(target)
     plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
     size = used.image_size
     height, width = (size, size) if size is not None else dataset.images.shape[-2:]
@@ -170,7 +173,7 @@ def train_teacher(
 
     network = build()
     ranks = join_ranks(target)
-    check_batches(network, plan, ranks.world)
+    check_batches(network, plan, ranks.world, how)
     plan.evaluation_steps(evaluations)
     ticks = beside = None
     if recording is not None:
@@ -196,12 +199,14 @@ def train_teacher(
         # Of several processes each has a GPU of its own.
         "device": str(target) if ranks.world == 1 else target.type,
         "deterministic": deterministic,
+        # As in a student's training: the one thing about the execution that is not rounding.
+        "batch_norm_parts": how.accumulate * (1 if how.batch_norm == "sync" else ranks.world),
     }
     with deterministic_mode(deterministic), ExitStack() as stack:
         if beside is not None:
             stack.callback(beside.close)
         folder = None
-        facts = {} if ranks.world == 1 else {"processes": ranks.world}
+        facts = {"execution": how.to_dict(), "processes": ranks.world}
         if out is not None and ranks.first:
             folder = stack.enter_context(RunFolder(out, config, resume=resume, execution=facts))
         ranks.wait()
@@ -213,9 +218,16 @@ def train_teacher(
                 if ticks is not None:
                     _restore_recorder(folder, ticks)
                 return Teacher(network.eval(), finished)
-        views = make_views(dataset.images.to(target), dataset.normalization, used, seed=seed)
+        views = make_views(
+            dataset.images.to(target),
+            dataset.normalization,
+            used,
+            seed=seed,
+            dtype=how.dtype,
+            channels_last=how.channels_last,
+        )
         labels = HardLabels(dataset.labels.to(target))
-        trainer = Trainer(network, used, plan, views, labels, seed=seed, ranks=ranks)
+        trainer = Trainer(network, used, plan, views, labels, seed=seed, execution=how, ranks=ranks)
         with show_progress(
             "train on the full data", plan.total_steps, enabled=progress and ranks.first
         ) as advance:

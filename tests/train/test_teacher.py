@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 from train_cases import blobs, linear, tiny
 
 from pyddfast.data import Normalization
-from pyddfast.train import evaluate, recipe, teacher_recipe, train_teacher
+from pyddfast.train import (
+    Execution,
+    evaluate,
+    recipe,
+    teacher_recipe,
+    train_teacher,
+)
 from pyddfast.train import run as run_module
 
 QUIET = {"progress": False, "device": "cpu"}
@@ -42,6 +49,29 @@ def test_on_epoch_sees_every_epoch_and_changes_nothing():
     assert [epoch for epoch, _ in seen] == [1, 2, 3]
     assert seen[-1][1] == evaluate(watched.model, train)
     assert watched.record["sha256"] == plain.record["sha256"]
+
+
+def test_execution_changes_the_rounding_alone(tmp_path):
+    train, test = blobs(), blobs(per_class=20, seed=1)
+    options = {"test_set": test, "recipe": teacher_recipe(4, batch_size=7), **QUIET}
+    plain = dict(train_teacher(train, linear, **options).model.named_parameters())
+    made = {}
+    for how in (Execution(accumulate=3), Execution(precision="bf16")):
+        out = tmp_path / how.precision
+        made[how] = train_teacher(train, linear, execution=how, out=out, **options)
+        stored = json.loads((out / "config.json").read_text())["environment"]
+        assert (stored["execution"], stored["processes"]) == (how.to_dict(), 1)
+    for how, teacher in made.items():
+        near = 1e-5 if how.precision == "fp32" else 2e-2  # bf16 has 8 bits
+        for name, value in teacher.model.named_parameters():
+            error = (value - plain[name]).abs().max()
+            assert 0 < error <= near * plain[name].abs().max(), (how, name)
+    # Statistics of parts of a batch are another training.
+    parts = [
+        train_teacher(train, tiny, execution=Execution(accumulate=n), **options) for n in (1, 2)
+    ]
+    assert [made.record["config"]["batch_norm_parts"] for made in parts] == [1, 2]
+    assert (parts[0].model[0].weight - parts[1].model[0].weight).abs().max() > 1e-4
 
 
 class Killed(BaseException):
