@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import augment, kd, patches, scores, stats, synthesis
+from benchmarks.ops import augment, dsa, kd, match, patches, scores, stats, synthesis
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -29,6 +29,8 @@ CASES: dict[str, Cases] = {
     "multi_crop": patches.multi_crop_cases,
     "mosaic": patches.mosaic_cases,
     "crop_flip_roll": synthesis.crop_flip_roll_cases,
+    "dsa": dsa.dsa_cases,
+    "gradient_distance": match.gradient_distance_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

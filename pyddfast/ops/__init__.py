@@ -8,7 +8,7 @@ from pyddfast.ops import _fakes
 from pyddfast.ops._segments import class_segments
 from pyddfast.ops.augment import AugmentParams, augment, draw_augmentation
 from pyddfast.ops.block import norm_relu_pool
-from pyddfast.ops.dsa import DSAParams, draw_dsa, draw_dsa_official, dsa
+from pyddfast.ops.dsa import DSAConfig, DSAParams, draw_dsa, draw_dsa_official, dsa
 from pyddfast.ops.dynamics import DynamicsState, Signal, dynamics_update_
 from pyddfast.ops.kd import Reduction, TeacherKind, kd_loss, kd_value_and_grad, mse_ce, soft_ce
 from pyddfast.ops.match import feature_mean_distance, gradient_distance, parameter_distance
@@ -63,6 +63,7 @@ _fakes.register()
 __all__ = [
     "Activation",
     "AugmentParams",
+    "DSAConfig",
     "DSAParams",
     "DivergenceKind",
     "DynamicsState",

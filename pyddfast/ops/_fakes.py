@@ -147,6 +147,10 @@ def _norm_relu_pool_double_grad(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in tensors)
 
 
+def _views(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -177,6 +181,9 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "norm_relu_pool": _norm_relu_pool,
     "norm_relu_pool_grad": _norm_relu_pool_grad,
     "norm_relu_pool_double_grad": _norm_relu_pool_double_grad,
+    "dsa_color": _views,
+    "dsa_shift": _views,
+    "dsa_warp": _views,
     "dynamics_update_": lambda *_: None,
 }
 

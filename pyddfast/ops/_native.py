@@ -50,6 +50,9 @@ OPERATORS = (
     "norm_relu_pool",
     "norm_relu_pool_grad",
     "norm_relu_pool_double_grad",
+    "dsa_color",
+    "dsa_shift",
+    "dsa_warp",
     "dynamics_update_",
 )
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyddfast.ops import _native
+from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
+from pyddfast.ops._native import raw
 from pyddfast.ops.reference import dsa as reference
 from pyddfast.random import Purpose, randint, uniform
 
@@ -134,21 +138,110 @@ def dsa(images: Tensor, params: DSAParams, *, align_corners: bool = False) -> Te
         ValueError: a shape, device or name does not fit.
     """
     _check(images, params)
-    for name in params.transforms:
-        value = params.values[name]
-        if name in ("brightness", "saturation", "contrast"):
-            images = getattr(reference, name)(images, value.to(images.dtype))
-        elif name == "crop":
-            images = reference.crop(images, value)
-        elif name == "cutout":
-            images = reference.cutout(images, value, params.cutout_size)
-        elif name == "flip":
-            images = reference.flip(images, value)
-        elif name == "scale":
-            images = reference.scale(images, value, align_corners=align_corners)
-        else:
-            images = reference.rotate(images, value, align_corners=align_corners)
+    if functorch_active() or not _native.usable(images):
+        wide = images.float() if images.dtype.itemsize == 2 else images
+        return reference.dsa(wide, params, align_corners=align_corners).to(images.dtype)
+    for stage in _stages(params, len(images), align_corners):
+        images = _mapped(images, stage, adjoint=False)
     return images
+
+
+# The operators, each with the transforms that one call of it does, in its order.
+_OPERATORS: dict[str, tuple[str, ...]] = {
+    "color": ("brightness", "saturation", "contrast"),
+    "shift": ("crop", "cutout", "flip"),
+    "scale": ("scale",),
+    "rotate": ("rotate",),
+}
+_OPERATOR = {name: operator for operator, names in _OPERATORS.items() for name in names}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One call: its operator, its transforms' parameters (None: left out) and its constants."""
+
+    operator: str
+    values: tuple[Tensor | None, ...]
+    constants: tuple[int, ...]
+
+
+def _stages(params: DSAParams, count: int, align_corners: bool) -> list[_Stage]:
+    """The calls that the transforms take: neighbours share one where their order is its own."""
+    groups: list[list[str]] = []
+    for name in params.transforms:
+        order = _OPERATORS[_OPERATOR[name]]
+        last = groups[-1][-1] if groups else None
+        if last in order and order.index(last) < order.index(name):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    stages = []
+    for group in groups:
+        operator = _OPERATOR[group[0]]
+        values = [params.values[name] if name in group else None for name in _OPERATORS[operator]]
+        given = [value for value in values if value is not None]
+        if count > 1 and len({len(value) for value in given}) > 1:
+            values = [v if v is None else v.expand(count, *v.shape[1:]) for v in values]
+        constants = params.cutout_size if operator == "shift" else (int(align_corners),)
+        stages.append(_Stage(operator, tuple(values), constants))
+    return stages
+
+
+def _raw(x: Tensor, stage: _Stage, adjoint: bool) -> Tensor:
+    result: Tensor
+    if stage.operator == "color":
+        brightness, *gains = stage.values
+        if gains == [None, None] and (adjoint or brightness is None):
+            return x
+        # The gains are their own adjoint; the gradient does not see a constant.
+        result = raw.dsa_color(x, None if adjoint else brightness, *gains)
+    elif stage.operator == "shift":
+        result = raw.dsa_shift(x, *stage.values, *stage.constants, adjoint)
+    else:
+        rotate, align_corners = stage.operator == "rotate", bool(stage.constants[0])
+        result = raw.dsa_warp(x, stage.values[0], rotate, align_corners, adjoint)
+    return result
+
+
+def _mapped(x: Tensor, stage: _Stage, *, adjoint: bool) -> Tensor:
+    """Images to views, or a gradient to views to one to images."""
+    if not needs_graph(x):
+        return _raw(x, stage, adjoint)
+    values = [savable(value) for value in stage.values]
+    result: Tensor = _Map.apply(  # type: ignore[no-untyped-call]
+        x, stage.operator, stage.constants, adjoint, *values
+    )
+    return result
+
+
+class _Map(torch.autograd.Function):
+    """Linear up to a constant, so that the backward of either map is the other one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        operator: str,
+        constants: tuple[int, ...],
+        adjoint: bool,
+        *values: Tensor | None,
+    ) -> Any:
+        ctx.save_for_backward(*values)
+        ctx.call = operator, constants, adjoint
+        result = _raw(x, _Stage(operator, values, constants), adjoint)
+        return result.view_as(result) if result is x else result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        operator, constants, adjoint = ctx.call
+        values = ctx.saved_tensors
+        stage = _Stage(operator, values, constants)
+        none = (None,) * (3 + len(values))
+        if adjoint and operator == "color":
+            stage = _Stage(operator, (None, *values[1:]), constants)
+        if wants_graph():
+            return _mapped(grad, stage, adjoint=not adjoint), *none
+        return _raw(grad, stage, not adjoint), *none
 
 
 def draw_dsa(

@@ -43,6 +43,21 @@ def test_providers_agree_on_gradients(op: str) -> None:
         assert (ours - eager).abs().max() <= 3e-6 * eager.abs().max()  # type: ignore
 
 
+def test_dsa_draws_what_the_official_expression_draws() -> None:
+    for case in CASES["dsa"](CPU, True):
+        if case.part.endswith("forward"):
+            inputs, views = case.make_inputs(3), []
+            for name in ("ours with draws", "eager"):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(11)
+                    views += [case.providers[name](inputs)(), torch.get_rng_state()]
+            ours, state, eager, other_state = views
+            assert torch.equal(state, other_state)  # type: ignore[arg-type]
+            exact = case.part.split()[0] in ("crop", "cutout", "flip")
+            # Coordinates of 32 pixels in float32, and sums of 3072 values.
+            assert (ours - eager).abs().max() <= (0 if exact else 1e-5)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize(
     ("op", "dtype", "bytes_floor"),
     [

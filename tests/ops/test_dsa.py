@@ -15,6 +15,7 @@ from pyddfast.ops.dsa import (
     draw_dsa_official,
     dsa,
 )
+from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
 
 NAMES = ("brightness", "saturation", "contrast", "crop", "cutout", "flip", "scale", "rotate")
 
@@ -95,35 +96,142 @@ def draw(name, *, siamese=False, n=5, step=0, size=(12, 9), seed=4):
     return draw_dsa(seed, ids, visits, step, size, strategy=name)
 
 
+def rounded(params, dtype):
+    """Parameters as a kernel takes them for images of this type."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    values = {k: v.to(wide) if v.is_floating_point() else v for k, v in params.values.items()}
+    return DSAParams(params.transforms, values, params.cutout_size)
+
+
+def expected_views(x, params, align_corners):
+    """One transform of every image, in float64."""
+    (name,) = params.transforms
+    value = params.values[name]
+    rows = [value[0 if len(value) == 1 else b] for b in range(len(x))]
+    rows = [row.double() if row.is_floating_point() else row for row in rows]
+    return torch.stack(
+        [restated(name, x[b], rows[b], params.cutout_size, align_corners) for b in range(len(x))]
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("siamese", [False, True])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_each_transform(name, siamese, align_corners):
-    x = batch()
+def test_each_transform_and_its_gradient(backend, name, siamese, align_corners):
     # A fractional share of 12 and 9 gives an even (6) and an odd (5) cutout.
-    params = draw(name, siamese=siamese)
-    value = params.values[name]
-    assert len(value) == (1 if siamese else 5)
-    got = dsa(x, params, align_corners=align_corners)
-    expected = torch.stack(
-        [
-            restated(name, x[b], value[0 if siamese else b], params.cutout_size, align_corners)
-            for b in range(5)
-        ]
-    )
-    exact = name in ("crop", "cutout", "flip", "brightness")
-    torch.testing.assert_close(got, expected, rtol=0, atol=0 if exact else 1e-12)
-    single = dsa(x.float(), params, align_corners=align_corners)
-    assert single.dtype == torch.float32
-    # Coordinates are rounded in float32 before they become weights: a few 1e-7 of side 12.
-    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-5)
+    drawn = draw(name, siamese=siamese)
+    assert len(drawn.values[name]) == (1 if siamese else 5)
+    for dtype in backend.dtypes:
+        params = rounded(drawn, dtype)
+        x = batch().to(dtype)
+        exact = x.double().requires_grad_()
+        expected = expected_views(exact, params, align_corners)
+        views = dsa(
+            x.to(backend.device).requires_grad_(),
+            params.to(backend.device),
+            align_corners=align_corners,
+        )
+        assert views.dtype == dtype
+        bound = FLOAT64 if dtype == torch.float64 else FLOAT32
+        assert_close(views, expected, bound + ROUNDING[dtype])
+        if name in ("crop", "cutout", "flip"):
+            assert torch.equal(views.cpu().double(), expected)
+        if name == "brightness":  # one addition: the official code's bits
+            shifted = x + params.values[name].to(x.dtype).view(-1, 1, 1, 1)
+            wide = dtype in (torch.float32, torch.float64)  # others are added unrounded
+            assert not wide or torch.equal(views.cpu(), shifted)
+        upstream = batch().flip(0).to(dtype)
+        (want,) = torch.autograd.grad(expected, exact, upstream.double())
+        leaf = x.to(backend.device).requires_grad_()
+        views = dsa(leaf, params.to(backend.device), align_corners=align_corners)
+        (got,) = torch.autograd.grad(views, leaf, upstream.to(backend.device))
+        assert got.dtype == dtype
+        assert_close(got, want, bound + ROUNDING[dtype])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients(name):
+def test_derivatives_of_any_order(name):
     x = batch(2, 6, 5).requires_grad_()
     params = draw(name, n=2, size=(6, 5))
     assert torch.autograd.gradcheck(lambda x: dsa(x, params), (x,), atol=1e-8)
+    assert torch.autograd.gradgradcheck(lambda x: dsa(x, params).pow(3), (x,), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 9), (9, 1), (1, 1), (17, 33)]
+)  # planes without extent, and more columns than a register holds
+@pytest.mark.parametrize("name", NAMES)
+def test_other_sizes(backend, name, height, width):
+    for channels in (1, 5):  # fewer and more than the warps take at once
+        g = torch.Generator().manual_seed(1)
+        x = torch.randn(3, channels, height, width, generator=g)
+        params = rounded(draw(name, n=3, size=(height, width)), torch.float32)
+        expected = expected_views(x.double(), params, False)
+        got = dsa(x.to(backend.device), params.to(backend.device))
+        # The twin rounds coordinates of 33 pixels, the kernels distances of a few.
+        assert_close(got, expected, 3 * FLOAT32 if backend.name == "reference" else FLOAT32)
+
+
+def test_far_parameters(backend):
+    """Shifts beyond the image, angles beyond a quarter turn, and factors of any size and sign."""
+    x = batch(6, 7, 8).float()
+    far = 10**12
+    crop = torch.tensor([[7, 0], [-7, 0], [0, 8], [0, -far], [far, 1], [6, -7]])
+    factor = torch.tensor([[3.0, 0.2], [-1.0, 1.0], [0.0, 1.0], [1e9, 1.0], [1.0, 1e-30], [1, 1]])
+    angle = torch.tensor([3.2, -1.6, 0.0, 100.0, 1e-8, 0.7])
+    centre = torch.tensor([[-3, 0], [50, 50], [0, far], [3, 4], [-far, 2], [6, 7]])
+    for name, value, cut in (
+        ("crop", crop, (0, 0)),
+        ("scale", factor, (0, 0)),
+        ("rotate", angle, (0, 0)),
+        ("cutout", centre, (3, 4)),
+        ("cutout", centre, (0, 0)),
+    ):
+        params = DSAParams((name,), {name: value}, cut)
+        exact = x.double().requires_grad_()
+        wide = params.to("cpu")
+        expected = expected_views(exact, wide, False)
+        (want,) = torch.autograd.grad(expected, exact, x.double().flip(1))
+        leaf = x.to(backend.device).requires_grad_()
+        views = dsa(leaf, params.to(backend.device))
+        (got,) = torch.autograd.grad(views, leaf, x.flip(1).to(backend.device))
+        # 1e9 pixels away a coordinate has no digits left for the fraction; 100 radians few.
+        bound = 2e-5 if name in ("scale", "rotate") else 0.0
+        for b in range(6):
+            assert_close(views[b], expected[b], bound, f"{name} {b}", absolute=1e-6 * bool(bound))
+            assert_close(got[b], want[b], bound, f"{name} {b}", absolute=1e-5 * bool(bound))
+
+
+def test_rows_may_be_one_for_some_transforms(backend):
+    x = batch().float().to(backend.device)
+    ids = torch.arange(5)
+    own = draw_dsa(0, ids, ids, 0, (12, 9), mode="all")
+    shared = draw_dsa(0, None, None, 0, (12, 9), mode="all")
+    mixed = {k: (own if k in ("flip", "contrast") else shared).values[k] for k in own.values}
+    params = DSAParams(own.transforms, mixed, own.cutout_size).to(backend.device)
+    spread = {k: v.expand(5, *v.shape[1:]) for k, v in mixed.items()}
+    wide = DSAParams(own.transforms, spread, own.cutout_size).to(backend.device)
+    assert torch.equal(dsa(x, params), dsa(x, wide))
+
+
+def test_transforms_in_another_order(backend):
+    x = batch().float().to(backend.device)
+    ids = torch.arange(5)
+    drawn = draw_dsa(0, ids, ids, 0, (12, 9), mode="all")
+    names = ("flip", "contrast", "crop", "cutout", "brightness", "rotate", "saturation", "scale")
+    expected = x
+    for name in names:
+        one = DSAParams((name,), {name: drawn.values[name]}, drawn.cutout_size)
+        expected = dsa(expected, one.to(backend.device))
+    params = DSAParams(names, drawn.values, drawn.cutout_size).to(backend.device)
+    assert_close(dsa(x, params), expected, FLOAT32)
+
+
+def test_transforms_of_torch_func():
+    x = batch(3, 6, 5)
+    params = draw("rotate", n=3, size=(6, 5))
+    (expected,) = torch.autograd.functional.vjp(lambda x: dsa(x, params).pow(2).sum(), x)[1:]
+    assert_close(torch.func.grad(lambda x: dsa(x, params).pow(2).sum())(x), expected, FLOAT64)
 
 
 def test_all_applies_every_transform_in_order():

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from pyddfast import ops
-from pyddfast.ops import AugmentParams, _native
+from pyddfast.ops import AugmentParams, DSAParams, _native
 from pyddfast.ops.reference import augment as augment_twin
+from pyddfast.ops.reference import dsa as dsa_twin
 from pyddfast.ops.reference import patches as patches_twin
 from pyddfast.ops.reference import synthesis as synthesis_twin
 from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
@@ -127,11 +128,46 @@ def twin_rolled(inputs: Inputs) -> Tensor:
     return synthesis_twin.crop_flip_roll(inputs["images"].double(), inputs["params"], (25, 30))
 
 
+def make_dsa(*transforms: str) -> Callable[[int], dict[str, Tensor]]:
+    def make(n: int) -> dict[str, Tensor]:
+        ids = torch.arange(8)
+        drawn = ops.draw_dsa(1, ids, ids, 0, (25, 30), mode="all").values
+        # In float32, as the kernels take them.
+        values = {name: drawn[name][:n] for name in transforms}
+        values = {k: v.float() if v.is_floating_point() else v for k, v in values.items()}
+        return {"images": pixels(n, 25, 30) / 255, **values}
+
+    return make
+
+
+def dsa_params(inputs: Inputs) -> DSAParams:
+    return DSAParams(tuple(inputs)[1:], dict(list(inputs.items())[1:]), (12, 15))
+
+
+def run_dsa(inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    return ops.dsa(inputs["images"].to(dtype), dsa_params(inputs), align_corners=True)
+
+
+def twin_dsa(inputs: Inputs) -> Tensor:
+    exact = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    return dsa_twin.dsa(exact["images"], dsa_params(exact), align_corners=True)
+
+
+DSA_CASES = [
+    ImageCase(name, "images", make_dsa(*transforms), run_dsa, twin_dsa)
+    for name, transforms in {
+        "dsa_color": ("brightness", "saturation", "contrast"),
+        "dsa_shift": ("crop", "cutout", "flip"),
+        "dsa_warp": ("scale", "rotate"),
+    }.items()
+]
+
 CASES = [
     ImageCase("augment", "images", make_augment, run_augment, twin_augment),
     ImageCase("multi_crop", "images", make_crops, run_crops, twin_crops, batch_dim=1),
     ImageCase("mosaic", "patches", make_mosaic, run_mosaic, twin_mosaic),
     ImageCase("crop_flip_roll", "images", make_rolled, run_rolled, twin_rolled),
+    *DSA_CASES,
 ]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -275,6 +311,9 @@ RAW = {
     "multi_crop": lambda i: ([i["images"]], i["boxes"], 12, 17, MEAN, STD, torch.bfloat16),
     "mosaic": lambda i: (i["patches"], 13, 2, True, MEAN, STD, 1),
     "crop_flip_roll": lambda i: (i["images"], i["params"], 25, 30, False),
+    "dsa_color": lambda i: tuple(i.values()),
+    "dsa_shift": lambda i: (*i.values(), 12, 15, True),
+    "dsa_warp": lambda i: (i["images"], i["rotate"], True, True, True),
 }
 
 

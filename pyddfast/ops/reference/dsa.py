@@ -6,9 +6,14 @@ same for the batch).  All are differentiable in ``images`` by autograd.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from pyddfast.ops.dsa import DSAParams
 
 __all__ = [
     "affine",
@@ -16,11 +21,35 @@ __all__ = [
     "contrast",
     "crop",
     "cutout",
+    "dsa",
     "flip",
     "rotate",
     "saturation",
     "scale",
 ]
+
+
+def dsa(images: Tensor, params: DSAParams, *, align_corners: bool) -> Tensor:
+    """Apply the transforms one after the other."""
+    for name in params.transforms:
+        value = params.values[name]
+        if name == "brightness":
+            images = brightness(images, value.to(images.dtype))
+        elif name == "saturation":
+            images = saturation(images, value.to(images.dtype))
+        elif name == "contrast":
+            images = contrast(images, value.to(images.dtype))
+        elif name == "crop":
+            images = crop(images, value)
+        elif name == "cutout":
+            images = cutout(images, value, params.cutout_size)
+        elif name == "flip":
+            images = flip(images, value)
+        elif name == "scale":
+            images = scale(images, value, align_corners=align_corners)
+        else:
+            images = rotate(images, value, align_corners=align_corners)
+    return images
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -81,6 +110,7 @@ def scale(images: Tensor, factor: Tensor, *, align_corners: bool) -> Tensor:
 
 def rotate(images: Tensor, angle: Tensor, *, align_corners: bool) -> Tensor:
     """Rotate about the centre by ``angle`` (N or 1,) in radians."""
+    angle = angle.to(images.dtype)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1)
     return affine(images, theta.view(-1, 2, 3), align_corners=align_corners)
@@ -88,6 +118,8 @@ def rotate(images: Tensor, angle: Tensor, *, align_corners: bool) -> Tensor:
 
 def affine(images: Tensor, theta: Tensor, *, align_corners: bool) -> Tensor:
     """Bilinear sampling with zeros outside, by (N or 1, 2, 3) matrices from output to input."""
+    if images.numel() == 0:  # which affine_grid refuses
+        return images.clone()
     theta = theta.to(images.dtype).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=align_corners)
     return F.grid_sample(
