@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.dropin sre2l --repo PATH`` wants a clone (bare is enough) that has the
 revision in ``codebases.py``, and torchvision, whose CUDA build serves too
-(``pip install --no-deps torchvision``).  Results go to ``benchmarks/dropin/NAME.json``.
+(``pip install --no-deps torchvision``).  FADRM imports opencv-python-headless and pandas beside it,
+G-VBSM and EDC einops and tqdm.  Results go to ``benchmarks/dropin/NAME.json``.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
+from benchmarks.dropin import inputs
 from benchmarks.dropin.codebases import CODEBASES, Change, Codebase
 from benchmarks.metadata import ROOT, collect
 
@@ -34,11 +35,10 @@ ROUNDS = 3  # timed runs of each variant, in turn
 
 
 def export(codebase: Codebase, repo: Path, folder: Path) -> None:
-    """The script's folder at the revision."""
+    """The folders that the script needs, at the revision."""
     command = ["git", "-C", str(repo), "archive", codebase.revision]
-    result = subprocess.run(
-        [*command, str(Path(codebase.script).parent)], capture_output=True, check=False
-    )
+    folders = codebase.folders or (str(Path(codebase.script).parent),)
+    result = subprocess.run([*command, *folders], capture_output=True, check=False)
     if result.returncode:
         raise SystemExit(f"--repo {repo}: {result.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
@@ -60,25 +60,22 @@ def apply(changes: Iterable[Change], folder: Path) -> None:
         path.write_text("\n".join([*kept, *change.added, *rest]) + "\n")
 
 
-def initial_images(folder: Path) -> None:
-    """A folder a class with one image of noise, for the classes of one batch."""
-    rng = np.random.default_rng(0)
-    for index in range(BATCH):
-        (folder / f"{index:04d}").mkdir(parents=True)
-        pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:04d}" / "0.png")
-
-
 def run(codebase: Codebase, variant: Path, work: Path, dtype: str, steps: int) -> dict[str, Any]:
     """One run of a variant in a process of its own."""
-    arguments = [*codebase.arguments, "--batch-size", str(BATCH), "--iteration", str(COMPARED)]
-    arguments += ["--ipc-start", "0", "--ipc-end", "1", "--syn-data-path", str(work / "images")]
-    if codebase.images:
-        arguments += ["--init-path", str(work / "initial")]
+    filled = {
+        "batch": BATCH,
+        "steps": COMPARED,
+        "quarter": COMPARED // 4,
+        "out": work / "out",
+        "repo": variant,
+        **{name: work / name for name in codebase.needs},
+    }
     job = {
         "script": str(variant / codebase.script),
-        "arguments": arguments,
+        "arguments": [*codebase.arguments, *(word.format(**filled) for word in codebase.sizes)],
         "dtype": dtype,
+        "stubs": codebase.stubs,
+        "small": codebase.small,
         "steps": steps,
         "threads": torch.get_num_threads(),
         "out": str(work / "record.json"),
@@ -104,7 +101,8 @@ def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
     """All variants of a codebase against the official script."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        initial_images(work / "initial")
+        for name in codebase.needs:
+            getattr(inputs, name)(work / name, BATCH)
         folders = {}
         for name, changes in {"official": (), **codebase.variants}.items():
             folders[name] = work / name
@@ -135,10 +133,11 @@ def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
         "revision": codebase.revision,
         "script": codebase.script,
         "arguments": list(codebase.arguments),
-        "model": "torchvision's ResNet-18, seeded weights, running statistics of noise",
+        "model": codebase.models,
         "batch_size": BATCH,
         "image_size": 224,
         "iterations_compared": COMPARED,
+        "clock": "processor time",  # which other work on the machine disturbs less
         "official": {
             "losses": official.tolist(),
             "step_seconds": seconds(timed["official"]),

@@ -24,13 +24,13 @@ class Finished(BaseException):
 def main(job_path: str) -> None:
     """Run a job: a JSON file with `script`, `arguments`, `dtype`, `steps`, `threads`, `out`.
 
-    Every loss on which ``backward`` is called and the time of every step of Adam go to `out`, the
-    images after the last step to `out` + ``.npy``.  `steps` null runs the script to its end;
-    `stubs` names further functions of ``stubs.py``.
+    Every loss on which ``backward`` is called and the processor time of every step of Adam go to
+    `out`, the images after the last step to `out` + ``.npy``.  `steps` null runs the script to its
+    end; `small` is that of ``stubs.install``, `stubs` names further functions of ``stubs.py``.
     """
     job = json.loads(Path(job_path).read_text())
     torch.set_num_threads(job["threads"])
-    stubs.install(getattr(torch, job["dtype"]))
+    stubs.install(getattr(torch, job["dtype"]), small=job.get("small", True))
     for name in job.get("stubs", ()):
         getattr(stubs, name)()
     random.seed(0)
@@ -47,7 +47,7 @@ def main(job_path: str) -> None:
 
     def recorded_step(self: torch.optim.Adam, *args: Any, **kwargs: Any) -> Any:
         result = step(self, *args, **kwargs)
-        ends.append(time.perf_counter())
+        ends.append(time.process_time())
         if len(ends) == job["steps"]:
             np.save(job["out"] + ".npy", self.param_groups[0]["params"][0].detach().numpy())
             raise Finished
