@@ -150,6 +150,7 @@ CAD = ["--downstream-epochs", "6", "--ticks", "5"]
     [
         (["el2n", "--repeats", "1", "--epochs", "1"], "el2n/net0"),
         (["el2n-sl", "--repeats", "1", "--epochs", "1", "--teacher-epochs", "1"], "teacher"),
+        (["grand", "--repeats", "2", "--epochs", "1"], "networks/net1"),
         (["forgetting", "--repeats", "2", "--epochs", "2"], "networks/net1"),
         (["aum", "--epochs", "2"], "networks/net0"),
         (["dyn-unc", "--epochs", "4", "--window", "3"], "networks/net0"),
@@ -227,6 +228,14 @@ def test_ca2d_takes_its_pool_from_the_ranking(small: ImageDataset, tmp_path: Pat
         (["coreset", "el2n-best", "--offsets", "0.5", "1.5", "--ipc", "1"], "offsets must lie in"),
         (["coreset", "el2n-best", "--student-seeds", "0", "--ipc", "1"], "--student-seeds"),
         (["coreset", "el2n-best", "--student-epochs", "0", "--ipc", "1"], "Epochs must be"),
+        (
+            ["coreset", "grand", "--teacher", "/nope", "--ipc", "1"],
+            "--teacher is for --labels soft",
+        ),
+        (
+            ["coreset", "grand", "--layer", "all", "--semantics", "official", "--ipc", "1"],
+            "of the last",
+        ),
         (["coreset", "el2n-sl", "--teacher", "/nope", "--ipc", "1"], "/nope/teacher.json is miss"),
         (["distill", "ca2d", "--teacher", "/nope", "--ipc", "1"], "/nope/teacher.json is missing"),
         (["distill", "ca2d", "--ipc", "2", "--pool", "1"], "ipc = 2"),

@@ -55,6 +55,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("coreset", "el2n"): ("coresets.el2n.coreset_el2n", "pick the highest EL2N"),
     ("coreset", "el2n-best"): ("coresets.el2n.coreset_el2n_best", "pick the best window of EL2N"),
     ("coreset", "el2n-sl"): ("coresets.el2n.coreset_el2n_sl", "pick the farthest from a teacher"),
+    ("coreset", "grand"): ("coresets.el2n.coreset_grand", "pick the largest gradient norm"),
     ("coreset", "forgetting"): (
         "coresets.dynamics.coreset_forgetting",
         "pick the most often forgotten",

@@ -16,6 +16,7 @@ from pyddfast.coresets.embedding import Embedding, embed
 from pyddfast.coresets.forgetting import forgetting_scores
 from pyddfast.coresets.glister import glister
 from pyddfast.coresets.grad_match import grad_match
+from pyddfast.coresets.grand import grand_of_models, grand_scores
 from pyddfast.coresets.herding import herding
 from pyddfast.coresets.k_centers import k_centers, k_means_medoids
 from pyddfast.coresets.moderate import moderate_scores
@@ -55,6 +56,8 @@ __all__ = [
     "forgetting_scores",
     "glister",
     "grad_match",
+    "grand_of_models",
+    "grand_scores",
     "graph_cut",
     "herding",
     "k_centers",

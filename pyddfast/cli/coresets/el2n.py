@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pyddfast.cli.coresets.options import CoresetOptions, highest, picked
 from pyddfast.cli.options import DataOptions, Flat, ModelOptions, TeacherOptions, plain
-from pyddfast.coresets import Scores, Selection, el2n_best, el2n_scores, el2n_sl_scores
+from pyddfast.coresets import (
+    Scores,
+    Selection,
+    el2n_best,
+    el2n_scores,
+    el2n_sl_scores,
+    grand_scores,
+)
+from pyddfast.coresets.grand import Layer, check_grand
+from pyddfast.coresets.semantics import Semantics
 from pyddfast.coresets.windows import OFFSETS, check_offsets
 from pyddfast.data import ImageDataset
 from pyddfast.train import Epochs, teacher_recipe
 
-__all__ = ["coreset_el2n", "coreset_el2n_best", "coreset_el2n_easy", "coreset_el2n_sl"]
+__all__ = [
+    "coreset_el2n",
+    "coreset_el2n_best",
+    "coreset_el2n_easy",
+    "coreset_el2n_sl",
+    "coreset_grand",
+]
 
 
 def coreset_el2n(
@@ -166,6 +181,75 @@ def coreset_el2n_sl(
     teacher.check()
     facts = {"temperature": temperature, "repeats": repeats, "epochs": epochs, **plain(teacher)}
     highest("el2n-sl", to, data, model, scores, facts)
+
+
+def coreset_grand(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
+    teacher: Annotated[TeacherOptions, Flat] = TeacherOptions(),  # noqa: B008
+    *,
+    layer: Layer = "last",
+    labels: Literal["hard", "soft"] = "hard",
+    temperature: float = 1.0,
+    semantics: Semantics = "paper",
+    memory: int = 256,
+    repeats: int = 10,
+    epochs: int = 20,
+) -> None:
+    """Pick the images with the highest GraNd: the loss's gradient is longest.
+
+    Args:
+        to: The set.
+        data: Which data.
+        model: The scoring network.
+        teacher: Gives the soft labels.
+        layer: last: the gradient by the last layer's weights, one forward pass over the data (4
+            bytes an image for each class and input of the layer); all: by all weights, a forward
+            and a backward pass a network whose gradients are held image by image.
+        labels: hard: of the data; soft: the teacher's.
+        temperature: T of both softmaxes.
+        semantics: paper: the norm; official: as DeepCore, divided by the size of the image's batch
+            of 256, so that a smaller last batch scores higher.
+        memory: MiB that the gradients of all weights may take at once.
+        repeats: Networks that the score is averaged over.
+        epochs: Epochs before they score.
+    """
+    soft = labels == "soft"
+    if teacher.teacher is not None and not soft:
+        raise ValueError("--teacher is for --labels soft, got --labels hard")
+
+    def scores(source: ImageDataset) -> Scores:
+        known = teacher.get(data, to.image_size, to.out, to.seed, to.device) if soft else None
+        return grand_scores(
+            source,
+            model.spec(),
+            layer=layer,
+            teacher=None if known is None else known.model,
+            temperature=temperature,
+            semantics=semantics,
+            memory=memory * 2**20,
+            repeats=repeats,
+            epochs=epochs,
+            seed=to.seed,
+            device=to.device,
+            out=to.out / "networks",
+        )
+
+    _check_networks(repeats, epochs)
+    check_grand(layer, temperature, semantics, soft=soft, memory=memory)
+    facts: dict[str, Any] = {
+        "layer": layer,
+        "labels": labels,
+        "temperature": temperature,
+        "semantics": semantics,
+        "repeats": repeats,
+        "epochs": epochs,
+    }
+    if soft:
+        teacher.check()
+        facts |= plain(teacher)
+    highest("grand", to, data, model, scores, facts)
 
 
 def _el2n(
