@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import augment, dsa, kd, match, patches, scores, stats, synthesis
+from benchmarks.ops import augment, dsa, kd, match, pairwise, patches, scores, stats, synthesis
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -31,6 +31,9 @@ CASES: dict[str, Cases] = {
     "crop_flip_roll": synthesis.crop_flip_roll_cases,
     "dsa": dsa.dsa_cases,
     "gradient_distance": match.gradient_distance_cases,
+    "last_layer_gram": pairwise.gram_cases,
+    "knn_topk": pairwise.neighbour_cases,
+    "knn_divergence": pairwise.divergence_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

@@ -247,6 +247,8 @@ def test_a_quick_run(tmp_path: Path) -> None:
     cases += [("multi_crop", "forward", (2, 3, 30, 40)), ("mosaic", "forward", (8, 3, 8, 8))]
     for side in (64, 32):
         cases += [("crop_flip_roll", part, (2, 3, side, side)) for part in ("forward", both)]
+    cases += [("last_layer_gram", "forward", (30, 7, 9)), ("knn_topk", "forward", (60, 16))]
+    cases += [("knn_divergence", "forward", (60, 10))]
     assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout

@@ -137,7 +137,7 @@ def _row_tile(
 
     wide = torch.cat([
         _exact(x, own[part], indices[part], euclidean)
-        for part in _parts(len(rows), proposed * x.shape[1], x.device)
+        for part in _parts(len(rows), proposed * max(1, x.shape[1]), x.device)
     ])  # fmt: skip
     indices, order = indices.sort(dim=1)
     wide, order = wide.gather(1, order).sort(dim=1, stable=True)  # ties: lowest index
@@ -156,9 +156,8 @@ def _row_tile(
 
 
 def _parts(rows: int, elements: int, device: torch.device) -> list[Tensor]:
-    """``range(rows)`` in parts whose temporaries of so many elements a row stay small."""
-    step = max(1, _TEMPORARY // (2 * max(1, elements)))  # float64
-    return list(torch.split(torch.arange(rows, device=device), step))
+    """``range(rows)`` in parts whose temporaries of so many elements a row stay in a cache."""
+    return list(torch.split(torch.arange(rows, device=device), max(1, 2 * _CACHED // elements)))
 
 
 def _exact(x: Tensor, rows: Tensor, columns: Tensor, euclidean: bool) -> Tensor:
