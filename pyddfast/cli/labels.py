@@ -260,7 +260,6 @@ def open_set(
         layout,
         num_classes=num_classes,
         normalization=normalization,
-        kind="patches" if factor > 1 else "synthetic",
         factor=factor,
     )
 

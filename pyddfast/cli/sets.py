@@ -65,7 +65,6 @@ class SetOptions:
             num_classes=None if known else task.num_classes,
             class_names=() if known else task.class_names,
             normalization=None if known else task.normalization,
-            kind="patches" if self.factor > 1 else "synthetic",
             factor=self.factor,
             device=device,
             limit_bytes=self.limit_bytes,

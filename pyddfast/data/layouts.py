@@ -28,7 +28,7 @@ from pyddfast.data.datasets import IMAGENET_NORMALIZATION, Normalization
 from pyddfast.data.distilled import DistilledSet
 from pyddfast.data.folder import EXTENSIONS, ImageFolder, Listing, hidden
 
-__all__ = ["Layout", "by_number", "open_layout", "read_layout", "write_layout"]
+__all__ = ["Layout", "by_number", "layout_facts", "open_layout", "read_layout", "write_layout"]
 
 Layout: TypeAlias = Literal["sre2l", "rded", "d4m", "synset"]
 
@@ -116,7 +116,7 @@ def read_layout(
     num_classes: int | None = None,
     class_names: Sequence[str] = (),
     normalization: Normalization | None = None,
-    kind: str = "synthetic",
+    kind: str | None = None,
     factor: int = 1,
 ) -> DistilledSet:
     """Read a set that an official code, :func:`write_layout` or ``DistilledSet.save`` wrote.
@@ -130,9 +130,11 @@ def read_layout(
         num_classes: Classes of the task; None: the length of ``class_names``, or as many as the
             highest label or the synsets tell.
         class_names: One name a class.  Where one folder has such a name, all go by name.
-            ``"synset"`` without them takes labels from the synsets' sorted order.
+            ``"synset"`` without them takes labels from the synsets' sorted order, and has them as
+            names.
         normalization: Of the source data; None: ImageNet's, for RGB only.
-        kind: As in :class:`DistilledSet`.
+        kind: As in :class:`DistilledSet`; None: ``"patches"`` of RDED's layout or with a factor
+            above 1, else ``"synthetic"``.
         factor: As in :class:`DistilledSet`; an RDED set's has to be told.
 
     Raises:
@@ -149,14 +151,15 @@ def read_layout(
         path, layout, num_classes=num_classes, class_names=class_names, normalization=normalization
     )
     held = images.resident()
+    names, known_kind = layout_facts(images, count, class_names, factor)
     return DistilledSet(
         images=held.images,
         labels=held.labels,
         num_classes=count,
         normalization=held.normalization,
-        class_names=tuple(class_names),
+        class_names=names,
         factor=factor,
-        kind=kind,
+        kind=known_kind if kind is None else kind,
         meta={"layout": images.name, "folder": str(path)},
     )
 
@@ -228,6 +231,27 @@ def open_layout(
     )
     listing = Listing(names, tuple(paths), torch.tensor(labels))
     return ImageFolder(path, normalization=normalization, name=found, listing=listing), count
+
+
+def layout_facts(
+    images: ImageFolder, count: int, class_names: Sequence[str], factor: int
+) -> tuple[tuple[str, ...], str]:
+    """What the folders of a set say of it.
+
+    Args:
+        images: Of :func:`open_layout`, like ``count``.
+        count: Classes of the task.
+        class_names: As given there.
+        factor: As in :class:`DistilledSet`.
+
+    Returns:
+        The classes' names: those given, else synsets, else none; and the kind of the images:
+        ``"patches"`` of RDED's layout and of mosaics, else ``"synthetic"``.
+    """
+    names = tuple(class_names)
+    if not names and images.name == "synset" and len(set(images.labels.tolist())) == count:
+        names = tuple(images.class_names)
+    return names, "patches" if images.name == "rded" or factor > 1 else "synthetic"
 
 
 def _check_layout(layout: str) -> None:

@@ -16,7 +16,7 @@ from pyddfast.data.datasets import ImageDataset, Labelled, Normalization
 from pyddfast.data.device import usable_device
 from pyddfast.data.distilled import KINDS, DistilledSet
 from pyddfast.data.folder import ImageFolder, Listing
-from pyddfast.data.layouts import Layout, open_layout
+from pyddfast.data.layouts import Layout, layout_facts, open_layout
 from pyddfast.data.pipelines import Backend, Batch, Request, open_pipeline
 from pyddfast.data.sizes import image_sizes
 from pyddfast.ops._memory import free_bytes
@@ -134,7 +134,7 @@ class ResidentDataset(Labelled):
         num_classes: int | None = None,
         class_names: Sequence[str] = (),
         normalization: Normalization | None = None,
-        kind: str = "synthetic",
+        kind: str | None = None,
         factor: int = 1,
         device: torch.device | str | None = None,
         limit_bytes: int | None = None,
@@ -163,7 +163,7 @@ class ResidentDataset(Labelled):
         path = Path(folder)
         source: DistilledSet | ImageFolder
         if (path / "set.json").is_file():
-            source, count, names = DistilledSet.load(path), None, None
+            source, count, names, known_kind = DistilledSet.load(path), None, None, "synthetic"
         else:
             source, count = open_layout(
                 path,
@@ -172,14 +172,14 @@ class ResidentDataset(Labelled):
                 class_names=class_names,
                 normalization=normalization,
             )
-            names = tuple(class_names)
+            names, known_kind = layout_facts(source, count, class_names, factor)
         made = cls(
             source,
             device=device,
             limit_bytes=limit_bytes,
             on_overflow=on_overflow,
             backend=backend,
-            kind=kind,
+            kind=known_kind if kind is None else kind,
             factor=factor,
         )
         if count is not None and names is not None:

@@ -62,6 +62,31 @@ def test_names_are_the_official_ones_and_png_keeps_every_pixel(
         assert back.meta["layout"] == layout
 
 
+# RDED's folders hold patches whatever their number; other codes' mosaics are told by their factor.
+@pytest.mark.parametrize(
+    ("layout", "factor", "kind", "names"),
+    [
+        ("rded", 1, "patches", ()),
+        ("rded", 2, "patches", ()),
+        ("sre2l", 1, "synthetic", ()),
+        ("d4m", 2, "patches", ()),
+        ("synset", 1, "synthetic", tuple(sorted(SYNSETS))),
+    ],
+)
+def test_what_folders_say_of_a_set(
+    tmp_path: Path, layout, factor: int, kind: str, names: tuple[str, ...]
+) -> None:
+    images = distilled().images[:3]
+    made = DistilledSet(images, torch.arange(3), 3, IMAGENET_NORMALIZATION, SYNSETS)
+    write_layout(made, tmp_path / "set", layout)
+    for read in (read_layout, ResidentDataset.open):
+        back = read(tmp_path / "set", factor=factor)
+        assert (back.kind, back.factor, tuple(back.class_names)) == (kind, factor, names)
+        assert read(tmp_path / "set", kind="real").kind == "real"
+        more = read(tmp_path / "set", num_classes=5)  # two classes without a folder
+        assert (more.num_classes, tuple(more.class_names)) == (5, ())
+
+
 def test_jpeg_is_what_pillow_writes_by_default(tmp_path: Path) -> None:
     made = distilled()
     write_layout(made, tmp_path / "set", "sre2l", image_format="jpeg")
