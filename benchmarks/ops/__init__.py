@@ -11,7 +11,18 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Case
-from benchmarks.ops import augment, dsa, kd, match, pairwise, patches, scores, stats, synthesis
+from benchmarks.ops import (
+    augment,
+    dsa,
+    kd,
+    match,
+    pairwise,
+    patches,
+    scores,
+    select,
+    stats,
+    synthesis,
+)
 
 Cases = Callable[[torch.device, bool], list[Case]]
 """(device, quick) to cases."""
@@ -34,6 +45,10 @@ CASES: dict[str, Cases] = {
     "last_layer_gram": pairwise.gram_cases,
     "knn_topk": pairwise.neighbour_cases,
     "knn_divergence": pairwise.divergence_cases,
+    "k_center": select.k_center_cases,
+    "herding": select.herding_cases,
+    "facility_location": select.facility_location_cases,
+    "graph_cut": select.graph_cut_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

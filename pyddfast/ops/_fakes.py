@@ -151,6 +151,16 @@ def _views(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _greedy_rows(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    state, picks = rest[4], rest[5]
+    return torch.empty_like(picks), state.new_empty(picks.shape), torch.empty_like(state)
+
+
+def _facility_location(similarity: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    picks = similarity.new_empty((rest[3],), dtype=torch.int64)
+    return picks, similarity.new_empty((rest[3],), dtype=torch.float64)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -185,6 +195,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "dsa_shift": _views,
     "dsa_warp": _views,
     "dynamics_update_": lambda *_: None,
+    "greedy_rows": _greedy_rows,
+    "facility_location": _facility_location,
 }
 
 

@@ -17,7 +17,23 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops import _checks, _native
-from pyddfast.ops._segments import offsets as segment_offsets
+from pyddfast.ops._greedy import (
+    Form,
+    Rule,
+    budgets_of,
+    check_finite,
+    ends_of,
+    features,
+    greedy_rows,
+    joined,
+    readable,
+    row_factor,
+    segment_of,
+    spans,
+    tiles,
+)
+from pyddfast.ops._native import raw
+from pyddfast.ops._similarities import SIMILARITIES, Rows
 from pyddfast.ops.reference import select as reference
 from pyddfast.ops.reference.kd import accumulation_dtype
 from pyddfast.random import Purpose, randint
@@ -34,11 +50,7 @@ __all__ = [
 ]
 
 Similarity = Literal["cosine01", "cosine", "dot", "euclidean", "rbf"]
-SIMILARITIES = ("cosine01", "cosine", "dot", "euclidean", "rbf")
 DISTANCES = ("euclidean", "cosine", "jeffreys")
-
-# What a pass over features in torch holds beside them: large enough for BLAS, small for a cache.
-TILE_BYTES = 1 << 24
 
 
 class KCenters(NamedTuple):
@@ -138,36 +150,87 @@ def k_center(
         >>> found.picks.tolist(), found.radii.tolist()
         ([0, 2, 3], [9.0, 4.0, 1.0])
     """
-    bounds = _features(x, segments)
+    bounds = features(x, segments)
     _checks.one_of(metric, DISTANCES, "metric")
-    factor = _row_factor(weights, x, len(x), "weights")
+    factor = row_factor(weights, x, len(x), "weights")
     known = _known_centers(centers, x, bounds)
     left = [
-        stop - start - len(rows) for (start, stop), rows in zip(_spans(bounds), known, strict=True)
+        stop - start - len(rows) for (start, stop), rows in zip(spans(bounds), known, strict=True)
     ]
-    budgets = _budgets(k, left)
+    budgets = budgets_of(k, left)
+    check_finite(x, bounds)
+    if metric == "jeffreys":
+        _log_probabilities(x)
     first = _first_picks(x, init, metric, bounds, known, budgets)
-    _finite(x, bounds)
+    if _native.usable(x):
+        return _k_center(x, metric, factor, bounds, known, first, budgets)
     picks, radii, parts = [], [], []
-    for (start, stop), count, rows, begin in zip(
-        _spans(bounds), budgets, known, first, strict=True
-    ):
-        row = begin - start if begin >= 0 else -1
-        weight = None if factor is None else factor[start:stop]
-        local = [row - start for row in rows]
+    for (start, stop), count, rows, begin in zip(spans(bounds), budgets, known, first, strict=True):
         found, radius, distance = reference.k_center(
-            x[start:stop], count, metric, row, local, weight
+            x[start:stop],
+            count,
+            metric,
+            begin - start if begin >= 0 else -1,
+            [row - start for row in rows],
+            None if factor is None else factor[start:stop],
         )
         picks.append(found + start)
         radii.append(radius)
         parts.append(distance)
     dtype = accumulation_dtype(x)
     return KCenters(
-        _joined(picks, x, torch.int64),
-        _offsets(budgets),
-        _joined(radii, x, dtype),
-        _joined(parts, x, dtype),
+        joined(picks, x, torch.int64),
+        ends_of(budgets),
+        joined(radii, x, dtype),
+        joined(parts, x, dtype),
     )
+
+
+def _k_center(
+    x: Tensor,
+    metric: str,
+    factor: Tensor | None,
+    bounds: list[int],
+    known: list[list[int]],
+    first: list[int],
+    budgets: list[int],
+) -> KCenters:
+    """By the kernel, for which centers are picks that are known."""
+    squared = metric == "euclidean"
+    given = [
+        rows + ([begin] + [-1] * (count - 1) if count else [])
+        for rows, begin, count in zip(known, first, budgets, strict=True)
+    ]
+    form = {"euclidean": Form.SQUARES, "cosine": Form.COSINE, "jeffreys": Form.JEFFREYS}[metric]
+    picks, keys, state = greedy_rows(
+        x,
+        form,
+        Rule.CENTER,
+        bounds,
+        given,
+        state=x.new_full((len(x),), math.inf, dtype=torch.float64),
+        factor=factor.square() if squared and factor is not None else factor,
+    )
+    if any(known):  # centers are not picks
+        own = [
+            number >= len(rows)
+            for rows, count in zip(known, budgets, strict=True)
+            for number in range(len(rows) + count)
+        ]
+        picks, keys = (values[torch.tensor(own, device=x.device)] for values in (picks, keys))
+    if squared:
+        keys, state = keys.sqrt(), state.sqrt()
+    dtype = accumulation_dtype(x)
+    return KCenters(picks, ends_of(budgets), keys.to(dtype), state.to(dtype))
+
+
+def _log_probabilities(x: Tensor) -> None:
+    """No row holds a probability above 1, but for its rounding."""
+    if readable(x) and len(x) and float(x.detach().max()) > 1e-3:
+        raise ValueError(
+            f"x holds {float(x.detach().max())}; metric='jeffreys' compares log-probabilities, "
+            "which are not above 0"
+        )
 
 
 def _known_centers(centers: Any, x: Tensor, bounds: list[int]) -> list[list[int]]:
@@ -186,7 +249,7 @@ def _known_centers(centers: Any, x: Tensor, bounds: list[int]) -> list[list[int]
     for row in rows:
         if not 0 <= row < len(x):
             raise ValueError(f"centers must lie in [0, {len(x)}), got {row}")
-        known[_segment_of(row, bounds)].append(row)
+        known[segment_of(row, bounds)].append(row)
     return known
 
 
@@ -199,9 +262,9 @@ def _first_picks(
     budgets: list[int],
 ) -> list[int]:
     """The first pick of each segment as a row of `x`; -1: by distance from the centers."""
-    spans = _spans(bounds)
+    ranges = spans(bounds)
     if init is None:
-        return [-1 if rows else start for (start, _), rows in zip(spans, known, strict=True)]
+        return [-1 if rows else start for (start, _), rows in zip(ranges, known, strict=True)]
     if isinstance(init, str):
         if init not in ("mean", "medoid"):
             raise ValueError(f"init is {init!r}; allowed are None, rows of x, mean, medoid")
@@ -210,14 +273,14 @@ def _first_picks(
         choose = _nearest_to_mean if init == "mean" else _medoid
         return [
             start + choose(x[start:stop], metric) if budget else start
-            for (start, stop), budget in zip(spans, budgets, strict=True)
+            for (start, stop), budget in zip(ranges, budgets, strict=True)
         ]
     rows = list(init) if isinstance(init, Sequence) else [init]
     if any(isinstance(row, bool) or not isinstance(row, int) for row in rows):
         raise TypeError(f"init must be None, ints, 'mean' or 'medoid', got {init!r}")
-    if len(rows) != len(spans):
-        raise ValueError(f"init has {len(rows)} rows; one for each of {len(spans)} segments")
-    for number, (row, (start, stop)) in enumerate(zip(rows, spans, strict=True)):
+    if len(rows) != len(ranges):
+        raise ValueError(f"init has {len(rows)} rows; one for each of {len(ranges)} segments")
+    for number, (row, (start, stop)) in enumerate(zip(rows, ranges, strict=True)):
         if budgets[number] and not start <= row < stop:
             raise ValueError(
                 f"init must be a row of its segment, got {row} for segment {number}, "
@@ -245,7 +308,7 @@ def _medoid(x: Tensor, metric: str) -> int:
         wide = reference.unit_rows(wide)
     other = wide.exp() if metric == "jeffreys" else wide
     sums = wide.new_empty(len(x))
-    for start, stop in _tiles(len(x), len(x) * wide.element_size()):
+    for start, stop in tiles(len(x), len(x) * wide.element_size()):
         rows = wide[start:stop]
         if metric == "euclidean":
             block = torch.cdist(rows, wide)
@@ -316,16 +379,18 @@ def facility_location(
         [2, 1]
     """
     _checks.one_of(greedy, ("lazy", "naive", "stochastic"), "greedy")
-    rows = _Rows.of(x, similarity, metric, gamma, segments)
-    weight = _row_factor(sample_weight, rows.like, rows.bounds[-1], "sample_weight")
-    budgets = _budgets(k, rows.sizes)
+    rows = Rows.of(x, similarity, metric, gamma, segments)
+    weight = row_factor(sample_weight, rows.like, rows.bounds[-1], "sample_weight")
+    budgets = budgets_of(k, rows.sizes)
     if not 0.0 < _checks.number(epsilon, "epsilon") < 1.0:
         raise ValueError(f"epsilon is {epsilon}; it must be above 0 and below 1")
     if greedy != "stochastic":
         rows.check_bytes(max_matrix_bytes, budgets, "greedy='stochastic' needs no matrix")
     rows.check_finite()
+    if greedy != "stochastic" and _native.usable(rows.like):
+        return _facility_location(rows, weight, budgets, lazy=greedy == "lazy")
     picks, gains = [], []
-    for number, ((start, stop), count) in enumerate(zip(_spans(rows.bounds), budgets, strict=True)):
+    for number, ((start, stop), count) in enumerate(zip(spans(rows.bounds), budgets, strict=True)):
         part = None if weight is None else weight[start:stop]
         if greedy == "stochastic":
             found, gain = _stochastic(rows, number, count, part, epsilon, seed)
@@ -336,6 +401,50 @@ def facility_location(
         picks.append(found + start)
         gains.append(gain)
     return _selection(rows, budgets, picks, gains)
+
+
+def _facility_location(
+    rows: Rows, weight: Tensor | None, budgets: list[int], *, lazy: bool
+) -> SubmodularSelection:
+    """By the kernel, some segments at a time: their similarities fill `GROUP_BYTES`."""
+    picks, gains, parts, done = [], [], [], 0
+    for numbers in rows.groups(budgets):
+        base, end = rows.bounds[numbers[0]], rows.bounds[numbers[-1] + 1]
+        sizes = [rows.sizes[number] if budgets[number] else 0 for number in numbers]
+        counts = [budgets[number] for number in numbers]
+        squares = list(itertools.accumulate((size * size for size in sizes), initial=0))
+        flat = rows.like.new_empty(squares[-1], dtype=rows.dtype)
+        views = [
+            flat[begin : begin + size * size].view(size, size)
+            for begin, size in zip(squares, sizes, strict=False)
+        ]
+        for number, view in zip(numbers, views, strict=True):
+            if len(view):
+                rows.matrix(number, out=view)
+        ends = list(itertools.accumulate(counts, initial=0))
+        layout = [
+            (square, rows.bounds[number] - base, size, *range_)
+            for square, number, size, range_ in zip(
+                squares, numbers, sizes, spans(ends), strict=False
+            )
+        ]
+        found, gain = raw.facility_location(
+            flat,
+            None if weight is None else weight[base:end].contiguous(),
+            torch.tensor(layout, dtype=torch.int64).to(flat.device),
+            end - base,
+            ends[-1],
+            max(counts),
+            max(sizes),
+            lazy,
+        )
+        for number, view, (begin, stop) in zip(numbers, views, spans(ends), strict=True):
+            chosen = found[begin:stop] + (base - rows.bounds[number])
+            parts.append(_nearest(view[chosen].T, rows.sizes[number], done + begin))
+        picks.append(found + base)
+        gains.append(gain)
+        done += ends[-1]
+    return _selection(rows, budgets, picks, gains, parts)
 
 
 @torch.no_grad()
@@ -384,137 +493,86 @@ def graph_cut(
         [2, 0]
     """
     lam = _checks.number(lam, "lam")
-    rows = _Rows.of(x, similarity, metric, gamma, segments)
-    weight = _row_factor(sample_weight, rows.like, rows.bounds[-1], "sample_weight")
-    budgets = _budgets(k, rows.sizes)
+    rows = Rows.of(x, similarity, metric, gamma, segments)
+    weight = row_factor(sample_weight, rows.like, rows.bounds[-1], "sample_weight")
+    budgets = budgets_of(k, rows.sizes)
     rows.check_finite()
+    totals = []
+    for number, (start, stop) in enumerate(spans(rows.bounds)):
+        part = None if weight is None else weight[start:stop]
+        totals.append(lam * rows.coverage(number, part) if budgets[number] else rows.none(number))
+    if _native.usable(rows.like):
+        return _graph_cut(rows, totals, budgets, diagonal=diagonal)
     picks, gains = [], []
-    for number, ((start, stop), count) in enumerate(zip(_spans(rows.bounds), budgets, strict=True)):
+    for number, ((start, _), count) in enumerate(zip(spans(rows.bounds), budgets, strict=True)):
         if count:
-            total = lam * rows.coverage(number, None if weight is None else weight[start:stop])
-            found, gain = reference.graph_cut(rows.matrix(number), total, count, diagonal=diagonal)
+            found, gain = reference.graph_cut(
+                rows.matrix(number), totals[number], count, diagonal=diagonal
+            )
             picks.append(found + start)
             gains.append(gain)
     return _selection(rows, budgets, picks, gains)
 
 
-class _Rows:
-    """The rows that are selected from, by features or by similarities."""
-
-    def __init__(
-        self,
-        like: Tensor,
-        bounds: list[int],
-        features: Tensor | None,
-        matrices: list[Tensor],
-        metric: str,
-        gamma: float,
-    ) -> None:
-        self.like, self.bounds = like, bounds
-        self.features, self.matrices = features, matrices
-        self.metric, self.gamma = metric, gamma
-        self.sizes = [stop - start for start, stop in _spans(bounds)]
-        self.dtype = accumulation_dtype(like)
-        self.largest: dict[int, float] = {}  # distance in a segment, where it is known
-
-    @classmethod
-    def of(cls, x: Any, similarity: Any, metric: Any, gamma: Any, segments: Any) -> _Rows:
-        """Checks the arguments that the submodular functions share."""
-        _checks.one_of(metric, SIMILARITIES, "metric")
-        if (x is None) == (similarity is None):
-            raise ValueError("x or similarity must be given, not both")
-        if x is not None:
-            bounds = _features(x, segments)
-            scale = 1.0 / x.shape[1] if gamma is None else _checks.positive(gamma, "gamma")
-            return cls(x, bounds, x, [], metric, scale)
-        matrices = [similarity] if isinstance(similarity, Tensor) else list(similarity)
-        for number, matrix in enumerate(matrices):
-            _checks.float_tensor(matrix, f"similarity of segment {number}")
-            if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-                raise ValueError(
-                    f"similarity of segment {number} has shape {tuple(matrix.shape)}; (n, n) is "
-                    "needed"
-                )
-            if matrix.dtype is not matrices[0].dtype or matrix.device != matrices[0].device:
-                raise ValueError(
-                    f"similarity of segment {number} is {matrix.dtype} on {matrix.device}, that of "
-                    f"segment 0 {matrices[0].dtype} on {matrices[0].device}"
-                )
-        if not matrices:
-            raise ValueError("similarity has no matrix")
-        bounds = list(itertools.accumulate((len(matrix) for matrix in matrices), initial=0))
-        if segments is not None and segment_offsets(segments, bounds[-1], "similarity") != bounds:
-            raise ValueError(
-                f"segments have {torch.diff(segments).tolist()} rows, the matrices of similarity "
-                f"{[len(matrix) for matrix in matrices]}"
+def _graph_cut(
+    rows: Rows, totals: list[Tensor], budgets: list[int], *, diagonal: bool
+) -> SubmodularSelection:
+    """By the kernel: one pass over the features a pick, or one row of a matrix."""
+    gain = [
+        total - rows.diagonal(number) if diagonal and budgets[number] else total
+        for number, total in enumerate(totals)
+    ]
+    given: list[list[int]] = []
+    tops: list[Tensor] = []
+    for (start, _), part, count in zip(spans(rows.bounds), gain, budgets, strict=True):
+        if count:
+            best = int(part.argmax())
+            tops.append(part[best : best + 1])
+            given.append([best + start] + [-1] * (count - 1))
+        else:
+            given.append([])
+    if rows.features is None:
+        parts = [
+            greedy_rows(
+                matrix.contiguous(),
+                Form.ENTRY,
+                Rule.CUT,
+                [0, len(matrix)],
+                [[row - start if row >= 0 else -1 for row in picks]],
+                state=state,
+                similarity=SIMILARITIES.index("dot"),  # as it is
             )
-        return cls(matrices[0], bounds, None, matrices, metric, 1.0)
-
-    def check_bytes(self, limit: int, budgets: list[int], hint: str) -> None:
-        """Refuses matrices of features that are beyond `limit`."""
-        _checks.count(limit, "max_matrix_bytes")
-        if self.features is None:
-            return
-        for number, (size, budget) in enumerate(zip(self.sizes, budgets, strict=True)):
-            needed = size * size * self.dtype.itemsize
-            if budget and needed > limit:
-                raise ValueError(
-                    f"segment {number} has {size:,} rows: its similarities take {needed:,} bytes, "
-                    f"max_matrix_bytes is {limit:,}; {hint}"
-                )
-
-    def check_finite(self) -> None:
-        """NaN and infinities are errors, by segment and row."""
-        if self.features is not None:
-            _finite(self.features, self.bounds)
-        for number, matrix in enumerate(self.matrices):
-            _finite(matrix, [0, len(matrix)], f"similarity of segment {number}")
-
-    def wide(self, number: int) -> Tensor:
-        """The features of a segment, in the dtype of the arithmetic."""
-        assert self.features is not None
-        return self.features[self.bounds[number] : self.bounds[number + 1]].to(self.dtype)
-
-    def block(self, number: int, columns: Tensor) -> Tensor:
-        """(n, m) similarities of a segment's rows to its rows `columns` (m,), local."""
-        if self.features is None:
-            return self.matrices[number][:, columns].to(self.dtype)
-        x = self.wide(number)
-        with torch.autocast(x.device.type, enabled=False):
-            return reference.similarity(
-                x, x[columns], self.metric, self.gamma, self.offset(number, x)
+            for matrix, (start, _), picks, state in zip(
+                rows.matrices, spans(rows.bounds), given, gain, strict=True
             )
-
-    def offset(self, number: int, x: Tensor) -> float:
-        """The largest distance in the segment, where the metric counts down from it."""
-        if self.metric != "euclidean" or not len(x):
-            return 0.0
-        if number not in self.largest:
-            tiles = _tiles(len(x), len(x) * x.element_size())
-            blocks = (reference.similarity(x[a:b], x, "euclidean", 0.0, 0.0) for a, b in tiles)
-            self.largest[number] = -min(float(block.min()) for block in blocks)
-        return self.largest[number]
-
-    def matrix(self, number: int) -> Tensor:
-        """(n, n) similarities of row i to pick j."""
-        if self.features is None:
-            return self.matrices[number].to(self.dtype)
-        x = self.wide(number)
-        with torch.autocast(x.device.type, enabled=False):
-            result = reference.similarity(x, x, self.metric, self.gamma, 0.0)
-        if self.metric == "euclidean" and len(x):
-            result.fill_diagonal_(0.0)  # which the products leave at the root of a rounding error
-            result.sub_(result.min())
-        return result
-
-    def coverage(self, number: int, weight: Tensor | None) -> Tensor:
-        """(n,) the weighted similarity of all rows to each."""
-        matrix = self.matrix(number)
-        return matrix.sum(0) if weight is None else weight.to(matrix.dtype) @ matrix
+        ]
+        picks = [part[0] + start for part, start in zip(parts, rows.bounds, strict=False)]
+        keys = torch.cat([part[1] for part in parts])
+    else:
+        form = {"dot": Form.DOT, "euclidean": Form.SQUARES, "rbf": Form.SQUARES}
+        found, keys, _ = greedy_rows(
+            rows.features,
+            form.get(rows.metric, Form.COSINE),
+            Rule.CUT,
+            rows.bounds,
+            given,
+            state=joined(gain, rows.like, torch.float64),
+            similarity=SIMILARITIES.index(rows.metric),
+            gamma=rows.gamma,
+            offsets=[rows.largest.get(number, 0.0) for number in range(len(budgets))],
+        )
+        picks = [found]
+    # A pick's gain is the key that the one before it left.
+    ranges = [(begin, end) for begin, end in spans(ends_of(budgets).tolist()) if begin < end]
+    gains = [
+        torch.cat([top, keys[begin : end - 1]])
+        for top, (begin, end) in zip(tops, ranges, strict=True)
+    ]
+    return _selection(rows, budgets, picks, gains)
 
 
 def _stochastic(
-    rows: _Rows, number: int, count: int, weight: Tensor | None, epsilon: float, seed: int
+    rows: Rows, number: int, count: int, weight: Tensor | None, epsilon: float, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Picks and gains of lazier-than-lazy greedy selection, from tiles of similarities."""
     size = rows.sizes[number]
@@ -553,23 +611,35 @@ def _drawn(size: int, count: int, taken: set[int], seed: int, step: int, segment
 
 
 def _selection(
-    rows: _Rows, budgets: list[int], picks: list[Tensor], gains: list[Tensor]
+    rows: Rows,
+    budgets: list[int],
+    picks: list[Tensor],
+    gains: list[Tensor],
+    assignments: list[Tensor] | None = None,
 ) -> SubmodularSelection:
-    """The result, with assignments and sizes."""
-    found = _joined(picks, rows.like, torch.int64)
-    gain = _joined(gains, rows.like, rows.dtype)
-    ends = _offsets(budgets)
-    assignments = found.new_full((rows.bounds[-1],), -1)
-    objective = gain.new_zeros(len(budgets))
-    for number, ((start, stop), (begin, end)) in enumerate(
-        zip(_spans(rows.bounds), _spans(ends.tolist()), strict=True)
-    ):
-        if begin < end:
-            nearest = rows.block(number, found[begin:end] - start).argmax(1)
-            assignments[start:stop] = nearest + begin
-            objective[number] = gain[begin:end].sum(dtype=torch.float64)
-    sizes = torch.bincount(assignments[assignments >= 0], minlength=len(found))
-    return SubmodularSelection(found, ends, gain, objective, assignments, sizes)
+    """The result; `assignments` of each segment are found where they are not given."""
+    found = joined(picks, rows.like, torch.int64)
+    gain = joined(gains, rows.like, torch.float64)
+    ends = ends_of(budgets)
+    ranges = spans(ends.tolist())
+    if assignments is None:
+        assignments = [
+            _nearest(rows.block(number, found[begin:end] - start), rows.sizes[number], begin)
+            for number, (start, (begin, end)) in enumerate(zip(rows.bounds, ranges, strict=False))
+        ]
+    assigned = joined(assignments, rows.like, torch.int64)
+    sizes = torch.bincount(assigned[assigned >= 0], minlength=len(found))
+    objective = torch.stack([gain[begin:end].sum() for begin, end in ranges]) if ranges else gain
+    return SubmodularSelection(
+        found, ends, gain.to(rows.dtype), objective.to(rows.dtype), assigned, sizes
+    )
+
+
+def _nearest(block: Tensor, size: int, begin: int) -> Tensor:
+    """The column of each row's largest entry, counted from `begin`; -1 without columns."""
+    if block.shape[1] == 0:
+        return torch.full((size,), -1, dtype=torch.int64, device=block.device)
+    return block.argmax(1) + begin
 
 
 # --- herding -------------------------------------------------------------------------------------
@@ -607,90 +677,27 @@ def herding(
         >>> herding(torch.tensor([[0.0], [2.0], [4.0], [9.0]]), 2).picks.tolist()
         [2, 3]
     """
-    bounds = _features(x, segments)
-    budgets = _budgets(k, [stop - start for start, stop in _spans(bounds)])
-    _finite(x, bounds)
-    picks = [
-        reference.herding(x[start:stop], count, farthest=farthest) + start
-        for (start, stop), count in zip(_spans(bounds), budgets, strict=True)
-        if count
-    ]
-    return Herding(_joined(picks, x, torch.int64), _offsets(budgets))
-
-
-# --- checks and layouts --------------------------------------------------------------------------
-
-
-def _features(x: Any, segments: Any) -> list[int]:
-    """Checks the features and returns the offsets of the segments."""
-    _checks.float_tensor(x, "x")
-    if x.dim() != 2 or x.shape[1] == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; (N, D >= 1) is needed")
-    return segment_offsets(segments, len(x), "x")
-
-
-def _row_factor(value: Any, like: Tensor, rows: int, name: str) -> Tensor | None:
-    """One number a row, finite and not negative, without gradient."""
-    if value is None:
-        return None
-    _checks.float_tensor(value, name)
-    if value.shape != (rows,):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; one number a row is ({rows},)")
-    _checks.same_device(like, value, name, first="x")
-    if _readable(value) and not bool(((value >= 0) & value.isfinite()).all()):
-        row = int((~((value >= 0) & value.isfinite())).nonzero()[0, 0])
-        raise ValueError(f"{name} must be finite and not negative, got {value[row]} in row {row}")
-    factor: Tensor = value.detach().to(accumulation_dtype(like))
-    return factor
-
-
-def _readable(values: Tensor) -> bool:
-    """On a device a look at the values would wait for it."""
-    return values.is_cpu or _native.debug()
-
-
-def _finite(x: Tensor, bounds: list[int], name: str = "x") -> None:
-    """NaN and infinite values are errors, by row and segment."""
-    if not _readable(x):
-        return
-    for start, stop in _tiles(len(x), x.shape[1] * x.element_size()):
-        # The norm is finite where the values are, and finite squares are needed anyway.
-        norms = torch.linalg.vector_norm(x[start:stop].detach(), dim=1, dtype=accumulation_dtype(x))
-        if not bool(norms.isfinite().all()):
-            row = start + int((~norms.isfinite()).nonzero()[0, 0])
-            raise ValueError(
-                f"{name} holds NaN or infinite values, or values whose squares overflow, first in "
-                f"row {row} of segment {_segment_of(row, bounds)}"
-            )
-
-
-def _budgets(k: Any, available: list[int]) -> list[int]:
-    """Picks of each segment, at most what is available."""
-    if not isinstance(k, (int, Sequence)) or isinstance(k, str):
-        raise TypeError(f"k must be an int or one int a segment, got {k!r}")
-    wanted = [k] * len(available) if isinstance(k, int) else list(k)
-    if len(wanted) != len(available):
-        raise ValueError(f"k has {len(wanted)} budgets; one for each of {len(available)} segments")
-    return [min(_checks.count(w, "k"), have) for w, have in zip(wanted, available, strict=True)]
-
-
-def _spans(bounds: Sequence[int]) -> list[tuple[int, int]]:
-    return list(itertools.pairwise(bounds))
-
-
-def _tiles(rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Ranges of rows of about `TILE_BYTES`."""
-    step = max(1, TILE_BYTES // max(1, row_bytes))
-    return [(start, min(rows, start + step)) for start in range(0, rows, step)]
-
-
-def _segment_of(row: int, bounds: list[int]) -> int:
-    return next(s for s, (start, stop) in enumerate(_spans(bounds)) if start <= row < stop)
-
-
-def _offsets(counts: list[int]) -> Tensor:
-    return torch.tensor(list(itertools.accumulate(counts, initial=0)), dtype=torch.int64)
-
-
-def _joined(parts: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.cat([like.new_empty(0, dtype=dtype), *(part.to(dtype) for part in parts)])
+    bounds = features(x, segments)
+    budgets = budgets_of(k, [stop - start for start, stop in spans(bounds)])
+    check_finite(x, bounds)
+    if not _native.usable(x):
+        picks = [
+            reference.herding(x[start:stop], count, farthest=farthest) + start
+            for (start, stop), count in zip(spans(bounds), budgets, strict=True)
+            if count
+        ]
+        return Herding(joined(picks, x, torch.int64), ends_of(budgets))
+    mean = x.new_zeros((len(budgets), x.shape[1]), dtype=torch.float64)
+    for number, (start, stop) in enumerate(spans(bounds)):
+        if budgets[number]:
+            mean[number] = x[start:stop].mean(0, dtype=torch.float64)
+    found, _, _ = greedy_rows(
+        x,
+        Form.SQUARES,
+        Rule.FARTHEST if farthest else Rule.NEAREST,
+        bounds,
+        [[-1] * count for count in budgets],
+        state=x.new_zeros(len(x), dtype=torch.float64),
+        mean=mean,
+    )
+    return Herding(found, ends_of(budgets))

@@ -12,6 +12,7 @@ from apricot import GraphCutSelection
 from torch import Tensor
 
 from pyddfast import ops
+from pyddfast.ops.reference import select as reference
 from tests.ops.conftest import Backend
 from tests.tolerances import FLOAT32, FLOAT64, assert_close
 
@@ -365,7 +366,45 @@ def test_herding_by_brute_force(backend: Backend, farthest: bool) -> None:
         assert (found.picks[begin:end].cpu() - start).tolist() == picks
 
 
-# --- dtypes, layouts, budgets --------------------------------------------------------------------
+# --- threads, dtypes, layouts, budgets ------------------------------------------------------------
+
+
+def test_threads_change_nothing() -> None:
+    """Rows of one segment and many segments are spread over threads; 600 rows are three tasks."""
+    sizes = [600, 300, 1, 40]
+    x = features(sum(sizes), dim=70)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        try:
+            found = [
+                call(x, 12, segments=segments(sizes))
+                for call in (ops.k_center, ops.facility_location, ops.graph_cut, ops.herding)
+            ]
+        finally:
+            torch.set_num_threads(before)
+        results.append([value for result in found for value in result])
+    # Similarities come from a matrix product, whose last bits are its own.
+    exact = [i for i, value in enumerate(results[0]) if not value.is_floating_point()]
+    for other in results[1:]:
+        assert all(torch.equal(results[0][i], other[i]) for i in exact)
+        assert torch.equal(results[0][2], other[2])
+        assert torch.equal(results[0][3], other[3])
+    want = [
+        reference.k_center(x[a:b], min(12, b - a), "euclidean", 0, [], None)[0] + a
+        for a, b in spans(sizes)
+    ]
+    assert torch.equal(results[0][0], torch.cat(want))
+
+
+def test_long_rows_lose_nothing(backend: Backend) -> None:
+    x = features(40, dim=3000) + 3.0
+    found = ops.k_center(backend.put(x), 8)
+    d = distance_matrix(x, "euclidean")
+    later, radii = brute_k_center(d, 7, [0], np.ones(40))
+    assert found.picks.tolist() == [0, *later]
+    assert_close(found.radii[1:], torch.tensor(radii), FLOAT32)
 
 
 def test_dtypes_and_layouts(backend: Backend) -> None:
@@ -453,6 +492,7 @@ ERRORS = [
     (lambda: ops.k_center(X, 1.5), TypeError, "k must be an int or one int a segment, got 1.5"),
     (lambda: ops.k_center(X, [1, 2]), ValueError, "k has 2 budgets; one for each of 1 segments"),
     (lambda: ops.k_center(X, 1, metric="l1"), ValueError, "metric is 'l1'; allowed are euclid"),
+    (lambda: ops.k_center(X + 1, 1, metric="jeffreys"), ValueError, "x holds 1.0; metric='jeff"),
     (lambda: ops.k_center(X, 1, init=4), ValueError, "init must be a row of its segment, got 4"),
     (lambda: ops.k_center(X, 1, init="best"), ValueError, "init is 'best'; allowed are None"),
     (lambda: ops.k_center(X, 1, init=1.5), TypeError, "init must be None, ints"),

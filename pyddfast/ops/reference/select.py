@@ -79,14 +79,23 @@ def _key(state: Tensor, factor: Tensor | None) -> Tensor:
     return state if factor is None else torch.where(factor == 0, 0.0, state * factor)
 
 
-def similarity(x: Tensor, y: Tensor, metric: str, gamma: float, offset: float) -> Tensor:
+def similarity(
+    x: Tensor,
+    y: Tensor,
+    metric: str,
+    gamma: float,
+    offset: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """(n, m) similarities of the rows of `x` and `y`, in their dtype.
 
-    `offset` is the largest distance, which ``euclidean`` is counted down from.
+    `offset` is the largest distance, which ``euclidean`` is counted down from; `out` takes the
+    result.
     """
     if metric in ("cosine", "cosine01"):
         x, y = unit_rows(x), unit_rows(y)
-    products = x @ y.T
+    products = torch.mm(x, y.T, out=out)
     if metric == "cosine":
         return products.clamp_(min=0.0)
     if metric == "cosine01":
