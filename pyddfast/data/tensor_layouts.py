@@ -172,6 +172,7 @@ def write_tensor_layout(
             raise ValueError("the layout 'vico' is for normalised images, these are whitened")
         if path.exists():
             raise FileExistsError(f"{path} exists")
+        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"data": [[images, distilled.labels.cpu()]], "accs_all_exps": {}}
         write_bytes(path, _bytes(content))
         return path
