@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks import metadata
+from benchmarks.memory import Peak
 from benchmarks.schema import RESULTS, write
 from pyddfast import coresets
 from pyddfast.coresets import Embedding, Recorded, Scores, Selection, TrainingDynamics
@@ -279,19 +280,6 @@ def images_trained(study: Study, needs: tuple[str, ...], ipc: int) -> int:
     return sum(each[name] for name in needs)
 
 
-def reset_peak() -> int:
-    """Begin to watch the process's largest memory; returns the present one, bytes."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
-
-
 def select(study: Study, name: str, ipc: int) -> dict[str, Any]:
     """Pick, once; what it took."""
     needs = tuple(need.format(ipc=ipc) for need in METHODS[name][0])
@@ -300,10 +288,10 @@ def select(study: Study, name: str, ipc: int) -> dict[str, Any]:
     known = study.run.read_json(file)
     if known is None:
         prepare(study, needs)
-        before, began = reset_peak(), time.perf_counter()
+        peak, began = Peak(), time.perf_counter()
         picked = METHODS[name][1](study, ipc)
         seconds = time.perf_counter() - began
-        peak = _status("VmHWM") - before
+        largest = peak.bytes()
         picked.save(folder / f"{name}-{ipc}.npz")
         own = [need for need in needs if need.endswith(f"-{ipc}")]
         known = {
@@ -311,7 +299,7 @@ def select(study: Study, name: str, ipc: int) -> dict[str, Any]:
             "training_seconds": study.seconds(*needs),
             # The method's own trainings are in the line above.
             "selection_seconds": None if own else seconds,
-            "peak_bytes": max(peak, 0),
+            "peak_bytes": largest,
             "images_trained": images_trained(study, needs, ipc),
             "sweep": picked.meta.get("sweep"),
         }
