@@ -54,7 +54,7 @@ def _submodular(*names: tuple[str, int, str]) -> tuple[Change, ...]:
     return tuple(Change(_UTILS + file, after, (_NAME + what,)) for file, after, what in lines)
 
 
-_COSSIM = _submodular(("cossim.py", 32, "cossim_np"))
+_COSSIM = _submodular(("cossim.py", 33, "cossim_np"))
 _BOTH = "orthogonal_matching_pursuit, orthogonal_matching_pursuit_np"
 
 
