@@ -37,7 +37,7 @@ class Case:
 
     Attributes:
         op: Public name, ``kd_loss``.
-        part: ``forward`` or ``forward+backward``.
+        part: ``forward``, ``forward+backward`` or ``forward+double backward``.
         shape: Of the student, (rows, classes).
         dtype: ``float32``; ``float32/float16`` where the teacher's differs from the student's.
         bytes_floor: What any implementation has to move: inputs read once, outputs written once.

@@ -244,7 +244,7 @@ def readme_part(runs: dict[str, Row]) -> str:
             others = [name for name in others if name not in COMMON_PEERS and "form" not in name]
             rows.append(
                 [
-                    f"`{op}`",
+                    f"`{op}`, twice" if "double" in part else f"`{op}`",
                     shape_text(op, shape),
                     dtype,
                     f"{number(ours['median_us'])} µs",

@@ -13,6 +13,7 @@ import torch
 from benchmarks.harness import Case
 from benchmarks.ops import (
     augment,
+    block,
     dsa,
     kd,
     match,
@@ -49,6 +50,7 @@ CASES: dict[str, Cases] = {
     "herding": select.herding_cases,
     "facility_location": select.facility_location_cases,
     "graph_cut": select.graph_cut_cases,
+    "norm_relu_pool": block.norm_relu_pool_cases,
 }
 
 ACCURACY: dict[str, Callable[[torch.device, bool], list[dict[str, Any]]]] = {

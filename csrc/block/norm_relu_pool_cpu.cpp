@@ -11,19 +11,24 @@
 namespace pyddfast {
 namespace {
 
-// N sums over a plane's blocks: lanes in T over kSumBlocks blocks, in fp64 from there.
-template <class T, int N>
+// N sums over a plane, of kWidth lanes each: in T over kSumBlocks steps, in fp64 from there.
+template <class T, int N, int64_t kWidth = kLanes>
 struct PlaneSums {
-  alignas(64) T lanes[N][kLanes] = {};
-  alignas(64) double totals[N][kLanes] = {};
+  alignas(64) T lanes[N][kWidth] = {};
+  double totals[N] = {};
 
   PYDD_HD void close() {
     for (int n = 0; n < N; ++n) {
-      add_lanes(lanes[n], totals[n]);
-      std::fill_n(lanes[n], kLanes, T(0));
+      alignas(64) T folded[kLanes] = {};
+      for (int64_t w = 0; w < kWidth; w += kLanes) {
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l) folded[l] += lanes[n][w + l];
+      }
+      totals[n] += double(fold(folded, Sum()));
+      std::fill_n(lanes[n], kWidth, T(0));
     }
   }
-  PYDD_HD double mean(int n, int64_t count) { return fold(totals[n], Sum()) / double(count); }
+  PYDD_HD double mean(int n, double inverse) const { return totals[n] * inverse; }
 };
 
 // Scratch planes, padded to whole blocks.
@@ -49,12 +54,12 @@ PYDD_HD void store_plane(const T* values, int64_t count, S* target) {
   for (int64_t i = 0; i < count; ++i) target[i] = stored<S>(values[i]);
 }
 
-// A plane of values to one of results; `row` is scratch.
-template <class T, class S>
-PYDD_HD void pool_plane(const NormReluPoolParams& params, const T* values, T* row, S* target) {
-  const int64_t width = params.width, pooled = params.pooled_width();
-  if (!params.pool) return store_plane(values, params.height * width, target);
-  for (int64_t i = 0; i < params.pooled_height(); ++i) {
+// A plane of values to one of results; `row` is scratch.  The width is known at compile time, or 0:
+// for the rows of small planes the bookkeeping of a loop costs more than the loop.
+template <int64_t kWidth, class T, class S>
+PYDD_HD void pool_rows(int64_t height, int64_t any_width, const T* values, T* row, S* target) {
+  const int64_t width = kWidth ? kWidth : any_width, pooled = width / 2;
+  for (int64_t i = 0; i < height / 2; ++i) {
     const T* const upper = values + 2 * i * width;
     const T* const lower = upper + width;
 #pragma omp simd
@@ -66,19 +71,25 @@ PYDD_HD void pool_plane(const NormReluPoolParams& params, const T* values, T* ro
   }
 }
 
-// The adjoint: a gradient of results to one of values.
 template <class T, class S>
-PYDD_HD void unpool_plane(const NormReluPoolParams& params, const S* grad, T* values) {
-  const int64_t width = params.width, pooled = params.pooled_width();
-  const int64_t pixels = params.height * width, padded = blocks_of(pixels) * kLanes;
-  if (!params.pool) {
-#pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) values[i] = T(to_float(grad[i]));
-    std::fill(values + pixels, values + padded, T(0));
-    return;
+PYDD_HD void pool_plane(int64_t height, int64_t width, bool pool, const T* values, T* row,
+                        S* target) {
+  if (!pool) return store_plane(values, height * width, target);
+  switch (width) {
+    case 8:
+      return pool_rows<8>(height, width, values, row, target);
+    case 16:
+      return pool_rows<16>(height, width, values, row, target);
+    default:
+      return pool_rows<0>(height, width, values, row, target);
   }
-  const bool odd = width % 2;
-  for (int64_t i = 0; i < params.pooled_height(); ++i) {
+}
+
+// The adjoint: a gradient of results to one of values.
+template <int64_t kWidth, class T, class S>
+PYDD_HD void unpool_rows(const NormReluPoolParams& params, const S* grad, T* values) {
+  const int64_t width = kWidth ? kWidth : params.width, pooled = width / 2;
+  for (int64_t i = 0; i < params.height / 2; ++i) {
     T* const upper = values + 2 * i * width;
 #pragma omp simd
     for (int64_t j = 0; j < pooled; ++j) {
@@ -86,58 +97,99 @@ PYDD_HD void unpool_plane(const NormReluPoolParams& params, const S* grad, T* va
       upper[2 * j] = share;
       upper[2 * j + 1] = share;
     }
-    if (odd) upper[width - 1] = T(0);
+    if (width % 2) upper[width - 1] = T(0);
     std::copy_n(upper, width, upper + width);
   }
-  std::fill(values + 2 * params.pooled_height() * width, values + padded, T(0));
+}
+
+template <class T, class S>
+PYDD_HD void unpool_plane(const NormReluPoolParams& params, const S* grad, T* values) {
+  const int64_t pixels = params.height * params.width;
+  int64_t filled = pixels;
+  if (params.pool) {
+    switch (params.width) {
+      case 8:
+        unpool_rows<8>(params, grad, values);
+        break;
+      case 16:
+        unpool_rows<16>(params, grad, values);
+        break;
+      default:
+        unpool_rows<0>(params, grad, values);
+    }
+    filled = params.height / 2 * 2 * params.width;
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < pixels; ++i) values[i] = T(to_float(grad[i]));
+  }
+  std::fill(values + filled, values + blocks_of(pixels) * kLanes, T(0));
 }
 
 // ---- forward -----------------------------------------------------------------------------------
 
-template <class T, class S>
-PYDD_HD PlaneStats<T> plane_stats(const Blocks<const T>& x, T* tail, int64_t pixels, double eps) {
-  const int64_t blocks = blocks_of(pixels), rest = pixels % kLanes;
-  PlaneSums<T, 1> first;
-  for (int64_t start = 0; start < blocks; start += kSumBlocks) {
-    for (int64_t b = start; b < std::min(blocks, start + kSumBlocks); ++b) {
-      const T* const block = x[b];
+// The next addition to a lane waits four cycles for this one: four blocks at a time fill them.
+constexpr int64_t kWide = 4 * kLanes;
+
+template <int64_t kWidth, class T>
+PYDD_HD void add_values(const T* x, PlaneSums<T, 1, kWide>& sums) {
 #pragma omp simd
-      for (int64_t l = 0; l < kLanes; ++l) first.lanes[0][l] += block[l];
-    }
-    first.close();
-  }
-  const T mean = T(first.mean(0, pixels));
-  if (rest) pad_block(tail, rest, mean);
-  PlaneSums<T, 2> second;
-  for (int64_t start = 0; start < blocks; start += kSumBlocks) {
-    for (int64_t b = start; b < std::min(blocks, start + kSumBlocks); ++b) {
-      const T* const block = x[b];
-#pragma omp simd
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const T d = block[l] - mean;
-        second.lanes[0][l] += d;
-        second.lanes[1][l] += d * d;
-      }
-    }
-    second.close();
-  }
-  const double off = second.mean(0, pixels);
-  const double var = second.mean(1, pixels) - off * off;
-  return {mean, T(off), T(1.0 / std::sqrt((var < 0 ? 0.0 : var) + eps))};  // NaN passes
+  for (int64_t l = 0; l < kWidth; ++l) sums.lanes[0][l] += x[l];
 }
 
-template <class T, class S>
-PYDD_HD void forward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
+template <int64_t kWidth, class T>
+PYDD_HD void add_deviations(const T* x, T mean, PlaneSums<T, 2, kWide>& sums) {
+#pragma omp simd
+  for (int64_t l = 0; l < kWidth; ++l) {
+    const T d = x[l] - mean;
+    sums.lanes[0][l] += d;
+    sums.lanes[1][l] += d * d;
+  }
+}
+
+template <class T>
+PYDD_HD PlaneStats<T> plane_stats(const Blocks<const T>& x, T* tail, int64_t pixels, double eps) {
+  constexpr int64_t kStep = kWide / kLanes;
+  const int64_t blocks = blocks_of(pixels), rest = pixels % kLanes, wide = x.whole / kStep * kStep;
+  const double inverse = 1.0 / double(pixels);
+  PlaneSums<T, 1, kWide> first;
+  for (int64_t start = 0; start < wide; start += kStep * kSumBlocks) {
+    for (int64_t b = start; b < std::min(wide, start + kStep * kSumBlocks); b += kStep) {
+      add_values<kWide>(x[b], first);
+    }
+    if (start + kStep * kSumBlocks < wide) first.close();
+  }
+  for (int64_t b = wide; b < blocks; ++b) add_values<kLanes>(x[b], first);
+  first.close();
+  const T mean = T(first.mean(0, inverse));
+  if (rest) pad_block(tail, rest, mean);
+  PlaneSums<T, 2, kWide> second;
+  for (int64_t start = 0; start < wide; start += kStep * kSumBlocks) {
+    for (int64_t b = start; b < std::min(wide, start + kStep * kSumBlocks); b += kStep) {
+      add_deviations<kWide>(x[b], mean, second);
+    }
+    if (start + kStep * kSumBlocks < wide) second.close();
+  }
+  for (int64_t b = wide; b < blocks; ++b) add_deviations<kLanes>(x[b], mean, second);
+  second.close();
+  const double off = second.mean(0, inverse);
+  const double var = second.mean(1, inverse) - off * off;
+  return {mean, T(off), T(1) / std::sqrt(T((var < 0 ? 0.0 : var) + eps))};  // NaN passes
+}
+
+// Square planes of a side known at compile time stay in registers; 0: any planes.
+template <int64_t kSide, class T, class S>
+PYDD_HD void forward_planes(const NormReluPoolParams& params, int64_t begin, int64_t end) {
+  const int64_t height = kSide ? kSide : params.height, width = kSide ? kSide : params.width;
+  const int64_t pixels = height * width, blocks = blocks_of(pixels);
   const int64_t results = params.pooled_height() * params.pooled_width();
   const ScratchPlanes<T> scratch(2, pixels);
-  const Scratch<T> row = new_scratch<T>(params.width);
+  const Scratch<T> row = new_scratch<T>(width);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t c = plane % params.channels;
     const S* const x = plane_of<S>(params.x, plane / params.channels, c);
     const Blocks<const T> values = load_row(x, pixels, T(0), scratch[0]);
     const PlaneStats<T> stats =
-        plane_stats<T, S>(values, const_cast<T*>(values.tail), pixels, params.eps);
+        plane_stats(values, const_cast<T*>(values.tail), pixels, params.eps);
     static_cast<PlaneStats<T>*>(params.stats)[plane] = stats;
     const PlaneNorm<T> norm(stats, vector<T>(params.weight)[c], vector<T>(params.bias)[c],
                             params.relu);
@@ -149,7 +201,17 @@ PYDD_HD void forward(const NormReluPoolParams& params, int64_t begin, int64_t en
         out[b * kLanes + l] = norm.activated(norm.normalised(block[l]));
       }
     }
-    pool_plane(params, out, &row[0], static_cast<S*>(params.y) + plane * results);
+    S* const target = static_cast<S*>(params.y) + plane * results;
+    pool_plane(height, width, params.pool, out, &row[0], target);
+  }
+}
+
+template <class T, class S>
+PYDD_HD void forward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
+  if (params.height == 8 && params.width == 8) {
+    forward_planes<8, T, S>(params, begin, end);
+  } else {
+    forward_planes<0, T, S>(params, begin, end);
   }
 }
 
@@ -172,6 +234,7 @@ struct Plane {
 template <class T, class S>
 PYDD_HD void backward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
   const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
+  const double inverse = 1.0 / double(pixels);
   const ScratchPlanes<T> scratch(3, pixels);
   T *const h = scratch[1], *const u = scratch[2];
   for (int64_t plane = begin; plane < end; ++plane) {
@@ -196,7 +259,7 @@ PYDD_HD void backward(const NormReluPoolParams& params, int64_t begin, int64_t e
       }
       sums.close();
     }
-    const double mean = sums.mean(0, pixels), slope = sums.mean(1, pixels);
+    const double mean = sums.mean(0, inverse), slope = sums.mean(1, inverse);
     double* const partial = static_cast<double*>(params.partials) + 2 * plane;
     partial[0] = slope * double(pixels);
     partial[1] = mean * double(pixels);
@@ -214,6 +277,7 @@ template <class T, class S>
 PYDD_HD void double_backward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
   const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
   const int64_t results = params.pooled_height() * params.pooled_width();
+  const double inverse = 1.0 / double(pixels);
   const ScratchPlanes<T> scratch(6, pixels);
   const Scratch<T> row = new_scratch<T>(params.width);
   T *const h = scratch[2], *const u = scratch[3], *const p = scratch[4], *const to_u = scratch[5];
@@ -247,8 +311,8 @@ PYDD_HD void double_backward(const NormReluPoolParams& params, int64_t begin, in
       }
       sums.close();
     }
-    const Projection<T> of_u{T(sums.mean(0, pixels)), T(sums.mean(1, pixels))};
-    const Projection<T> of_v{T(sums.mean(2, pixels)), T(sums.mean(3, pixels))};
+    const Projection<T> of_u{T(sums.mean(0, inverse)), T(sums.mean(1, inverse))};
+    const Projection<T> of_v{T(sums.mean(2, inverse)), T(sums.mean(3, inverse))};
     const T scale = norm.weight * norm.rstd;
     const T of_weight = params.of_weight ? vector<T>(params.of_weight)[c] : T(0);
     const T of_bias = params.of_bias ? vector<T>(params.of_bias)[c] : T(0);
@@ -267,8 +331,9 @@ PYDD_HD void double_backward(const NormReluPoolParams& params, int64_t begin, in
       }
       products.close();
     }
-    pool_plane(params, to_u, &row[0], static_cast<S*>(params.grad_grad) + plane * results);
-    const double product = products.mean(0, pixels);
+    pool_plane(params.height, params.width, params.pool, to_u, &row[0],
+               static_cast<S*>(params.grad_grad) + plane * results);
+    const double product = products.mean(0, inverse);
     static_cast<double*>(params.partials)[plane] = double(norm.rstd) * double(pixels) * product;
     const SecondSlope<T> slope(norm, of_u, of_v, of_weight, T(product));
     S* const target = static_cast<S*>(params.grad_x) + plane * pixels;

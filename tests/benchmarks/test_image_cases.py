@@ -58,6 +58,18 @@ def test_dsa_draws_what_the_official_expression_draws() -> None:
             assert (ours - eager).abs().max() <= (0 if exact else 1e-5)  # type: ignore[operator]
 
 
+def test_providers_agree_on_both_derivatives_of_the_block() -> None:
+    for case in CASES["norm_relu_pool"](CPU, True):
+        inputs = case.make_inputs(3)
+        ours, eager = (case.providers[name](inputs)() for name in ("ours", "eager"))
+        if case.part == "forward":
+            ours, eager = (ours,), (eager,)
+        for a, b in zip(ours, eager, strict=True):  # type: ignore[call-overload]
+            # Sums over up to 2 x 32 x 32 products, in float32 both.
+            assert (a - b).abs().max() <= 2e-5 * b.abs().max()
+        assert ("torch.compile" in case.providers) == ("double" not in case.part)
+
+
 @pytest.mark.parametrize(
     ("op", "dtype", "bytes_floor"),
     [

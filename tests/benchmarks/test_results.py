@@ -249,6 +249,10 @@ def test_a_quick_run(tmp_path: Path) -> None:
         cases += [("crop_flip_roll", part, (2, 3, side, side)) for part in ("forward", both)]
     cases += [("last_layer_gram", "forward", (30, 7, 9)), ("knn_topk", "forward", (60, 16))]
     cases += [("knn_divergence", "forward", (60, 10))]
+    twice = "forward+double backward"
+    for side in (32, 8):
+        parts = ("forward", both, twice)
+        cases += [("norm_relu_pool", part, (2, 128, side, side)) for part in parts]
     assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout

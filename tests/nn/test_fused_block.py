@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyddfast.models import ConvNet, ResNet
 from pyddfast.nn import NormReluPool, fuse_norm_relu_pool
@@ -302,3 +304,56 @@ def test_errors() -> None:
     model = fuse_norm_relu_pool(ViCo())
     with pytest.raises(ValueError, match="x has planes of 1 x 5; pooling needs 2 x 2"):
         model(torch.randn(1, 1, 1, 5))
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators, apart from views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        if not any(alias is not None and not alias.is_write for alias in aliases):
+            self.names[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def inner_step(model: nn.Module) -> tuple[Counter[str], Counter[str], float]:
+    """Calls of a step of trajectory matching and of its backward; bytes an image that it keeps."""
+    parameters = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), Calls() as forward:
+        logits = torch.func.functional_call(model, parameters, (images,))
+        leaves = list(parameters.values())
+        grads = torch.autograd.grad(cross_entropy(logits), leaves, create_graph=True)
+    for p in leaves:
+        kept.pop(p.untyped_storage().data_ptr(), None)
+    cotangents = [torch.ones_like(g) for g in grads]
+    with Calls() as backward:
+        torch.autograd.grad(grads, [images, *leaves], cotangents)
+    return forward.names, backward.names, sum(kept.values()) / len(images)
+
+
+def test_a_step_of_trajectory_matching_calls_and_keeps_little() -> None:
+    plain = ConvNet(10)
+    fused = fuse_norm_relu_pool(copy.deepcopy(plain))
+    forward, backward, kept = inner_step(fused)
+    assert forward["pyddfast.norm_relu_pool.default"] == 3
+    assert forward["pyddfast.norm_relu_pool_grad.default"] == 3
+    assert backward["pyddfast.norm_relu_pool_grad.default"] == 3
+    assert backward["pyddfast.norm_relu_pool_double_grad.default"] == 3
+    assert sum(forward.values()) <= 26
+    assert sum(backward.values()) <= 72
+    theirs = inner_step(plain)
+    assert sum(theirs[0].values()) > 120
+    assert sum(theirs[1].values()) > 360
+    assert kept < 0.6 * theirs[2]
