@@ -262,6 +262,27 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert ops.knn_topk(grid, 2)[1][12].tolist() == [7, 11]
 
 
+def test_neighbours_under_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may allow them; here is a machine on which they are as coarse as that."""
+    exact = torch.addmm
+
+    def coarse(bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
+        return exact(bias, a.bfloat16().float(), b.bfloat16().float(), **options)
+
+    x = randn(300, 16, dtype=torch.float32, seed=7)
+    monkeypatch.setattr(torch, "addmm", coarse)
+    # More of them would hide the difference.
+    monkeypatch.setattr("pyddfast.ops.reference.pairwise._SPARE", 1)
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    try:
+        setting.fp32_precision = "bf16"
+        _, index = ops.knn_topk(x, 5, tile=32)
+    finally:
+        setting.fp32_precision = before
+    assert torch.equal(index, brute_force(x, 5, "euclidean", True)[1])
+
+
 def test_neighbours_are_those_of_faiss() -> None:
     import faiss  # here: it brings OpenMP and BLAS of its own
 

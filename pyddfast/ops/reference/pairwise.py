@@ -147,12 +147,23 @@ def _row_tile(
         norm = torch.linalg.vector_norm(rows, dim=1)
         # A neighbour at no more than the k-th distance has a norm of at most this.
         reach = norm + (values[:, k - 1] + norm.square()).clamp(min=0).sqrt()
-        error = torch.finfo(dtype).eps * (x.shape[1] + 8) * (norm + reach).square()
+        error = _rounding(dtype, x.device) * (x.shape[1] + 8) * (norm + reach).square()
         unclear = (values[:, -1] - values[:, k - 1] <= 2 * error).nonzero().squeeze(1)
         for part in _parts(len(unclear), 4 * tile, x.device):
             row = unclear[part]
             distances[row], indices[row] = _search(x, own[row], k, euclidean, tile, exclude_self)
     return distances, indices
+
+
+def _rounding(dtype: torch.dtype, device: torch.device) -> float:
+    """The rounding error of an operand of a product, which a program may let be coarser."""
+    on_cuda = device.type == "cuda"
+    backend = torch.backends.cuda.matmul if on_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    chosen = backend.fp32_precision
+    if chosen == "none":
+        chosen = torch.backends.fp32_precision  # type: ignore[attr-defined]
+    coarse = {"tf32": 2.0**-10, "bf16": 2.0**-7} if dtype == torch.float32 else {}
+    return coarse.get(chosen, torch.finfo(dtype).eps)
 
 
 def _parts(rows: int, elements: int, device: torch.device) -> list[Tensor]:
@@ -214,13 +225,13 @@ def knn_divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
             own = p[part, None]
             terms = _divergence(own, q, d, kind) if bounded else _limits(own, q, d, kind)
             total[part] += terms.flatten(1).sum(1)
-    return total / neighbours
+    return total / (neighbours * (2 if kind == "jeffreys" else 1))
 
 
 def _divergence(p: Tensor, q: Tensor, d: Tensor, kind: str) -> Tensor:
-    """What each class adds, with d = log q - log p; overwrites q and d."""
+    """What each class adds (to twice Jeffreys), with d = log q - log p; overwrites q and d."""
     if kind == "jeffreys":
-        return q.sub_(p).mul_(d).mul_(0.5)
+        return q.sub_(p).mul_(d)
     # As sums of positive terms, q d - q + p and p (-d) - p + q.
     return q.mul(d).sub_(q).add_(p) if kind == "kl_nb_x" else d.mul_(-p).sub_(p).add_(q)
 
