@@ -66,6 +66,20 @@ def test_torchrun_makes_the_set_of_one_process(
     capsys.readouterr()
 
 
+def test_dali_makes_the_set_that_pillow_makes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*rded(folder), "--teacher", str(folder / "run"), "--backend", "dali"]
+    assert main([*arguments, "--out", str(tmp_path / "dali")]) == 0
+    for name in ("set.safetensors", "set.json"):
+        one, two = (root / "set" / name for root in (folder / "run", tmp_path / "dali"))
+        assert one.read_bytes() == two.read_bytes()
+    embedded = ["distill", "rded", "--data", "fashion-mnist-mini", "--backend", "dali"]
+    assert main([*embedded, "--out", str(tmp_path / "none")]) == 2
+    assert "backend='dali' reads image files in their own sizes" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_ca2d_takes_the_scores_of_a_run(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
