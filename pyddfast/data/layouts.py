@@ -39,6 +39,8 @@ _FOLDERS = {
     "d4m": re.compile(r"(0|[1-9]\d*)"),
     "synset": re.compile(r"n\d{8}"),
 }
+# A folder called by a date or an id is no label: the largest task in use has 21,841 classes.
+_MOST_CLASSES = 1_000_000
 _SUFFIX = {"png": ".png", "jpeg": ".jpg"}
 
 
@@ -204,6 +206,11 @@ def open_layout(
         _check_layout(layout)
         found = layout
     by_label = _labels(folders, found, tuple(class_names))
+    if max(by_label) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{by_label[max(by_label)]} would have the label {max(by_label):,}; labels must be "
+            f"below {_MOST_CLASSES:,}"
+        )
     known = len(class_names) or max(by_label) + 1
     count = known if num_classes is None else num_classes
     if max(by_label) >= count:
