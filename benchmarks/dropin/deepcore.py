@@ -44,17 +44,11 @@ _FORGETTING = _METHODS + "forgetting.py"
 _NAME = "from pyddfast.compat.deepcore import "
 
 
-def _submodular(*names: tuple[str, int, str]) -> tuple[Change, ...]:
-    """Import lines at the end of files of ``methods_utils``."""
-    lines = (
-        ("submodular_function.py", 143, "FacilityLocation, GraphCut"),
-        ("submodular_optimizer.py", 155, "LazyGreedy"),
-        *names,
-    )
-    return tuple(Change(_UTILS + file, after, (_NAME + what,)) for file, after, what in lines)
-
-
-_COSSIM = _submodular(("cossim.py", 33, "cossim_np"))
+# Where the official similarities stay as they are, so that rounding moves no pick.
+_SUBMODULAR = (
+    Change(_UTILS + "submodular_function.py", 143, (_NAME + "FacilityLocation, GraphCut",)),
+    Change(_UTILS + "submodular_optimizer.py", 155, (_NAME + "LazyGreedy",)),
+)
 _BOTH = "orthogonal_matching_pursuit, orthogonal_matching_pursuit_np"
 
 
@@ -80,13 +74,11 @@ CASES = {
         {"balance": False, "torchvision_pretrain": False, "specific_model": "LeNet"},
         (Change(_METHODS + "kcentergreedy.py", 65, (_NAME + "k_center_greedy",)),),
     ),
-    "graph cut": Case("Submodular", {"balance": True, "function": "GraphCut"}, _COSSIM),
+    "graph cut": Case("Submodular", {"balance": True, "function": "GraphCut"}, _SUBMODULAR),
     "facility location": Case(
-        "Submodular", {"balance": True, "function": "FacilityLocation"}, _COSSIM
+        "Submodular", {"balance": True, "function": "FacilityLocation"}, _SUBMODULAR
     ),
-    "Craig": Case(
-        "Craig", {"balance": True}, _submodular(("euclidean.py", 35, "euclidean_dist_pair_np"))
-    ),
+    "Craig": Case("Craig", {"balance": True}, _SUBMODULAR),
     "GradMatch": Case(
         "GradMatch",
         {"balance": True},

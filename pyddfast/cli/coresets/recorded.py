@@ -8,7 +8,7 @@ from typing import Annotated
 from pyddfast.cli.coresets.options import CoresetOptions, picked
 from pyddfast.cli.options import DataOptions, Flat
 from pyddfast.cli.score import read_scores
-from pyddfast.coresets import Selection, beta_sampling, select
+from pyddfast.coresets import Selection, beta_sampling, ccs, select
 from pyddfast.coresets.selection import Strategy
 from pyddfast.data.stored import tensors_digest
 
@@ -24,6 +24,7 @@ def coreset_recorded(
     strategy: Strategy = "topk",
     offset: float = 0.0,
     bins: int = 50,
+    mis_ratio: float = 0.0,
     beta: float | None = None,
 ) -> None:
     """Pick by a score of a finished "pyddfast score": no training, any number of sets from one run.
@@ -37,26 +38,41 @@ def coreset_recorded(
             stratified: from all BINS of the range.
         offset: Start of the window, as a share of the positions it can start at.
         bins: Of stratified.
+        mis_ratio: Of stratified: share of each class of lowest aum that is left out, as CCS does;
+            needs aum in the run.
         beta: Draw by DUAL's Beta sampling for so large a share pruned (0.9 keeps a tenth) instead
             of taking the highest; needs one_minus_p in the run.
     """
     if beta is not None and strategy != "topk":
         raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
+    if mis_ratio and strategy != "stratified":
+        raise ValueError(f"--mis-ratio is an option of --strategy stratified, got {strategy}")
     source = data.resident("train", to.image_size)
     known = read_scores(scores, score, source)
     if beta is not None:
         rest = read_scores(scores, "one_minus_p", source)
         known = beta_sampling(known, rest.values, pruned=beta, seed=to.seed)
 
+    aum = read_scores(scores, "aum", source) if mis_ratio else None
+
     def pick() -> Selection:
+        if strategy == "stratified":
+            return ccs(
+                known,
+                source.labels,
+                aum=aum,
+                mis_ratio=mis_ratio,
+                ipc=to.ipc,
+                bins=bins,
+                seed=to.seed,
+                num_classes=source.num_classes,
+            )
         return select(
             known,
             source.labels,
             strategy=strategy,
             ipc=to.ipc,
             offset=offset,
-            bins=bins,
-            seed=to.seed,
             num_classes=source.num_classes,
         )
 
@@ -66,6 +82,7 @@ def coreset_recorded(
         "strategy": strategy,
         "offset": offset,
         "bins": bins,
+        **({"mis_ratio": mis_ratio} if mis_ratio else {}),
         "beta": beta,
     }
     picked("recorded", to, data, source, pick, facts)
