@@ -44,35 +44,38 @@ __device__ __forceinline__ int64_t own_index() {
 
 // ---- colours -----------------------------------------------------------------------------------
 
+// Sum over the channels of a pixel.
+template <class S>
+__device__ __forceinline__ float sum_of(const S* pixel, int channels, int64_t stride) {
+  float sum = 0.0f;
+  for (int c = 0; c < channels; ++c) sum += to_float(pixel[c * stride]);
+  return sum;
+}
+
 template <class S>
 __global__ void __launch_bounds__(kThreads) color_kernel(DsaColorParams params) {
   const DsaImages& images = params.images;
-  const int64_t n = blockIdx.x, plane = images.height * images.width;
-  const Color<float> color(params, n);
-  const S* const image = image_of<S>(images, n);
-  float of_image = 0.0f;
+  const int width = int(images.width), plane = int(images.height) * width;
+  const int channels = int(images.channels);
+  const Color<float> color(params, blockIdx.x);
+  const S* const image = image_of<S>(images, blockIdx.x);
+  float of_image[1] = {0.0f};
   if (color.contrasts) {
-    float sum[1] = {0.0f};
-    for (int64_t p = threadIdx.x; p < plane; p += kThreads) {
-      const int64_t at = p / images.width * images.stride_h + p % images.width * images.stride_w;
-      for (int64_t c = 0; c < images.channels; ++c)
-        sum[0] += to_float(image[at + c * images.stride_c]);
+    for (int p = int(threadIdx.x); p < plane; p += kThreads) {
+      const S* const pixel = image + p / width * images.stride_h + p % width * images.stride_w;
+      of_image[0] += sum_of(pixel, channels, images.stride_c);
     }
-    BlockTeam<kThreads>::reduce<0, Sum>(sum);
-    of_image = sum[0] / float(plane * images.channels);
+    BlockTeam<kThreads>::reduce<0, Sum>(of_image);
+    of_image[0] /= float(images.channels) * float(plane);
   }
-  S* const out = static_cast<S*>(images.out) + n * images.channels * plane;
-  for (int64_t p = threadIdx.x; p < plane; p += kThreads) {
-    const int64_t at = p / images.width * images.stride_h + p % images.width * images.stride_w;
-    float of_pixel = 0.0f;
-    if (color.saturates) {
-      for (int64_t c = 0; c < images.channels; ++c)
-        of_pixel += to_float(image[at + c * images.stride_c]);
-      of_pixel /= float(images.channels);
-    }
-    for (int64_t c = 0; c < images.channels; ++c) {
-      const float value = to_float(image[at + c * images.stride_c]);
-      out[c * plane + p] = from_float<S>(color(value, of_pixel, of_image));
+  S* const out = static_cast<S*>(images.out) + int64_t(blockIdx.x) * images.channels * plane;
+  for (int p = int(threadIdx.x); p < plane; p += kThreads) {
+    const S* pixel = image + p / width * images.stride_h + p % width * images.stride_w;
+    const float of_pixel =
+        color.saturates ? sum_of(pixel, channels, images.stride_c) / float(channels) : 0.0f;
+    S* to = out + p;
+    for (int c = 0; c < channels; ++c, pixel += images.stride_c, to += plane) {
+      *to = from_float<S>(color(to_float(*pixel), of_pixel, of_image[0]));
     }
   }
 }
