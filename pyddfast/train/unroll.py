@@ -138,8 +138,8 @@ class _Step(torch.autograd.Function):
         ctx.calls = model_fn, criterion, rebuild, form
         ctx.loss = loss.detach()
         ctx.save_for_backward(lr, images, labels, *params)
-        rate = lr.reshape(())
-        return tuple(p - rate.to(p.dtype) * g for p, g in zip(params, grads, strict=True))
+        rate = lr.reshape(()).to(params[0].dtype)
+        return tuple(torch._foreach_sub(params, torch._foreach_mul(grads, rate)))
 
     @staticmethod
     @once_differentiable
@@ -171,8 +171,9 @@ class _Step(torch.autograd.Function):
             )
         else:  # a loss that is linear in the parameters alone
             found = tuple(torch.zeros_like(x) for x in inputs)
-        rate = lr.reshape(())
-        curved = iter([-rate.to(h.dtype) * h for h in found])
+        if inputs:
+            found = torch._foreach_mul(found, -lr.reshape(()).to(params[0].dtype))
+        curved = iter(found)
         grad_params = [
             v + next(curved) if wanted else None
             for v, wanted in zip(upstream, wants_params, strict=True)
