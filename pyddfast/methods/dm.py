@@ -97,7 +97,7 @@ def dm(
     target = resolve_device(job.device)
     ranks = join_ranks(target)
     real = RealImages(data, target, settings.seed)
-    work = _Work(real, Networks(model, real, settings.seed, fused=settings.fused), settings, ranks)
+    work = DMWork(real, Networks(model, real, settings.seed, fused=settings.fused), settings, ranks)
     facts = {
         "task": "distill dm",
         **asdict(settings),
@@ -113,7 +113,7 @@ def dm(
     return as_set(work.synthetic.images, real, meta)
 
 
-class _Work:
+class DMWork:
     """The images and a step of DM."""
 
     def __init__(

@@ -1,0 +1,95 @@
+"""An iteration of DM at CIFAR-10's size against the official expression, in turn.
+
+``python -m benchmarks.dm_iteration`` restates the loop of ``main_DM.py`` (a network, ten classes, a
+forward of 256 real and of the synthetic images each, DSA with draws from the global generators) and
+runs it and ``methods.dm`` on the same images, alternating.  Prints medians and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyddfast.compat import vico
+from pyddfast.data import CIFAR10_NORMALIZATION, ImageDataset, normalize
+from pyddfast.methods.dm import DMConfig, DMWork
+from pyddfast.methods.small_scale import Networks, RealImages
+from pyddfast.models import create
+from pyddfast.train.distributed import Ranks
+
+CLASSES, EACH = 10, 500
+STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+def images() -> ImageDataset:
+    """Noise of CIFAR-10's shape: the work does not depend on what it shows."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (CLASSES * EACH, 3, 32, 32), generator=generator)
+    labels = torch.arange(CLASSES).repeat_interleave(EACH)
+    names = tuple(str(label) for label in range(CLASSES))
+    return ImageDataset(pixels.to(torch.uint8), labels, names, CIFAR10_NORMALIZATION)
+
+
+def official(data: ImageDataset, ipc: int) -> Callable[[int], None]:
+    """The iteration as the script has it, on normalised images in memory."""
+    everything = normalize(data.images, data.normalization)
+    synthetic = torch.randn(CLASSES * ipc, 3, 32, 32, requires_grad=True)
+    optimizer = torch.optim.SGD([synthetic], lr=1.0, momentum=0.5)
+    param: Any = SimpleNamespace(
+        aug_mode="S", prob_flip=0.5, ratio_scale=1.2, ratio_rotate=15.0, ratio_crop_pad=0.125,
+        ratio_cutout=0.5, brightness=1.0, saturation=2.0, contrast=0.5,
+    )  # fmt: skip
+
+    def step(iteration: int) -> None:
+        network: Any = create("convnet-d3", CLASSES, 3, 32, seed=iteration)
+        network.requires_grad_(False)
+        loss: Tensor = torch.zeros(())
+        for label in range(CLASSES):
+            real = everything[label * EACH + torch.randperm(EACH)[:256]]
+            ours = synthetic[label * ipc : (label + 1) * ipc]
+            seed = 1000 * iteration + label
+            real = vico.DiffAugment(real, STRATEGY, seed=seed, param=param)
+            ours = vico.DiffAugment(ours, STRATEGY, seed=seed, param=param)
+            wanted = network.embed(real).detach()
+            found = network.embed(ours)
+            loss = loss + ((wanted.mean(0) - found.mean(0)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def main() -> None:
+    """Alternates the two and prints their times."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dm_iteration", description=__doc__)
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    data = images()
+    real = RealImages(data, torch.device("cpu"), 0)
+    config = DMConfig(ipc=options.ipc, lr_img=1.0, init="real")
+    work = DMWork(real, Networks("convnet-d3", real, 0, fused=True), config, Ranks())
+    runs = {"official expression": official(data, options.ipc), "methods.dm": work.run_step}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for iteration in range(options.rounds + 1):
+        for name, step in runs.items():
+            began = time.perf_counter()
+            step(iteration)
+            if iteration:  # the first warms up
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, median in medians.items():
+        print(f"{name}: {1000 * median:,.0f} ms, all {[round(1000 * s) for s in seconds[name]]}")
+    print(f"ratio {medians['official expression'] / medians['methods.dm']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
