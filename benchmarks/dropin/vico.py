@@ -35,11 +35,11 @@ from benchmarks.metadata import ROOT, collect
 from pyddfast.data import load
 
 COMPARED = 5  # updates of the images
-TIMED = 4  # of a timed run, the first of which warms up
-ROUNDS = 2  # timed runs of each variant, in turn
+TIMED = 6  # of a timed run, the first of which warms up
+ROUNDS = 1  # timed runs of each variant, in turn
 
 _SHARED = ("--dataset", "CIFAR10", "--num_exp", "1", "--num_eval", "0", "--Iteration", "50")
-_MAIN = (*_SHARED, "--ipc", "10", "--batch_real", "32", "--model", "ConvNetW32")
+_SMALL = ("--model", "ConvNetW32", "--batch_real", "32")
 # One line behind the last of utils.py, one in get_network.
 _LINES = (
     Change("utils.py", after=199, added=("    net = fuse(net)",)),
@@ -60,11 +60,12 @@ def codebase(name: str, script: str, arguments: tuple[str, ...]) -> Codebase:
 
 STRATEGY = ("--dsa_strategy", "color_crop_cutout_flip_scale_rotate")
 RUNS = {
-    "dc": codebase("dc", "main.py", (*_MAIN, "--method", "DC")),
-    "dsa": codebase("dsa", "main.py", (*_MAIN, "--method", "DSA", "--init", "real", *STRATEGY)),
-    # The published sizes.
-    "dm": codebase("dm", "main_DM.py", (*_SHARED, "--ipc", "10", "--model", "ConvNet")),
-}
+    "dsa": codebase(
+        "dsa", "main.py",
+        (*_SHARED, *_SMALL, "--ipc", "1", "--method", "DSA", "--init", "real", *STRATEGY),
+    ),
+    "dm": codebase("dm", "main_DM.py", (*_SHARED, *_SMALL, "--ipc", "10")),
+}  # fmt: skip
 
 
 class Finished(BaseException):
