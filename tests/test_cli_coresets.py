@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +362,31 @@ def test_k_means_is_an_algorithm_of_k_centers(
     assert main([*words, "--init", "mean", "--out", str(tmp_path / "other")]) == 2
     assert "options of --algorithm greedy" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_torchrun_shares_the_pass_over_the_data(network: Path, tmp_path: Path) -> None:
+    words = ["coreset", "k-centers", "--teacher", str(network), "--ipc", "3", "--device", "cpu"]
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "pyddfast"),
+            *(*words, "--out", str(tmp_path / "two")),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    parts = sorted(file.name for file in (tmp_path / "two" / "embedding").glob("part*"))
+    assert parts == [f"part-{number:05d}.safetensors" for number in range(3)]  # of 6000 images
+    one = subprocess.run(
+        [sys.executable, "-m", "pyddfast", *words, "--out", str(tmp_path / "one")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert one.returncode == 0, one.stderr[-2000:]
+    for name in ("embedding/part-00001.safetensors", "selection.npz"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
