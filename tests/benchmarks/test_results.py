@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 
 from benchmarks import report, schema
+from benchmarks.ops import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -236,24 +238,10 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert run["metadata"]["quick"]
     assert run["metadata"]["left_out"] == {}
     found = [(r["op"], r["part"], tuple(r["shape"]), r["provider"]) for r in run["results"]]
-    both = "forward+backward"
-    kd = [("kd_loss", both), ("kd_loss", "forward"), ("soft_ce", both), ("mse_ce", both)]
-    cases = [(op, part, shape) for op, part in kd for shape in [(256, 100), (256, 10)]]
-    scores = ("sample_scores", "dynamics_update_")
-    cases += [(op, "forward", (256, 100)) for op in scores]
-    cases += [(op, both, (4, 3, 32, 32)) for op in ("channel_stats", "bn_eval_stats")]
-    cases += [("patch_stats", both, (2, 8, 7, 7))]
-    cases += [("augment", "forward", (4, 3, 32, 32))] * 2  # float32 and bfloat16
-    cases += [("multi_crop", "forward", (2, 3, 30, 40)), ("mosaic", "forward", (8, 3, 8, 8))]
-    for side in (64, 32):
-        cases += [("crop_flip_roll", part, (2, 3, side, side)) for part in ("forward", both)]
-    cases += [("last_layer_gram", "forward", (30, 7, 9)), ("knn_topk", "forward", (60, 16))]
-    cases += [("knn_divergence", "forward", (60, 10))]
-    twice = "forward+double backward"
-    for side in (32, 8):
-        parts = ("forward", both, twice)
-        cases += [("norm_relu_pool", part, (2, 128, side, side)) for part in parts]
-    assert found == [(*case, provider) for case in cases for provider in ("ours", "eager")]
+    # Every case of the table, in its order.
+    cases = [case for made in CASES.values() for case in made(torch.device("cpu"), True)]
+    assert found == [(c.op, c.part, c.shape, name) for c in cases for name in ("ours", "eager")]
+    assert found[0] == ("kd_loss", "forward+backward", (256, 100), "ours")
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout
 
