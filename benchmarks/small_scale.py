@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,31 @@ def images_per_second(bench: Bench) -> float:
     return 3 * len(images) / (time.perf_counter() - began)
 
 
+def table(run: dict[str, Any]) -> str:
+    """Accuracies of a result file in Markdown, mean and standard deviation over students."""
+    names = {"hl": "HL", "sl": "SL"}
+    columns = [(ipc, regime) for ipc in run["ipc"] for regime in names]
+    cells = {
+        (ipc, cell["method"], cell["regime"].lower()): cell
+        for ipc, one in run["ipc"].items()
+        for cell in one["cells"]
+    }
+    head = " | ".join(f"{names[regime]}, IPC {ipc}" for ipc, regime in columns)
+    lines = [f"| set | {head} |", "|---|" + "---|" * len(columns)]
+    for name in SHOWN:
+        if any((ipc, name, regime) in cells for ipc, regime in columns):
+            found = [cells.get((ipc, name, regime)) for ipc, regime in columns]
+            lines.append(
+                f"| {name} | "
+                + " | ".join(
+                    "" if c is None else f"{100 * c['mean']:.1f} ± {100 * c['std']:.1f}"
+                    for c in found
+                )
+                + " |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Makes the sets and compares them."""
     parser = argparse.ArgumentParser(
@@ -224,11 +249,14 @@ def main() -> None:
     parser.add_argument("--scale", choices=list(SCALES), default="smoke")
     parser.add_argument("--root", type=Path, help="folder of Fashion-MNIST, for --scale full")
     parser.add_argument("--sets", nargs="+", choices=SHOWN, default=list(SHOWN))
+    parser.add_argument("--ipc", type=int, nargs="+", help="default those of the scale")
     parser.add_argument("--seeds", type=int, default=3, help="students a set and regime")
     parser.add_argument("--run", type=Path, help="default runs/small-scale-SCALE")
     parser.add_argument("--only-cost", action="store_true")
     options = parser.parse_args()
     scale = SCALES[options.scale]
+    if options.ipc:
+        scale = replace(scale, ipcs=tuple(options.ipc))
     train, test = (load(scale.data, root=options.root, split=s) for s in ("train", "test"))
     assert isinstance(train, ImageDataset)
     assert isinstance(test, ImageDataset)
@@ -237,7 +265,6 @@ def main() -> None:
     estimate = cost(bench, options.sets, options.seeds)
     if options.only_cost:
         return
-    began = time.perf_counter()
     teacher = train_teacher(
         train,
         bench.model,
@@ -265,7 +292,8 @@ def main() -> None:
         {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "metadata": metadata.collect(default_device()),
-            "command": f"python -m benchmarks.small_scale --scale {options.scale}",
+            "command": "python -m benchmarks.small_scale --scale "
+            f"{options.scale} --ipc {' '.join(map(str, scale.ipcs))}",
             "data": scale.data,
             "model": bench.model,
             "student_epochs": scale.student_epochs or 300,
@@ -278,7 +306,6 @@ def main() -> None:
                 if name in ("DC", "DSA", "DM", "TM", "DATM")
             },
             "estimated_minutes": round(estimate, 1),
-            "minutes": round((time.perf_counter() - began) / 60, 1),
             "ipc": {ipc: one.to_dict() for ipc, one in compared.items()},
         },
         out,

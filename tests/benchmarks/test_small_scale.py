@@ -1,0 +1,41 @@
+"""The committed run of the small-scale methods, and its table in the docs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks import small_scale
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_committed_run() -> None:
+    run = json.loads((ROOT / "benchmarks/results/small_scale/smoke.json").read_text())
+    assert small_scale.table(run) in (ROOT / "docs" / "small-scale.md").read_text()
+    for one in run["ipc"].values():
+        means = {(c["method"], c["regime"]): c["mean"] for c in one["cells"]}
+        assert {name for name, _ in means} == set(small_scale.SHOWN)
+        assert all(len(c["accuracies"]) >= 3 for c in one["cells"])
+    # What the docs say of IPC 1.
+    means = {(c["method"], c["regime"]): c["mean"] for c in run["ipc"]["1"]["cells"]}
+    for name in ("DC", "DSA", "DM", "TM", "DATM"):
+        assert means[name, "HL"] > means["start", "HL"] + 0.1
+        assert means[name, "HL"] > means["random", "HL"] + 0.1
+        assert means[name, "SL"] < means[name, "HL"]
+        assert means[name, "SL"] < means["random", "SL"]
+
+
+def test_the_settings_of_a_scale_are_fields_of_the_methods() -> None:
+    from pyddfast import methods
+
+    configs = {
+        "DC": methods.DCConfig, "DSA": methods.DSAMatchingConfig, "DM": methods.DMConfig,
+        "TM": methods.TMConfig, "DATM": methods.DATMConfig,
+    }  # fmt: skip
+    for scale in small_scale.SCALES.values():
+        for name, config in configs.items():
+            for ipc in scale.ipcs:
+                given = scale.settings(name, ipc)
+                made = config(ipc=ipc, **given)
+                assert all(getattr(made, field) == value for field, value in given.items())
