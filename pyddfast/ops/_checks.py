@@ -147,6 +147,26 @@ def labels(target: Any, student: Tensor, *, check_range: bool, first: str = "stu
             )
 
 
+def probabilities(value: Tensor, name: str) -> None:
+    """The rows of `value` (..., C) are not negative and sum to 1; reads its values."""
+    if not value.numel():
+        return
+    # What C values lose that were rounded to the dtype is at most half its spacing at 1.
+    tolerance = max(1e-3, torch.finfo(value.dtype).eps)
+    wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if float(wide.amin()) >= 0 and float((wide.sum(-1) - 1).abs().amax()) <= tolerance:
+        return
+    rows = wide.reshape(-1, wide.shape[-1])
+    sums = rows.sum(-1)
+    sound = (rows >= 0).all(-1) & ((sums - 1).abs() <= tolerance)
+    row = int((~sound).nonzero()[0])
+    least, total = float(rows[row].amin()), float(sums[row])
+    raise ValueError(
+        f"{name} holds probabilities, from 0 on and with a sum of 1 in each row; "
+        f"row {row} has {least:g} as its smallest and a sum of {total:g}"
+    )
+
+
 def row_features(features: Any, logits: Tensor) -> None:
     """`features` are floating point (..., D) beside logits of shape (..., C)."""
     float_tensor(features, "features")

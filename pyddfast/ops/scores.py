@@ -36,9 +36,10 @@ def sample_scores(
 
     Args:
         logits: (..., C), float16, bfloat16, float32 or float64, C at least 1; may hold −inf.
-        target: int64 (...) labels, or floating point (..., C) probabilities, whose values are not
-            checked.  On CUDA a label outside [0, C) or a NaN logit makes every score of its row NaN
-            and ``correct`` False instead of raising (checking would wait for the device;
+        target: int64 (...) labels, or floating point (..., C) probabilities: not negative, a sum of
+            1 (within 1e-3, bfloat16 within 8e-3).  On CUDA a label outside [0, C) or a NaN logit
+            makes every score of its row NaN and ``correct`` False instead of raising, and
+            probabilities are taken as they are (checking would wait for the device;
             PYDDFAST_DEBUG=1 does check).
         temperature: T, finite and positive.  1 gives the classic scores.
         teacher: (..., C) floating point teacher logits, for ``el2n_sl`` and ``loss``.
@@ -50,7 +51,7 @@ def sample_scores(
     Raises:
         TypeError: An argument of the wrong type or dtype, by name.
         ValueError: A wrong shape, device or value, by name: also a label outside [0, C) and, on
-            the CPU, NaN logits.
+            the CPU, NaN logits and a target that is no probability.
     """
     temperature = _checks.temperature(temperature)
     _checks.logits(logits, "logits")
@@ -69,6 +70,9 @@ def sample_scores(
     readable = not torch.compiler.is_compiling() and not functorch_active()
     if readable and (_native.debug() if native and _native.recomputes(logits) else not native):
         _check_values(logits, target)
+    elif readable and not hard and target.device.type == "cpu":
+        # The kernel refuses the rest.  Two reads of the target beside the kernel's work on it.
+        _checks.probabilities(target, "target")
     if not native:
         return reference.sample_scores(logits, target, temperature, teacher, features)
 
@@ -96,6 +100,8 @@ def sample_scores(
 
 
 def _check_values(logits: Tensor, target: Tensor) -> None:
-    if not target.dtype.is_floating_point:
+    if target.dtype.is_floating_point:
+        _checks.probabilities(target, "target")
+    else:
         _checks.labels(target, logits, check_range=True, first="logits")
     _checks.no_nan(logits)

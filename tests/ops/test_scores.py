@@ -251,6 +251,18 @@ def test_leading_dimensions_half_precision_and_the_batch_do_not_matter() -> None
         ({"target": torch.zeros(2, 4).fill_(0.25).bool()}, TypeError, "target has dtype"),
         ({"target": torch.tensor([0])}, ValueError, "target"),
         ({"target": torch.zeros(2, 3)}, ValueError, "target"),
+        (
+            {"target": torch.tensor([[0.25] * 4, [0.5, 0.75, -0.25, 0.0]])},
+            ValueError,
+            "row 1 has -0.25 as its smallest and a sum of 1",
+        ),
+        (
+            {"target": torch.tensor([[0.25, 0.25, 0.25, 0.0], [0.25] * 4])},
+            ValueError,
+            "row 0 has 0 as its smallest and a sum of 0.75",
+        ),
+        ({"target": torch.full((2, 4), torch.nan)}, ValueError, "target holds probabilities"),
+        ({"target": torch.full((2, 4), 0.26, dtype=torch.bfloat16)}, ValueError, "a sum of 1.0"),
         ({"target": torch.zeros(2, dtype=torch.int32)}, TypeError, "target"),
         ({"logits": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "logits"),
         ({"logits": torch.full((2, 4), torch.nan)}, ValueError, "logits hold NaN, first in row 0"),
@@ -270,3 +282,12 @@ def test_refuses(change: dict[str, object], error: type[Exception], message: str
     arguments.update(change)
     with pytest.raises(error, match=message):
         sample_scores(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_that_were_rounded_are_taken(dtype: torch.dtype) -> None:
+    # 1000 equal values, each rounded the same way: the sum's error is the largest there is.
+    for classes in (7, 1000, 1023):
+        target = torch.full((2, classes), 1 / classes, dtype=dtype)
+        scores = sample_scores(torch.zeros(2, classes, dtype=dtype), target)
+        assert float(scores.el2n.max()) < 1e-2 / classes**0.5
