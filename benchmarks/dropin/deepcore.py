@@ -179,6 +179,16 @@ def child(job_path: str) -> None:
         seconds += time.process_time() - start
         peak = max(peak, own.bytes())
 
+    gradients: list[np.ndarray[Any, Any]] = []
+    covers = case.options.get("function") == "FacilityLocation"
+    if covers:
+        calc_gradient = method.calc_gradient
+
+        def kept(*args: Any, **options: Any) -> Any:
+            gradients.append(calc_gradient(*args, **options))
+            return gradients[-1]
+
+        method.calc_gradient = kept
     method.train = timed_train
     if hook:
         method.after_loss = timed_hook
@@ -189,10 +199,21 @@ def child(job_path: str) -> None:
     record = {
         "indices": np.asarray(found["indices"]).tolist(),
         "weights": None if found.get("weights") is None else np.asarray(found["weights"]).tolist(),
+        "objective": cover(gradients, np.asarray(found["indices"])) if covers else None,
         "seconds": seconds,
         "peak_bytes": peak,
     }
     Path(job["out"]).write_text(json.dumps(record))
+
+
+def cover(gradients: list[np.ndarray[Any, Any]], picks: np.ndarray[Any, Any]) -> float:
+    """The facility-location objective of picks, a matrix of gradients a class, in float64."""
+    targets, total = Images().targets.numpy(), 0.0
+    for label, rows in enumerate(gradients):
+        unit = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+        own = np.searchsorted(np.flatnonzero(targets == label), picks[targets[picks] == label])
+        total += float((0.5 + 0.5 * unit @ unit[own].T).max(axis=1).sum())
+    return total
 
 
 def run(name: str, folder: Path, work: Path) -> dict[str, Any]:
@@ -230,10 +251,14 @@ def compare(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]
             for change in CASES[name].changes
         ],
         "picks": len(old["indices"]),
+        "rounds": len(before),
         "official_repeats_itself": again,
         "equal": old["indices"] == new["indices"],
         "shared_picks": shared,
         "largest_weight_error": weights,
+        "objective": None
+        if old["objective"] is None
+        else {"official": old["objective"], "changed": new["objective"]},
     }
     for key in ("seconds", "peak_bytes"):
         row[key] = {
@@ -279,7 +304,6 @@ def main() -> None:
             "metadata": collect(torch.device("cpu")),
             "data": "fashion-mnist-mini",
             "fraction": FRACTION,
-            "rounds": options.rounds,
             "methods": rows,
         },
         options.out,
