@@ -2,6 +2,7 @@
 // to pixels in the order of the views' pixels: one thread has the image, so the order is always the
 // same.
 #include <algorithm>
+#include <cstring>
 
 #include "common/dtypes_cpu.h"
 #include "common/rows_cpu.h"
@@ -137,6 +138,15 @@ struct QuadOf {
 template <class T>
 using Quad = typename QuadOf<T>::Type;
 
+// Two pixels that follow each other, at the alignment of one.
+template <class T>
+struct PairOf {
+  typedef T Type
+      __attribute__((vector_size(2 * kQuad * sizeof(T)), aligned(kQuad * sizeof(T)), may_alias));
+};
+template <class T>
+using Pair = typename PairOf<T>::Type;
+
 // Some channels of an image, with a border of one pixel: what lies outside an image is 0, or is
 // dropped.  A group of channels that is not full repeats the last one.
 template <class T>
@@ -255,10 +265,12 @@ PYDD_HD void warp_images(const DsaWarpParams& params, int64_t begin, int64_t end
         } else {
           for (int64_t j = 0; j < width; ++j) {
             const Quad<T>* const above = pixels + place[j];
-            const Quad<T>* const below = above + plane.pitch;
-            const Quad<T> before = above[0] + lower[j] * (below[0] - above[0]);
-            const Quad<T> behind = above[1] + lower[j] * (below[1] - above[1]);
-            own[j] = before + right[j] * (behind - before);
+            const auto* const upper = reinterpret_cast<const Pair<T>*>(above);
+            const auto* const under = reinterpret_cast<const Pair<T>*>(above + plane.pitch);
+            const Pair<T> blended = *upper + lower[j] * (*under - *upper);
+            Quad<T> halves[2];
+            std::memcpy(halves, &blended, sizeof(blended));
+            own[j] = halves[0] + right[j] * (halves[1] - halves[0]);
           }
           separate(images, row, first, out + i * width);
         }
