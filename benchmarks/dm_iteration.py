@@ -25,6 +25,8 @@ from pyddfast.models import create
 from pyddfast.train.distributed import Ranks
 
 CLASSES, EACH = 10, 500
+# Of the process: other work on the machine counts less.
+clock = time.process_time
 STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -37,7 +39,7 @@ def images() -> ImageDataset:
     return ImageDataset(pixels.to(torch.uint8), labels, names, CIFAR10_NORMALIZATION)
 
 
-def official(data: ImageDataset, ipc: int) -> Callable[[int], None]:
+def official(data: ImageDataset, ipc: int, batch: int) -> Callable[[int], None]:
     """The iteration as the script has it, on normalised images in memory."""
     everything = normalize(data.images, data.normalization)
     synthetic = torch.randn(CLASSES * ipc, 3, 32, 32, requires_grad=True)
@@ -52,7 +54,7 @@ def official(data: ImageDataset, ipc: int) -> Callable[[int], None]:
         network.requires_grad_(False)
         loss: Tensor = torch.zeros(())
         for label in range(CLASSES):
-            real = everything[label * EACH + torch.randperm(EACH)[:256]]
+            real = everything[label * EACH + torch.randperm(EACH)[:batch]]
             ours = synthetic[label * ipc : (label + 1) * ipc]
             seed = 1000 * iteration + label
             real = vico.DiffAugment(real, STRATEGY, seed=seed, param=param)
@@ -72,19 +74,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dm_iteration", description=__doc__)
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--real-batch", type=int, default=256)
     options = parser.parse_args()
     data = images()
     real = RealImages(data, torch.device("cpu"), 0)
-    config = DMConfig(ipc=options.ipc, lr_img=1.0, init="real")
+    config = DMConfig(ipc=options.ipc, real_batch=options.real_batch, lr_img=1.0, init="real")
     work = DMWork(real, Networks("convnet-d3", real, 0, fused=True), config, Ranks())
-    runs = {"official expression": official(data, options.ipc), "methods.dm": work.run_step}
+    runs = {
+        "official expression": official(data, options.ipc, options.real_batch),
+        "methods.dm": work.run_step,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for iteration in range(options.rounds + 1):
         for name, step in runs.items():
-            began = time.perf_counter()
+            began = clock()
             step(iteration)
             if iteration:  # the first warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(clock() - began)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
         print(f"{name}: {1000 * median:,.0f} ms, all {[round(1000 * s) for s in seconds[name]]}")

@@ -24,6 +24,10 @@ def test_the_committed_run() -> None:
         assert means[name, "HL"] > means["random", "HL"] + 0.1
         assert means[name, "SL"] < means[name, "HL"]
         assert means[name, "SL"] < means["random", "SL"]
+    means = {(c["method"], c["regime"]): c["mean"] for c in run["ipc"]["10"]["cells"]}
+    assert all(0.02 < means[name, "HL"] - means["start", "HL"] < 0.04 for name in ("DM", "TM"))
+    assert all(abs(means[name, "HL"] - means["random", "HL"]) < 0.01 for name in ("DSA", "DATM"))
+    assert all(means[name, "HL"] < means["random", "HL"] - 0.15 for name in ("DC", "k-centers"))
 
 
 def test_the_settings_of_a_scale_are_fields_of_the_methods() -> None:
