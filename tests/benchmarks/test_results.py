@@ -250,3 +250,15 @@ def test_an_unknown_op_is_named() -> None:
     done = benchmarks("run", "--ops", "kd_los")
     assert done.returncode == 2
     assert "['kd_los'] are not known, allowed are" in done.stderr
+
+
+def test_the_page_of_coresets_has_the_committed_correlations():
+    result = json.loads((schema.RESULTS / "grand" / "correlation.json").read_text())
+    page = (ROOT / "docs" / "coresets.md").read_text()
+    found = result["spearman_with_grand_of_all_weights"]
+    for labels, name, row in (
+        ("labels", "el2n", "of the data, T = 1"),
+        ("teacher", "el2n_sl", "a teacher's, T = 20"),
+    ):
+        values = found[labels]
+        assert f"| {row} | {values[name]:.3f} | {values['grand_last_layer']:.3f} |" in page
