@@ -75,6 +75,7 @@ class Study:
 
     def __init__(self, scale: Scale, run: RunFolder, root: Path | None) -> None:
         self.scale, self.run = scale, run
+        self._young: dict[str, Scores] = {}
         self.train, self.test = self._load(root, "train"), self._load(root, "test")
 
     def _load(self, root: Path | None, split: str) -> ImageDataset:
@@ -129,6 +130,8 @@ class Study:
 
     def young(self, name: str) -> Scores:
         """EL2N or EL2N-SL, of the same networks."""
+        if name in self._young:
+            return self._young[name]
         repeats, epochs = self.scale.young
         options: dict[str, Any] = {
             "repeats": repeats,
@@ -137,11 +140,14 @@ class Study:
             "seed": SEED,
             "out": self.run.path / "young",
         }
-        with self.timed("young"):
-            el2n = coresets.el2n_scores(self.train, NETWORK, **options)
-        if name == "el2n":
-            return el2n
-        return coresets.el2n_sl_scores(self.train, self.network.model, NETWORK, **options)
+        with self.timed("young" if name == "el2n" else name):
+            if name == "el2n":
+                found = coresets.el2n_scores(self.train, NETWORK, **options)
+            else:
+                teacher = self.network.model
+                found = coresets.el2n_sl_scores(self.train, teacher, NETWORK, **options)
+        self._young[name] = found
+        return found
 
     def top(self, scores: Scores, ipc: int, **options: Any) -> Selection:
         """The highest of each class."""
@@ -245,7 +251,7 @@ METHODS: dict[str, tuple[tuple[str, ...], Pick]] = {
     "DUAL, Beta": (RECORDED, _dual_beta),
     "EL2N, hardest": (YOUNG, lambda s, k: s.top(s.young("el2n"), k)),
     "EL2N, easiest": (YOUNG, lambda s, k: s.top(s.young("el2n"), k, strategy="bottomk")),
-    "EL2N-SL": ((*YOUNG, "network"), lambda s, k: s.top(s.young("el2n-sl"), k)),
+    "EL2N-SL": ((*YOUNG, "network", "el2n-sl"), lambda s, k: s.top(s.young("el2n-sl"), k)),
     "CCS": ((*YOUNG, *RECORDED), _ccs),
     "SelMatch": (
         YOUNG,
@@ -259,8 +265,8 @@ METHODS: dict[str, tuple[tuple[str, ...], Pick]] = {
 def prepare(study: Study, needs: tuple[str, ...]) -> None:
     """Run what a method shares with others, so that its own time and memory are its own."""
     for name in needs:
-        if name == "young":
-            study.young("el2n")
+        if name in ("young", "el2n-sl"):
+            study.young("el2n" if name == "young" else name)
         elif name in ("network", "embedding", "recorded"):
             getattr(study, name)
 
@@ -273,6 +279,7 @@ def images_trained(study: Study, needs: tuple[str, ...], ipc: int) -> int:
         "network": scale.network * count,
         "embedding": 0,
         "recorded": scale.recorded * count,
+        "el2n-sl": 0,
         "young": scale.young[0] * scale.young[1] * count,
         f"windows-{ipc}": len(OFFSETS) * coreset,
         f"cad-{ipc}": coreset,
