@@ -8,6 +8,18 @@
 namespace pyddfast {
 namespace {
 
+// A finite value; the integer arithmetic of to_float(Half) would cost more than the comparison.  An
+// exact product moves the exponent, subnormals included unless the process flushes them to zero.
+template <class S>
+PYDD_HD auto widened(S value) {
+  if constexpr (std::is_same_v<S, Half>) {
+    const float magnitude = bits_to_float(uint32_t(value.bits & 0x7fffu) << 13) * 0x1p112f;
+    return bits_to_float(float_to_bits(magnitude) | (uint32_t(value.bits & 0x8000u) << 16));
+  } else {
+    return to_float(value);
+  }
+}
+
 template <Form kForm, class T>
 PYDD_HD T term(T x, T c, T scale, const ScaledExp<T>& exp_of, T exp_c) {
   if constexpr (kForm == Form::kDot) return x * c;
@@ -30,7 +42,7 @@ PYDD_HD void compare(const S* row, const T* center, const T* exp_center, int64_t
       for (int64_t l = 0; l < kLanes; ++l) {
         const int64_t i = b * kLanes + l;
         const T other = kForm == Form::kJeffreys ? exp_center[i] : T(0);
-        sums[l] += term<kForm>(T(to_float(row[i])), center[i], scale, exp_of, other);
+        sums[l] += term<kForm>(T(widened(row[i])), center[i], scale, exp_of, other);
       }
     }
 #pragma omp simd
@@ -39,7 +51,7 @@ PYDD_HD void compare(const S* row, const T* center, const T* exp_center, int64_t
   for (int64_t l = 0; l < rest; ++l) {
     const int64_t i = whole * kLanes + l;
     const T other = kForm == Form::kJeffreys ? exp_center[i] : T(0);
-    total[l] += term<kForm>(T(to_float(row[i])), center[i], scale, exp_of, other);
+    total[l] += term<kForm>(T(widened(row[i])), center[i], scale, exp_of, other);
   }
 }
 

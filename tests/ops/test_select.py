@@ -398,6 +398,16 @@ def test_threads_change_nothing() -> None:
     assert torch.equal(results[0][0], torch.cat(want))
 
 
+def test_small_halves_count(backend: Backend) -> None:
+    """Subnormal float16 values, at every position of a vector."""
+    x = torch.zeros(18, 18)
+    x[torch.arange(18), torch.arange(18)] = torch.arange(1, 19) * 2.0**-24
+    found = ops.k_center(backend.put(-x, torch.float16), 18)
+    assert found.picks.tolist() == [0, *range(17, 0, -1)]
+    distance = torch.tensor([(a * a + 1.0) ** 0.5 for a in range(18, 1, -1)]) * 2.0**-24
+    assert_close(found.radii[:1], distance[:1], FLOAT32)
+
+
 def test_long_rows_lose_nothing(backend: Backend) -> None:
     x = features(40, dim=3000) + 3.0
     found = ops.k_center(backend.put(x), 8)
