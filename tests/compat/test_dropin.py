@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.dropin import fkd
+from benchmarks.dropin import fkd, vico
 from benchmarks.dropin.__main__ import apply, table
 from benchmarks.dropin.codebases import CODEBASES, Change
 
@@ -65,3 +65,23 @@ def test_the_committed_run_of_fkd() -> None:
         assert result["losses"][name] == official
         assert result["same_losses"][name]
     assert fkd.table(result) in (ROOT / "docs" / "drop-in" / "fkd.md").read_text()
+
+
+def test_the_committed_run_of_vico() -> None:
+    result = json.loads((ROOT / "benchmarks" / "dropin" / "vico.json").read_text())
+    assert set(result["runs"]) == set(vico.RUNS)
+    for name, code in vico.RUNS.items():
+        one = result["runs"][name]
+        assert (one["url"], one["revision"]) == (code.url, code.revision)
+        assert one["arguments"] == list(code.arguments)
+        official = np.array(one["official"]["losses"])
+        assert len(official) == vico.COMPARED
+        for variant, changes in code.variants.items():
+            recorded = one["variants"][variant]
+            assert recorded["lines_changed"] == sum(change.count for change in changes) <= 5
+            added = [line for change in recorded["changes"] for line in change["added"]]
+            assert added == [line for change in changes for line in change.added]
+            assert np.abs(np.array(recorded["losses"]) / official - 1).max() <= 1e-8
+            assert recorded["max_image_difference"] <= 1e-8
+            assert recorded["max_relative_difference_float32"] <= 1e-5
+    assert vico.table(result) in (ROOT / "docs" / "drop-in" / "vico.md").read_text()
