@@ -28,6 +28,9 @@ PYDD_HD T term(T x, T c, T scale, const ScaledExp<T>& exp_of, T exp_c) {
   return (x - c) * (x - c);
 }
 
+// Bytes ahead of a read: a page, where the processor's own prefetch stops.
+constexpr int64_t kAhead = 4096;
+
 // The lanes of one row.  Sums of kSumBlocks terms are added up: the error of long rows stays small.
 template <Form kForm, class T, class S>
 PYDD_HD void compare(const S* row, const T* center, const T* exp_center, int64_t dim, T scale,
@@ -38,6 +41,7 @@ PYDD_HD void compare(const S* row, const T* center, const T* exp_center, int64_t
     const int64_t last = std::min(whole, first + kSumBlocks);
     T sums[kLanes] = {};
     for (int64_t b = first; b < last; ++b) {
+      __builtin_prefetch(row + b * kLanes + kAhead / int64_t(sizeof(S)));
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
         const int64_t i = b * kLanes + l;
