@@ -146,10 +146,14 @@ PYDD_HD void soft_sums(Blocks<const T> z, const T* w, Blocks<const T> target, in
       const T* const z_b = z[b];
       const T* const q_b = target[b];
       const T* const w_b = w + b * kLanes;
+      // In two loops: GCC does not vectorise them as one.
+      alignas(64) T log_q[kLanes];
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) log_q[l] = log_positive(q_b[l]);
 #pragma omp simd
       for (int64_t l = 0; l < kLanes; ++l) {
         const T q = q_b[l];
-        const KdTerm<T> term = soft_term(z_b[l], w_b[l], q, log_positive(q), row);
+        const KdTerm<T> term = soft_term(z_b[l], w_b[l], q, log_q[l], row);
         sum_kl[l] += term.kl;
         sum_squares[l] += term.e * term.e;
         sum_mass[l] += q;
@@ -251,10 +255,27 @@ class ScoreRows {
     return element(base, dtype, (first_ + i) * stride);
   }
 
+  // The largest value, block by block, then the first place that holds it.
   PYDD_HD int64_t first_maximum(Blocks<const T> x) const {
-    int64_t best = 0;
-    for (int64_t c = 1; c < n_; ++c) best = x.at(c) > x.at(best) ? c : best;
-    return best;
+    alignas(64) T lanes[kLanes];
+    std::copy_n(x[0], kLanes, lanes);
+    for (int64_t b = 1; b < blocks_; ++b) {
+      const T* const block = x[b];
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] = Maximum()(lanes[l], block[l]);
+    }
+    const T largest = fold(lanes, Maximum());
+    for (int64_t b = 0; b < blocks_; ++b) {
+      const T* const block = x[b];
+      int found = 0;
+#pragma omp simd reduction(| : found)
+      for (int64_t l = 0; l < kLanes; ++l) found |= block[l] == largest;
+      if (!found) continue;
+      for (int64_t c = b * kLanes; c < n_; ++c) {
+        if (x.at(c) == largest) return c;
+      }
+    }
+    return 0;  // NaN, or only in the padding
   }
 
   PYDD_HD void rank() {
