@@ -262,6 +262,8 @@ def _check_soft_labels(soft_labels: Tensor, count: int, num_classes: int) -> Non
         raise ValueError(
             f"soft_labels must have shape ({count}, {num_classes}), got {tuple(soft_labels.shape)}"
         )
+    if not bool(soft_labels.isfinite().all()):
+        raise ValueError("soft_labels must be finite; some values are NaN or infinite")
 
 
 def _record_digest(record: dict[str, Any]) -> str:

@@ -9,10 +9,9 @@ hold among their accuracies.
 from __future__ import annotations
 
 import io
-import pickle
 import warnings
-import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -161,11 +160,25 @@ def write_tensor_layout(
 
     Raises:
         FileExistsError: It is there already.
-        ValueError: ``"datm"`` without soft labels or learning rate, or whitened images for
-            ``"vico"``, whose evaluation whitens nothing.
+        ValueError: ``"datm"`` without soft labels or learning rate; soft labels of classes with
+            unequal numbers of images, as an image's class is its place beside soft labels (images
+            are written class after class then); or whitened images for ``"vico"``, whose
+            evaluation whitens nothing.
+
+    Warns:
+        UserWarning: Soft labels are left out (``"vico"``, ``"mtt"``: hard labels alone), or the
+            files do not tell that the images are whitened (``"datm"``: that they are not), which
+            :func:`read_tensor_layout` then needs to be told.
     """
     _check_layout(layout)
     path = Path(path)
+    if distilled.soft_labels is not None and layout in ("vico", "mtt"):
+        warnings.warn(
+            f"the layout {layout!r} holds hard labels: the set's soft_labels are left out",
+            stacklevel=2,
+        )
+    elif distilled.soft_labels is not None:
+        distilled = _in_class_order(distilled, distilled.soft_labels)
     images = network_input(distilled.images, distilled.normalization).cpu().contiguous()
     if layout == "vico":
         if distilled.whitened:
@@ -184,6 +197,12 @@ def write_tensor_layout(
             tensors["labels"] = distilled.soft_labels.float().cpu().contiguous()
         if distilled.lr is not None:
             tensors["lr"] = torch.tensor(distilled.lr)
+    if distilled.whitened != (layout == "datm"):
+        warnings.warn(
+            f"files of the layout {layout!r} do not tell whether images are whitened: read these "
+            f"with whitened={distilled.whitened}",
+            stacklevel=2,
+        )
     suffix = "" if layout == "ddranking" else f"_{iteration}"
     with new_folder(refuse_non_empty(path)) as new:
         inner = new / "Normal" if layout == "datm" else new
@@ -317,6 +336,11 @@ def _made(
     whitened: bool,
     meta: dict[str, Any],
 ) -> DistilledSet:
+    if not images.is_floating_point() or not len(images):
+        raise ValueError(
+            f"{path} must hold images as a network takes them, floating point and normalised, got "
+            f"{len(images) if images.ndim else 0} of {images.dtype}"
+        )
     soft = None
     if labels.ndim == 2:
         soft, count = labels.float().contiguous(), len(labels)
@@ -326,6 +350,8 @@ def _made(
     elif labels.dtype.is_floating_point:
         if not torch.equal(labels, labels.round()):
             raise ValueError(f"{path}: labels must be whole numbers")
+        labels = labels.long()
+    elif not labels.dtype.is_complex and labels.dtype != torch.bool:
         labels = labels.long()
     try:
         return DistilledSet(
@@ -351,6 +377,23 @@ def _tensor(path: Path) -> Tensor:
     return content.detach()
 
 
+def _in_class_order(distilled: DistilledSet, soft_labels: Tensor) -> DistilledSet:
+    """The set class after class, which tells the hard labels where soft ones are written."""
+    counts = set(distilled.class_counts.tolist())
+    if len(counts) != 1:
+        raise ValueError(
+            "files of soft labels tell an image's class by its place, as many images a class; the "
+            f"set has from {min(counts)} to {max(counts)}"
+        )
+    order = distilled.labels.argsort(stable=True)
+    return replace(
+        distilled,
+        images=distilled.images[order],
+        labels=distilled.labels[order],
+        soft_labels=soft_labels[order],
+    )
+
+
 def _rate(path: Path) -> float:
     value = _tensor(path)
     if value.numel() != 1:
@@ -374,10 +417,8 @@ def _load(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError, ValueError, EOFError, OSError, TypeError, KeyError, pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except Exception as error:
+        # A damaged pickle ends in any type: an IndexError of its stack, an unknown encoding.
         text = str(error).splitlines()[0] if str(error) else repr(error)
         raise ValueError(f"{path} is damaged or holds more than tensors: {text}") from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -82,7 +83,8 @@ class Trajectories:
             raise IndexError(f"expert must lie in [0, {len(self)}), got {expert}")
         if not 0 <= epoch <= self.epochs:
             raise IndexError(f"epoch must lie in [0, {self.epochs}], got {epoch}")
-        return torch.cat([p.reshape(-1).float() for p in self._experts[expert][epoch]])
+        # Some files hold parameters, which ask for gradients.
+        return torch.cat([p.detach().reshape(-1).float() for p in self._experts[expert][epoch]])
 
     def check(self, model: nn.Module) -> None:
         """Refuse a network of another architecture.
@@ -143,7 +145,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> list[list[Snapshot]]:
     try:
-        value = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Files from before torch 1.6 are no archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(file)
+        value = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         # Damage surfaces in many types, and torch's text on refused objects is a page long.
         reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -162,9 +166,7 @@ def _shapes(expert: object, name: str) -> tuple[torch.Size, ...]:
         raise ValueError(f"{name} must be a list of at least two snapshots")
     shapes: tuple[torch.Size, ...] | None = None
     for epoch, snapshot in enumerate(expert):
-        if not isinstance(snapshot, list) or not all(
-            isinstance(p, Tensor) and p.is_floating_point() for p in snapshot
-        ):
+        if not isinstance(snapshot, list) or not snapshot or not all(map(_is_plain, snapshot)):
             raise ValueError(f"{name} snapshot {epoch}, is no list of floating-point tensors")
         own = tuple(p.shape for p in snapshot)
         if shapes is None:
@@ -173,6 +175,16 @@ def _shapes(expert: object, name: str) -> tuple[torch.Size, ...]:
             raise ValueError(f"{name} snapshot {epoch}, has other parameters than snapshot 0")
     assert shapes is not None
     return shapes
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor of numbers, dense and in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.is_cpu
+    )
 
 
 def _describe(shapes: tuple[torch.Size, ...]) -> str:

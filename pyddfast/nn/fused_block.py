@@ -49,11 +49,16 @@ class NormReluPool(nn.Module):
                 f"running statistics, with scale and shift, not {norm}"
             )
         self.eps, self.relu, self.pool = norm.eps, relu, pool
+        # An instance norm takes (C, H, W) as one image, a group norm as C samples.
+        self.unbatched = isinstance(norm, nn.InstanceNorm2d)
         self.weight, self.bias = norm.weight, norm.bias
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the normalised planes, pooled if so."""
+        """Map (N, C, H, W), or (C, H, W) as InstanceNorm2d, to the planes, pooled if so."""
+        if x.dim() == 3 and self.unbatched:
+            y: Tensor = self(x[None])
+            return y[0]
         if x.dim() != 4 and not self.pool:  # as GroupNorm allows
             y = F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
             return F.relu(y) if self.relu else y

@@ -200,6 +200,7 @@ def test_a_broken_record_is_refused_by_name(tmp_path, content, message):
         ({"kind": "fake"}, ValueError, "'real', 'patches', 'synthetic'.*got 'fake'"),
         ({"soft_labels": torch.zeros(6, 4)}, ValueError, r"\(6, 3\), got \(6, 4\)"),
         ({"soft_labels": torch.zeros(6, 3, dtype=torch.int64)}, TypeError, "floating point"),
+        ({"soft_labels": torch.full((6, 3), torch.inf)}, ValueError, "soft_labels must be finite"),
         ({"meta": {"tensor": torch.zeros(1)}}, TypeError, "JSON values only"),
         ({"meta": {"loss": float("nan")}}, TypeError, "JSON values only"),
     ],

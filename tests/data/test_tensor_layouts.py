@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import nullcontext
+from dataclasses import replace
 from zipfile import ZipFile
 
 import numpy as np
@@ -127,7 +130,9 @@ def test_what_is_written_is_read(tmp_path, layout, bytes_):
         lr=0.03,
     )
     path = tmp_path / ("set.pt" if layout == "vico" else "set")
-    assert write_tensor_layout(made, path, layout) == path
+    told = {"datm": "whitened=False", "vico": "left out", "mtt": "left out"}.get(layout)
+    with pytest.warns(UserWarning, match=told) if told else nullcontext():
+        assert write_tensor_layout(made, path, layout) == path
     back = read_tensor_layout(path, layout, lr=made.lr, whitened=False, **TASK)
     expected = normalize(pixels, CIFAR10_NORMALIZATION) if bytes_ else made.images
     assert torch.equal(back.images, expected)
@@ -139,8 +144,60 @@ def test_what_is_written_is_read(tmp_path, layout, bytes_):
     # And by the codebases' own torch.load, which sees tensors and lists alone.
     if layout == "vico":
         assert torch.equal(torch.load(path)["data"][-1][0], expected)
-    with pytest.raises(FileExistsError):
-        write_tensor_layout(made, path, layout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(FileExistsError):
+            write_tensor_layout(made, path, layout)
+
+
+@pytest.mark.parametrize("layout", ["datm", "ddranking"])
+def test_soft_labels_keep_their_class(tmp_path, layout):
+    labels = torch.arange(10).repeat(2)  # not class after class, as the files have it
+    soft = torch.randn(20, 10, generator=torch.Generator().manual_seed(5))
+    made = DistilledSet(
+        images(), labels, 10, CIFAR10_NORMALIZATION, soft_labels=soft, lr=0.1, whitened=True
+    )
+    with nullcontext() if layout == "datm" else pytest.warns(UserWarning, match="whitened=True"):
+        write_tensor_layout(made, tmp_path / "set", layout)
+    back = read_tensor_layout(tmp_path / "set", layout, whitened=True, **TASK)
+    for image, label, logits in zip(back.images, back.labels, back.soft_labels, strict=True):
+        place = next(k for k, given in enumerate(made.images) if torch.equal(given, image))
+        assert label == labels[place]
+        assert torch.equal(logits, soft[place])
+    uneven = replace(made, labels=torch.cat([labels[:-1], labels[:1]]))
+    with pytest.raises(ValueError, match="the set has from 1 to 3"):
+        write_tensor_layout(uneven, tmp_path / "other", layout)
+
+
+def test_whitened_files_of_mtt_say_how_to_read_them(tmp_path):
+    made = DistilledSet(images(), LABELS, 10, CIFAR10_NORMALIZATION, lr=0.1, whitened=True)
+    with pytest.warns(UserWarning, match="read these with whitened=True"):
+        write_tensor_layout(made, tmp_path / "set", "mtt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_other_integers(tmp_path, dtype):
+    torch.save({"data": [[images(), LABELS.to(dtype)]]}, tmp_path / "res.pt")
+    assert torch.equal(read_tensor_layout(tmp_path / "res.pt", "vico", **TASK).labels, LABELS)
+
+
+def test_a_pickle_with_changed_bytes_is_named(tmp_path):
+    path = official(tmp_path, "vico")
+    with ZipFile(path) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    program = next(name for name in parts if name.endswith("data.pkl"))
+    whole = parts[program]
+    # An IndexError of the pickle's stack, a LookupError of an encoding.
+    for content in (
+        b"\x80\x02a.",
+        b"\x80\x02" + b"t" * 9 + b".",
+        whole.replace(b"latin1", b"latinf"),
+    ):
+        with ZipFile(path, "w") as file:
+            for name, part in parts.items():
+                file.writestr(name, content if name == program else part)
+        with pytest.raises(ValueError, match=r"2ipc\.pt is damaged"):
+            read_tensor_layout(path, "vico", **TASK)
 
 
 def test_the_tree_of_dc_bench(tmp_path):
@@ -223,6 +280,12 @@ def test_nothing_is_executed_and_damage_is_named(tmp_path):
             "does not fit the task: labels must lie",
         ),
         ({"data": [[images(), LABELS + 0.5]]}, "whole numbers"),
+        (
+            {"data": [[images().to(torch.uint8), LABELS]]},
+            r"floating point .*, got 20 of torch\.uint8",
+        ),
+        ({"data": [[images()[:0], LABELS[:0]]]}, "got 0 of"),
+        ({"data": [[images(), torch.full((20, 10), torch.nan)]]}, "soft_labels must be finite"),
         ({"data": [[images()[:, :1], LABELS]]}, "1 channels"),
         ({"data": [[images() * torch.inf, LABELS]]}, "must be finite"),
         ({"data": [[images(), torch.zeros(20, 7)]]}, r"soft_labels must have shape \(20, 10\)"),

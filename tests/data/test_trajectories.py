@@ -52,6 +52,16 @@ def test_a_copy_is_given(tmp_path):
     assert torch.equal(found.flat(0, 0), before)
 
 
+@pytest.mark.parametrize("archive", [True, False])  # False: as torch before 1.6 wrote
+def test_parameters_of_any_torch_become_plain_tensors(tmp_path, archive):
+    given = [[[nn.Parameter(torch.full((2,), float(epoch)))] for epoch in range(2)]]
+    file = tmp_path / "replay_buffer_0.pt"
+    torch.save(given, file, _use_new_zipfile_serialization=archive)
+    flat = Trajectories(tmp_path).flat(0, 1)
+    assert not flat.requires_grad
+    assert flat.tolist() == [1.0, 1.0]
+
+
 def test_a_view_is_not_saved_with_its_base(tmp_path):
     base = torch.randn(100_000)
     write_replay_buffer(tmp_path / "replay_buffer_0.pt", [[[base[:3]], [base[3:6]]]])
@@ -125,6 +135,9 @@ def test_damaged(tmp_path):
         ([], "must hold a list of experts"),
         ([[[torch.ones(2)]]], "expert 0, must be a list of at least two snapshots"),
         ([[[torch.ones(2)], [3]]], "expert 0, snapshot 1, is no list of floating-point"),
+        ([[[], []]], "snapshot 0, is no list of floating-point"),
+        ([[[torch.ones(2, device="meta")]] * 2], "snapshot 0, is no list of floating-point"),
+        ([[[torch.eye(2).to_sparse()]] * 2], "snapshot 0, is no list of floating-point"),
         ([[[torch.ones(2)], [torch.ones(3)]]], "snapshot 1, has other parameters"),
         (
             [[[torch.ones(2)]] * 2, [[torch.ones(2)]] * 3],

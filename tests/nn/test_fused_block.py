@@ -296,6 +296,17 @@ def test_a_norm_alone_and_planes_of_other_shapes() -> None:
         assert_close(block(x), norm(x), FLOAT64)
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_an_instance_norm_takes_one_image_alone(pool: bool) -> None:
+    norm = random_affine(nn.InstanceNorm2d(4, affine=True)).double()
+    plain = nn.Sequential(norm, nn.ReLU(), *[nn.AvgPool2d(2)] * pool)
+    model = fuse_norm_relu_pool(copy.deepcopy(plain))
+    assert isinstance(model[0], NormReluPool)
+    for shape in ((4, 4, 6), (4, 5, 6)):  # as high as there are channels, and not
+        x = torch.randn(shape, dtype=torch.float64)
+        assert_close(model(x), plain(x), FLOAT64)
+
+
 def test_errors() -> None:
     with pytest.raises(TypeError, match=r"model is a torch\.nn\.Module, not dict"):
         fuse_norm_relu_pool({})  # type: ignore[arg-type]
