@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.dropin import fkd, vico
+from benchmarks.dropin import fkd, trajectories, vico
 from benchmarks.dropin.__main__ import apply, table
 from benchmarks.dropin.codebases import CODEBASES, Change
 
@@ -85,3 +85,19 @@ def test_the_committed_run_of_vico() -> None:
             assert recorded["max_image_difference"] <= 1e-8
             assert recorded["max_relative_difference_float32"] <= 1e-5
     assert vico.table(result) in (ROOT / "docs" / "drop-in" / "vico.md").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(trajectories.CODEBASES))
+def test_the_committed_runs_of_trajectory_matching(name: str) -> None:
+    codebase = trajectories.CODEBASES[name]
+    result = json.loads((ROOT / "benchmarks" / "dropin" / f"{name}.json").read_text())
+    assert (result["url"], result["revision"]) == (codebase.url, codebase.revision)
+    official = np.array(result["official"]["losses"])
+    assert len(official) >= 5
+    assert set(result["variants"]) == set(codebase.variants)
+    for variant, changes in codebase.variants.items():
+        recorded = result["variants"][variant]
+        assert recorded["lines_changed"] == sum(change.count for change in changes) <= 5
+        assert np.abs(np.array(recorded["losses"]) / official - 1).max() <= 1e-8
+    page = (ROOT / "docs" / "drop-in" / f"{name}.md").read_text()
+    assert trajectories.table(result) in page
