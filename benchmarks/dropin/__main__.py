@@ -13,7 +13,6 @@ import io
 import json
 import statistics
 import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable
@@ -26,7 +25,8 @@ import torch
 
 from benchmarks.dropin import inputs
 from benchmarks.dropin.codebases import CODEBASES, Change, Codebase
-from benchmarks.metadata import ROOT, collect
+from benchmarks.dropin.process import run_child
+from benchmarks.metadata import collect
 
 BATCH = 4  # images: a 224 px step of ResNet-18 in float64 then takes about a second
 COMPARED = 20  # iterations whose losses are compared
@@ -77,17 +77,8 @@ def run(codebase: Codebase, variant: Path, work: Path, dtype: str, steps: int) -
         "stubs": codebase.stubs,
         "small": codebase.small,
         "steps": steps,
-        "threads": torch.get_num_threads(),
-        "out": str(work / "record.json"),
     }
-    (work / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "benchmarks.dropin.child", str(work / "job.json")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise SystemExit(f"{codebase.name}, {variant.name}:\n{result.stdout}\n{result.stderr}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    record["images"] = np.load(work / "record.json.npy")
-    return record
+    return run_child(("benchmarks.dropin.child",), job, work)
 
 
 def seconds(records: Iterable[dict[str, Any]]) -> dict[str, float]:

@@ -12,9 +12,7 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,8 +27,9 @@ import torch
 from benchmarks.dropin import stubs
 from benchmarks.dropin.__main__ import apply, export
 from benchmarks.dropin.codebases import Change, Codebase
+from benchmarks.dropin.process import run_child
 from benchmarks.memory import Peak
-from benchmarks.metadata import ROOT, collect
+from benchmarks.metadata import collect
 from benchmarks.schema import write
 from pyddfast.data import load
 
@@ -218,21 +217,8 @@ def cover(gradients: list[np.ndarray[Any, Any]], picks: np.ndarray[Any, Any]) ->
 
 def run(name: str, folder: Path, work: Path) -> dict[str, Any]:
     """One run of a variant in a process of its own."""
-    job = {"case": name, "threads": torch.get_num_threads(), "out": str(work / "record.json")}
-    (work / "job.json").write_text(json.dumps(job))
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dropin.deepcore", "--child", str(work / "job.json")],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(f"{name} failed:\n{result.stderr[-3000:]}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    return record
+    job = {"case": name}
+    return run_child(("benchmarks.dropin.deepcore", "--child"), job, work, folder=folder)
 
 
 def compare(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +21,8 @@ from PIL import Image
 
 from benchmarks.dropin.__main__ import apply, export, seconds
 from benchmarks.dropin.codebases import SRE2L, Change, Codebase
-from benchmarks.metadata import ROOT, collect
+from benchmarks.dropin.process import run_child
+from benchmarks.metadata import collect
 from pyddfast.data import import_fkd
 
 CLASSES, IPC = 12, 4
@@ -71,22 +69,8 @@ def run(script: Path, arguments: list[str], stubs: tuple[str, ...], work: Path) 
         "dtype": "float32",
         "steps": None,
         "stubs": stubs,
-        "threads": torch.get_num_threads(),
-        "out": str(work / "record.json"),
     }
-    (work / "job.json").write_text(json.dumps(job))
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dropin.child", str(work / "job.json")],
-        cwd=script.parent,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(f"{script}:\n{result.stdout}\n{result.stderr}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    return record
+    return run_child(("benchmarks.dropin.child",), job, work, folder=script.parent)
 
 
 def relabel(variant: Path, work: Path, out: Path) -> None:

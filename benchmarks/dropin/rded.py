@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,7 +25,8 @@ import torch
 from benchmarks.dropin import stubs
 from benchmarks.dropin.__main__ import apply, export
 from benchmarks.dropin.codebases import Change, Codebase
-from benchmarks.metadata import ROOT, collect
+from benchmarks.dropin.process import run_child
+from benchmarks.metadata import collect
 from benchmarks.photos import HEIGHT, WIDTH, write_photos
 
 CLASSES = 10  # of the subset imagenet-nette
@@ -102,26 +101,8 @@ def child(job_path: str) -> None:
 
 def run(folder: Path, work: Path) -> dict[str, Any]:
     """One run of a variant in a process of its own."""
-    job = {
-        "arguments": RDED.arguments,
-        "threads": torch.get_num_threads(),
-        "out": str(work / "record.json"),
-    }
-    (work / "job.json").write_text(json.dumps(job))
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dropin.rded", "--child", str(work / "job.json")],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(f"{folder.name}:\n{result.stdout}\n{result.stderr}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    record["images"] = np.load(work / "record.json.npy")
-    return record
+    job = {"arguments": RDED.arguments}
+    return run_child(("benchmarks.dropin.rded", "--child"), job, work, folder=folder)
 
 
 def compare(repo: Path) -> dict[str, Any]:

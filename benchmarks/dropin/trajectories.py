@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import resource
 import runpy
@@ -32,14 +31,15 @@ from torch import Tensor
 from benchmarks.dropin import stubs
 from benchmarks.dropin.__main__ import apply
 from benchmarks.dropin.codebases import Change, Codebase
-from benchmarks.metadata import ROOT, collect
+from benchmarks.dropin.process import run_child
+from benchmarks.metadata import collect
 from pyddfast import data
 from pyddfast.data import ImageDataset, Normalization, Trajectories, write_replay_buffer
 from pyddfast.train import train_experts
 
-COMPARED = 3  # iterations whose losses are compared
+COMPARED = 5  # iterations whose losses are compared
 TIMED = 4  # iterations of a timed run, of which the first warms up
-ROUNDS = 1  # timed runs of each variant, in turn
+ROUNDS = 2  # timed runs of each variant, in turn
 IPC, STEPS, MODEL = 10, 10, "ConvNetW32"
 EXACT_STEPS = 4  # of the float64 runs
 EXPERTS, EPOCHS = 2, 4
@@ -121,7 +121,7 @@ def child(job_path: str) -> None:
         result = step(self, *args, **kwargs)
         (parameter,) = self.param_groups[0]["params"]
         if parameter.ndim == 4:
-            ends.append(time.perf_counter())
+            ends.append(time.process_time())  # less disturbed by other work
             kept[:] = [parameter.detach().clone()]
             if len(ends) == job["iterations"]:
                 raise Finished
@@ -265,26 +265,11 @@ def run(codebase: Codebase, folder: Path, work: Path, dtype: str, iterations: in
         "arguments": arguments,
         "dtype": dtype,
         "iterations": iterations,
-        "threads": torch.get_num_threads(),
-        "out": str(work / "record.json"),
     }
-    (work / "job.json").write_text(json.dumps(job))
     buffers = script.parent / "buffers" / "CIFAR10_NO_ZCA" / MODEL
     place_experts(Trajectories(work / "experts"), buffers, getattr(torch, dtype))
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dropin.trajectories", "--child", str(work / "job.json")],
-        cwd=script.parent,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(f"{folder.name}:\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    record["images"] = np.load(work / "record.json.npy")
-    return record
+    child = ("benchmarks.dropin.trajectories", "--child")
+    return run_child(child, job, work, folder=script.parent)
 
 
 def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
@@ -326,6 +311,7 @@ def compare(codebase: Codebase, repo: Path) -> dict[str, Any]:
         "steps": {"float64": EXACT_STEPS, "float32": STEPS},
         "batch": 10 * IPC,
         "iterations_compared": COMPARED,
+        "clock": "processor time",
         "official": {"losses": official.tolist(), **figures(timed["official"])},
         "variants": variants,
         "environment": collect(torch.device("cpu")),

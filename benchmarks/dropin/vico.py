@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import resource
 import runpy
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +29,8 @@ import torch
 from benchmarks.dropin import stubs
 from benchmarks.dropin.__main__ import apply, export
 from benchmarks.dropin.codebases import Change, Codebase
-from benchmarks.metadata import ROOT, collect
+from benchmarks.dropin.process import run_child
+from benchmarks.metadata import collect
 from pyddfast.data import load
 
 COMPARED = 5  # updates of the images
@@ -153,24 +152,8 @@ def run(code: Codebase, folder: Path, work: Path, dtype: str, steps: int) -> dic
         "arguments": [*code.arguments, *arguments],
         "dtype": dtype,
         "steps": steps,
-        "threads": torch.get_num_threads(),
-        "out": str(work / "record.json"),
     }
-    (work / "job.json").write_text(json.dumps(job))
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.dropin.vico", "--child", str(work / "job.json")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode:
-        raise SystemExit(f"{code.name}, {folder.name}:\n{result.stdout}\n{result.stderr}")
-    record: dict[str, Any] = json.loads((work / "record.json").read_text())
-    record["images"] = np.load(work / "record.json.npy")
-    return record
+    return run_child(("benchmarks.dropin.vico", "--child"), job, work)
 
 
 def compare(code: Codebase, repo: Path) -> dict[str, Any]:
