@@ -240,6 +240,14 @@ def test_ca2d_takes_its_pool_from_the_ranking(small: ImageDataset, tmp_path: Pat
             "of the last",
         ),
         (["coreset", "el2n-sl", "--teacher", "/nope", "--ipc", "1"], "/nope/teacher.json is miss"),
+        # Before the network is trained.
+        (["coreset", "el2n-sl", "--temperature", "0", "--ipc", "1"], "--temperature must be posi"),
+        (["coreset", "grad-match", "--lam", "-1", "--ipc", "1"], "--lam must be finite and not"),
+        (["coreset", "graph-cut", "--lam", "nan", "--ipc", "1"], "--lam must be finite"),
+        (["coreset", "glister", "--eta", "inf", "--ipc", "1"], "--eta must be positive and finite"),
+        (["coreset", "k-centers", "--seed", "-1", "--ipc", "1"], "--seed must lie in"),
+        (["score", "--temperature", "5"], "--temperature is of el2n_sl, which --teacher DIR"),
+        (["score", "--teacher-epochs", "5"], "the --teacher options are for el2n_sl and sharp"),
         (["distill", "ca2d", "--teacher", "/nope", "--ipc", "1"], "/nope/teacher.json is missing"),
         (["distill", "ca2d", "--ipc", "2", "--pool", "1"], "ipc = 2"),
     ],
@@ -292,6 +300,18 @@ def test_sets_from_one_scored_run(
     ):
         assert main([*words, *wrong]) == 2
         assert message in capsys.readouterr().err
+    for damaged, message in (
+        ("scores.json", "scores.json does not say what aum means"),
+        ("config.json", "scored other images or labels"),
+    ):
+        kept = (run / damaged).read_bytes()
+        (run / damaged).write_text('{"config": [], "aum": []}')
+        assert main([*words, "--score", "aum"]) == 2
+        assert message in capsys.readouterr().err
+        (run / damaged).write_text("[]")
+        assert main([*words, "--score", "aum"]) == 2
+        assert message in capsys.readouterr().err
+        (run / damaged).write_bytes(kept)
 
 
 EMBEDDED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -20,6 +20,11 @@ from pyddfast.train import RunFolder, teacher_recipe
 from pyddfast.train.distributed import join_ranks
 
 __all__ = ["read_scores", "score"]
+
+
+# T of EL2N-SL in its paper.
+_TEMPERATURE = 20.0
+_NEEDS = "which --teacher DIR, --soft-labels image or --soft-labels view adds"
 
 
 def score(
@@ -37,7 +42,7 @@ def score(
     signal: Signal = "1-p",
     half: bool = False,
     soft_labels: Literal["none", "image", "view"] | None = None,
-    temperature: float = 20.0,
+    temperature: float = _TEMPERATURE,
     grand: bool = False,
     image_size: int | None = None,
     seed: int = 0,
@@ -81,6 +86,10 @@ def score(
     soft = kind != "none"
     if teacher.teacher is not None and not soft:
         raise ValueError("--teacher is for el2n_sl and sharp, which --soft-labels none leaves out")
+    if not soft and temperature != _TEMPERATURE:
+        raise ValueError(f"--temperature is of el2n_sl, {_NEEDS}")
+    if not soft and teacher != TeacherOptions():
+        raise ValueError(f"the --teacher options are for el2n_sl and sharp, {_NEEDS}")
     ranks = teacher.ranks() if soft else join_ranks()
     if soft:
         teacher.check()
@@ -178,12 +187,20 @@ def read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) -> 
     if name not in tensors:
         raise ValueError(f"{file} holds no {name}, only {', '.join(sorted(tensors))}")
     if tensors[name].shape != (count,):
-        raise ValueError(f"{file} is of {len(tensors[name])} images, the data set has {count}")
-    scored = read_json(facts).get("config", {}).get("dataset", {}).get("sha256")
+        raise ValueError(f"{file} is of {tensors[name].numel()} images, the data set has {count}")
+    scored = _at(read_json(facts), "config", "dataset", "sha256")
     # A folder was scored resized, and is read here at the files' own sizes: another digest.
     if isinstance(source, ImageDataset) and scored != data_digest(source):
         raise ValueError(f"{folder} scored other images or labels than the data set given")
-    entry = read_json(about).get(name)
-    if not isinstance(entry, dict) or not isinstance(entry.get("high_means"), str):
+    entry = read_json(about)
+    means, meta = _at(entry, name, "high_means"), _at(entry, name, "meta")
+    if not isinstance(means, str) or not isinstance(meta, dict):
         raise ValueError(f"{about} does not say what {name} means")
-    return Scores(tensors[name], name, entry["high_means"], entry.get("meta", {}))
+    return Scores(tensors[name], name, means, meta)
+
+
+def _at(entry: Any, *names: str) -> Any:
+    """What a JSON value holds under these names, or None."""
+    for name in names:
+        entry = entry.get(name) if isinstance(entry, dict) else None
+    return entry

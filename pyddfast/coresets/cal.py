@@ -26,7 +26,7 @@ def cal_scores(
 
     Args:
         embedding: Whose logits are compared, and whose features say who is near.
-        neighbours: Of each sample; at most those that there are.
+        neighbours: Of each sample; at most those that there are (``meta`` tells).
         by: Says who is near instead: of another network, the same samples (DeepCore: a ResNet-18
             trained on ImageNet, at 224 pixels).
         semantics: ``"paper"``: neighbours by normalised features among all samples, the mean of
@@ -47,23 +47,28 @@ def cal_scores(
     if neighbours < 1:
         raise ValueError(f"neighbours must be at least 1, got {neighbours}")
     near = embedding if by is None else by
+    if not len(embedding):
+        raise ValueError("the embedding holds no sample")
     if not torch.equal(near.labels, embedding.labels):
         raise ValueError("by is of other samples than the embedding: their labels differ")
+    paper = semantics == "paper"
+    sizes = torch.bincount(near.labels)
+    count = min(neighbours, (len(near) if paper else int(sizes[sizes > 0].min())) - 1)
+    if count < 1:
+        where = "the embedding" if paper else "a class"
+        raise ValueError(f"{where} has a single sample, which has no neighbour")
     logp = embedding.logits.log_softmax(1)
     meta = {
         **embedding.meta,
-        "neighbours": neighbours,
+        "neighbours": count,
         "near": dict(near.meta),
         "semantics": semantics,
     }
-    if semantics == "paper":
-        count = min(neighbours, len(near) - 1)
+    if paper:
         _, knn = ops.knn_topk(near.features, count, metric="cosine")
         values = ops.knn_divergence(logp, knn, kind="kl_nb_x")
         return Scores(values, "cal", "contrastive", meta)
     rows, segments = ops.class_segments(near.labels, near.num_classes)
-    sizes = segments.diff()
-    count = min(neighbours, int(sizes[sizes > 0].min()) - 1)
     _, knn = ops.knn_topk(near.features[rows], count, segments=segments)
     sorted_values = ops.knn_divergence(logp[rows], knn, kind="jeffreys")
     values = torch.empty_like(sorted_values)

@@ -35,8 +35,11 @@ def write_npz(file: str | Path, kind: str, arrays: Mapping[str, Tensor], record:
         ValueError: The name has another ending, or the record holds what JSON cannot (NaN).
     """
     path = _named(file, (".npz",))
-    text = json.dumps({"kind": kind, "record": record}, allow_nan=False)
-    values = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+    try:
+        text = json.dumps({"kind": kind, "record": record}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta must hold JSON values only: {error}") from error
+    values = {name: _plain(tensor) for name, tensor in arrays.items()}
     buffer = io.BytesIO()
     values[_RECORD] = np.frombuffer(text.encode(), np.uint8)
     np.savez(buffer, **values)  # type: ignore[arg-type]  # for its own keyword allow_pickle
@@ -66,7 +69,10 @@ def read_npz(file: str | Path, kind: str) -> tuple[dict[str, Tensor], Any]:
     found = entry.get("kind") if isinstance(entry, dict) else None
     if found != kind:
         raise ValueError(f"{path} holds {found!r}, not {kind!r}")
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}, entry["record"]
+    try:
+        return {name: torch.from_numpy(value) for name, value in arrays.items()}, entry["record"]
+    except (KeyError, TypeError, ValueError) as error:  # text, or another byte order
+        raise ValueError(f"{path} is no {kind} file: {error!r}") from error
 
 
 def write_indices(file: str | Path, indices: Tensor) -> Path:
@@ -92,6 +98,13 @@ def write_indices(file: str | Path, indices: Tensor) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content)
     return path
+
+
+def _plain(tensor: Tensor) -> npt.NDArray[Any]:
+    """As numpy has it: of bfloat16, which it lacks, the same values in float32."""
+    values = tensor.detach().cpu()
+    array: npt.NDArray[Any] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return array
 
 
 def _named(file: str | Path, endings: tuple[str, ...]) -> Path:

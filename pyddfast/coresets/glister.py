@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,8 @@ def glister(
             of another network or lacks a class.
     """
     check_semantics(semantics)
-    if eta <= 0:
-        raise ValueError(f"eta must be positive, got {eta}")
+    if not 0 < eta < math.inf:
+        raise ValueError(f"eta must be positive and finite, got {eta}")
     other = embedding if validation is None else validation
     if (other.num_classes, other.features.shape[1]) != (
         embedding.num_classes,

@@ -43,6 +43,8 @@ class Scores:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.values, Tensor):
+            raise TypeError(f"scores must be a torch.Tensor, got {type(self.values).__name__}")
         if not self.values.dtype.is_floating_point:
             raise TypeError(f"scores must be floating point, got {self.values.dtype}")
         if self.values.ndim != 1:
@@ -57,10 +59,10 @@ class Scores:
     def save(self, file: str | Path) -> Path:
         """Write values and record to an ``.npz`` file, whole or not at all.
 
-        Numpy reads it: ``numpy.load(file)["values"]``.
+        Numpy reads it: ``numpy.load(file)["values"]``; bfloat16 is stored as float32.
 
         Raises:
-            ValueError: The name has another ending.
+            ValueError: The name has another ending, or ``meta`` holds other than JSON values.
         """
         record = {"name": self.name, "high_means": self.high_means, "meta": dict(self.meta)}
         return write_npz(file, "scores", {"values": self.values}, record)
@@ -75,8 +77,9 @@ class Scores:
         """
         arrays, record = read_npz(file, "scores")
         try:
+            _check_record(record, ("name", "high_means"))
             return cls(arrays["values"], record["name"], record["high_means"], record["meta"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no file of scores: {error!r}") from error
 
 
@@ -110,10 +113,10 @@ class Selection:
     def save(self, file: str | Path) -> Path:
         """Write picks, weights, scores and record to an ``.npz`` file, whole or not at all.
 
-        Numpy reads it: ``numpy.load(file)["indices"]``.
+        Numpy reads it: ``numpy.load(file)["indices"]``; bfloat16 is stored as float32.
 
         Raises:
-            ValueError: The name has another ending.
+            ValueError: The name has another ending, or ``meta`` holds other than JSON values.
         """
         given = {"indices": self.indices, "weights": self.weights, "scores": self.scores}
         arrays = {name: value for name, value in given.items() if value is not None}
@@ -130,10 +133,12 @@ class Selection:
         """
         arrays, record = read_npz(file, "selection")
         try:
-            indices, order, meta = arrays["indices"], record["order"], record["meta"]
-        except (KeyError, TypeError) as error:
+            _check_record(record, ("order",))
+            _check_picks(arrays, record["order"])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is no file of a selection: {error!r}") from error
-        return cls(indices, order, arrays.get("weights"), arrays.get("scores"), meta)
+        given = arrays.get("weights"), arrays.get("scores")
+        return cls(arrays["indices"], record["order"], *given, record["meta"])
 
     def export(self, file: str | Path) -> Path:
         """Write the bare positions for other programs, in the order of the picks.
@@ -145,6 +150,30 @@ class Selection:
             ValueError: The name has another ending.
         """
         return write_indices(file, self.indices)
+
+
+def _check_record(record: Any, texts: Sequence[str]) -> None:
+    """The record of a file, which somebody else may have written."""
+    for name in texts:
+        if not isinstance(record[name], str):
+            raise TypeError(f"{name} must be text, got {record[name]!r}")
+    if not isinstance(record["meta"], dict):
+        raise TypeError(f"meta must be an object, got {record['meta']!r}")
+
+
+def _check_picks(arrays: Mapping[str, Tensor], order: str) -> None:
+    """The arrays of a file: positions, and one weight and score each."""
+    indices = arrays["indices"]
+    if indices.dtype != torch.int64 or indices.ndim != 1:
+        raise TypeError(f"indices must be int64 (K,), got {indices.dtype} {tuple(indices.shape)}")
+    if len(indices) and int(indices.min()) < 0:
+        raise ValueError(f"indices must not be negative, got {int(indices.min())}")
+    for name in ("weights", "scores"):
+        value = arrays.get(name, indices)
+        if value.shape != indices.shape:
+            raise ValueError(f"{name} must have shape ({len(indices)},), got {tuple(value.shape)}")
+    if order not in ("ranked", "none"):
+        raise ValueError(f"order must be 'ranked' or 'none', got {order!r}")
 
 
 def select(

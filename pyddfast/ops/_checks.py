@@ -181,9 +181,9 @@ def row_features(features: Any, logits: Tensor) -> None:
     same_device(logits, features, "features", first="logits")
 
 
-def no_nan(logits: Tensor) -> None:
-    """`logits` hold no NaN; reads its values."""
+def no_nan(logits: Tensor, name: str = "logits") -> None:
+    """The rows of the argument `name` hold no NaN; reads its values."""
     bad = logits.isnan().flatten()
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0]) // logits.shape[-1]
-        raise ValueError(f"logits hold NaN, first in row {row}; -inf is allowed")
+        raise ValueError(f"{name} hold NaN, first in row {row}; -inf is allowed")

@@ -95,7 +95,9 @@ def omp(
     single = isinstance(gram, Tensor)
     grams: Sequence[Tensor] = [gram] if isinstance(gram, Tensor) else gram
     targets: Sequence[Tensor] = [target] if isinstance(target, Tensor) else target
-    budgets = [k] * len(grams) if isinstance(k, int) else list(k)
+    if single and isinstance(k, Sequence):
+        raise TypeError(f"k must be an int for a single gram, got {k!r}")
+    budgets = list(k) if isinstance(k, Sequence) else [k] * len(grams)
     if not len(grams) == len(targets) == len(budgets):
         raise ValueError(
             f"there are {len(grams)} Gram matrices, {len(targets)} targets and {len(budgets)} k"

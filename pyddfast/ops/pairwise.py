@@ -61,7 +61,8 @@ def logit_gradient(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: Shapes or devices differ, a value is out of range, or a logit is NaN.
+        ValueError: Shapes or devices differ, a value is out of range, or a logit or a value of
+            ``target`` is NaN.
     """
     temperature = _checks.temperature(temperature)
     kind = _checks.one_of(target_kind, ("probs", "logits"), "target_kind")
@@ -72,6 +73,8 @@ def logit_gradient(
     else:
         _checks.labels(target, logits, check_range=True, first="logits")
     _checks.no_nan(logits)
+    if target.dtype.is_floating_point:
+        _checks.no_nan(target, "target")
     if target.dtype.is_floating_point and kind:
         wide = logits.to(accumulation_dtype(logits))  # or the gradient is rounded to 16 bits
         return kd_value_and_grad(wide, target, temperature, reduction="sum")[2]
@@ -219,12 +222,12 @@ def knn_topk(
     _checks.one_of(metric, get_args(KnnMetric), "metric")
     bounds = offsets(segments, len(x), "x")
     dtype = accumulation_dtype(x)
-    distances = torch.empty((len(x), k), dtype=dtype, device=x.device)
-    indices = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
     # An empty class has no row that lacks neighbours.
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     others = [size - exclude_self if size else k for size in sizes]
     check_sizes(others, k, f"k = {k} neighbours{' beside the row' if exclude_self else ''}")
+    distances = torch.empty((len(x), k), dtype=dtype, device=x.device)
+    indices = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         for start, stop in itertools.pairwise(bounds):
             if start < stop:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks
+from pyddfast.ops import _checks, _memory
 from pyddfast.ops._segments import check_sizes, class_segments, offsets
 from pyddfast.random import Purpose, uniform
 
@@ -27,6 +27,8 @@ __all__ = [
 
 # Lanes of a sample's selection draws; random selection has lane 0.
 _STRATUM_LANE, _BETA_LANE = 1, 2
+# int64 tables of a number for each class and bin that stratified holds at once.
+_TABLES = 6
 
 
 @torch.no_grad()
@@ -196,6 +198,12 @@ def stratified(
             )
 
     classes = len(sizes)
+    _memory.check_fits(
+        8 * _TABLES * classes * bins,
+        rows.device,
+        f"{bins} bins for each of {classes} classes",
+        "give fewer bins",
+    )
     # In the order of the rows, so that draws do not depend on the order of the members.
     number = torch.arange(classes, device=rows.device).repeat_interleave(sizes)
     rows, order = rows.sort()
@@ -269,7 +277,7 @@ def beta_sample(
         k: Picks of every class.
         fraction: Or a share of each.
         pruned: r; default what is left out, 1 − K / N.
-        c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k.
+        c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k; positive.
         c_total: 15 in the paper, 16 in its code.
         seed: Of the draw.
 
@@ -315,7 +323,7 @@ def beta_keys(
         scores: (N,) floating point, DUAL's; not negative.
         one_minus_p: (N,) floating point in [0, 1], 1 − mean p.
         pruned: r, the share that is left out, in [0, 1].
-        c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k.
+        c_d: 4 in the paper for CIFAR, 11 for ImageNet-1k; positive.
         c_total: 15 in the paper, 16 in its code.
         seed: Of the draw.
 
@@ -334,8 +342,9 @@ def beta_keys(
             f"one_minus_p has shape {tuple(one_minus_p.shape)}, there are {len(scores)} scores"
         )
     _checks.same_device(scores, one_minus_p, "one_minus_p", first="scores")
-    if not 0 <= pruned <= 1:
+    if not 0 <= _checks.number(pruned, "pruned") <= 1:
         raise ValueError(f"pruned must lie in [0, 1], got {pruned}")
+    _checks.positive(c_d, "c_d")
     if c_total not in (15, 16):
         raise ValueError(f"c_total must be 15 (paper) or 16 (its code), got {c_total}")
     values, rest = scores.double(), one_minus_p.double()
@@ -346,6 +355,8 @@ def beta_keys(
         raise ValueError(f"one_minus_p must lie in [0, 1], got values from {low} to {high}")
     if float(values.min()) < 0:
         raise ValueError(f"scores must not be negative, got {float(values.min())}")
+    if float(values.max()) == math.inf:
+        raise ValueError("scores must be finite: an infinite one has no weight")
     anchor = float(rest[values.topk(min(10, len(values))).indices].mean())  # 1 - m
     b = 15 * anchor * (1 - pruned**c_d)
     a = c_total - b

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -75,8 +76,8 @@ class RunFolder:
     Raises:
         FileExistsError: the folder holds something that is not this run, or ``resume`` is False.
         BlockingIOError: another process has the folder open.
-        ValueError: the folder's run has another configuration (the fields are named), or its
-            ``config.json`` is damaged.
+        ValueError: the folder's run has another configuration (the fields are named), its
+            ``config.json`` is damaged, or a number of ``config`` is not finite.
         ModuleNotFoundError: safetensors, of the ``methods`` extra, is not installed: said now and
             not when there is something to write.
     """
@@ -92,6 +93,9 @@ class RunFolder:
     ) -> None:
         require("safetensors.torch", "methods")
         self.path = Path(path)
+        for name, value in config.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         self.config: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
         self._environment = {**environment(), **(execution or {})}
         if self.path.exists() and not self.path.is_dir():

@@ -66,7 +66,15 @@ def test_refuses() -> None:
         cal_scores(EMBEDDING, neighbours=0)
     with pytest.raises(ValueError, match="their labels differ"):
         cal_scores(EMBEDDING, by=Embedding(LOGITS, FEATURES, LABELS.flip(0)))
-    # More than there are: all of them.
+    # More than there are: all of them, and the record says how many.
     assert torch.equal(
         cal_scores(EMBEDDING, neighbours=39).values, cal_scores(EMBEDDING, neighbours=100).values
     )
+    assert cal_scores(EMBEDDING, neighbours=100).meta["neighbours"] == 39
+    lone = LABELS.clone()
+    lone[0] = LOGITS.shape[1] - 1
+    lone[1:] %= LOGITS.shape[1] - 1
+    with pytest.raises(ValueError, match="a class has a single sample, which has no neighbour"):
+        cal_scores(Embedding(LOGITS, FEATURES, lone), semantics="official")
+    with pytest.raises(ValueError, match="holds no sample"):
+        cal_scores(Embedding(LOGITS[:0], FEATURES[:0], LABELS[:0]))

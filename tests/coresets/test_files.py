@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,3 +97,62 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="damaged"):
             Scores.load(file)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_bfloat16_is_stored_as_float32(tmp_path: Path) -> None:
+    low = Scores(SCORES.values.bfloat16(), "toy", "hard")
+    read = Scores.load(low.save(tmp_path / "low.npz"))
+    assert read.values.dtype == torch.float32
+    assert read.values.tolist() == low.values.tolist()
+    picked = select(low, LABELS, ipc=1)
+    assert picked.scores is not None
+    again = Selection.load(picked.save(tmp_path / "picked.npz"))
+    assert again.scores is not None
+    assert again.scores.tolist() == picked.scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"indices": np.array([0.5, 1.0])}, r"indices must be int64 \(K,\), got torch.float64"),
+        (
+            {"indices": np.array([[0, 1]])},
+            r"indices must be int64 \(K,\), got torch.int64 \(1, 2\)",
+        ),
+        ({"indices": np.array([-1, 1])}, "indices must not be negative, got -1"),
+        ({"indices": np.array(["a", "b"])}, "no selection file"),
+        ({"indices": np.array([0, 1], ">i8")}, "no selection file"),
+        ({"weights": np.ones(3, np.float32)}, r"weights must have shape \(2,\), got \(3,\)"),
+        ({"record": {"order": "best", "meta": {}}}, "order must be 'ranked' or 'none', got 'best'"),
+        ({"record": {"order": [], "meta": {}}}, "order must be text"),
+        ({"record": {"order": "none", "meta": 3}}, "meta must be an object, got 3"),
+        ({"record": {"order": "none"}}, "no file of a selection"),
+        ({"record": None}, "no file of a selection"),
+        ({"record": ...}, "no selection file"),
+    ],
+)
+def test_a_sound_file_with_other_content_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    arrays = {"indices": np.array([0, 1]), "record": {"order": "none", "meta": {}}, **change}
+    record = arrays["record"]
+    entry = {"kind": "selection", **({} if record is ... else {"record": record})}
+    arrays["record"] = np.frombuffer(json.dumps(entry).encode(), np.uint8)
+    file = tmp_path / "other.npz"
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=rf"other\.npz is .*{message}"):
+        Selection.load(file)
+
+
+def test_refusals_of_scores_name_file_or_argument(tmp_path: Path) -> None:
+    record = {"kind": "scores", "record": {"name": "a", "high_means": "b", "meta": {}}}
+    text = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    np.savez(tmp_path / "nan.npz", values=np.array([np.nan]), record=text)
+    with pytest.raises(ValueError, match=r"nan\.npz .*must not hold NaN"):
+        Scores.load(tmp_path / "nan.npz")
+    with pytest.raises(TypeError, match=r"scores must be a torch\.Tensor, got list"):
+        Scores([1.0, 2.0], "a", "b")  # type: ignore[arg-type]
+    for meta in ({"file": tmp_path}, {"accuracy": float("nan")}):
+        with pytest.raises(ValueError, match="meta must hold JSON values only"):
+            Scores(torch.ones(2), "a", "b", meta).save(tmp_path / "meta.npz")
+    assert not (tmp_path / "meta.npz").exists()

@@ -83,8 +83,10 @@ def test_deepcore_never_updates_and_takes_means_over_batches() -> None:
 
 
 def test_refuses() -> None:
-    with pytest.raises(ValueError, match="eta must be positive, got 0"):
+    with pytest.raises(ValueError, match="eta must be positive and finite, got 0"):
         glister(TRAIN, ipc=1, eta=0)
+    with pytest.raises(ValueError, match="eta must be positive and finite, got nan"):
+        glister(TRAIN, ipc=1, eta=float("nan"))
     with pytest.raises(ValueError, match="give either ipc or fraction"):
         glister(TRAIN)
     with pytest.raises(ValueError, match="ipc = 11 is larger than a class"):

@@ -174,6 +174,10 @@ def test_omp_refuses(call: Any, message: str) -> None:
 
 
 def test_omp_refuses_types() -> None:
+    with pytest.raises(TypeError, match=r"k must be an int, got 2\.0"):
+        ops.omp(EYE, ONES, 2.0)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"k must be an int for a single gram, got \[2\]"):
+        ops.omp(EYE, ONES, [2])  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="gram has dtype"):
         ops.omp(EYE.long(), ONES, 1)
     with pytest.raises(TypeError, match="gram of class 1"):

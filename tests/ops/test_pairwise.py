@@ -126,6 +126,9 @@ def test_gram_of_gradients_that_vanish() -> None:
     # The square of a gradient of 1e-30 is 0 in float32; its direction is not.
     tiny = ops.last_layer_gram((g * 1e-30).float(), h.float(), metric="cosine")
     assert_close(tiny, ops.last_layer_gram(g, h, metric="cosine"), 1e-6)
+    large = h * 1e25  # its squares overflow float32
+    got = ops.last_layer_gram(g.float(), large.float(), metric="cosine")
+    assert_close(got, ops.last_layer_gram(g, large, metric="cosine"), 1e-6)
     distance = ops.last_layer_gram(g.float(), h.float(), metric="euclidean")
     assert not distance.diagonal().any()
     # Without features the bias alone: g g^T.
@@ -448,6 +451,7 @@ NAN = torch.tensor([[0.0], [0.0], [torch.nan], [0.0]])
         (lambda: ops.knn_topk(X, 0), "k must be at least 1, got 0"),
         (lambda: ops.knn_topk(X, 4), "k = 4 neighbours beside the row .* class 0 has 3"),
         (lambda: ops.knn_topk(X, 5, exclude_self=False), "k = 5 neighbours .* class 0 has 4"),
+        (lambda: ops.knn_topk(X, 1 << 60), "neighbours beside the row .* class 0 has 3"),
         (lambda: ops.knn_topk(NAN, 1), "x must be finite; row 2"),
         (lambda: ops.knn_topk(X, 1, tile=0), "tile must be at least 1"),
         (lambda: ops.knn_topk(X, 1, metric="dot"), "metric"),
@@ -459,6 +463,8 @@ NAN = torch.tensor([[0.0], [0.0], [torch.nan], [0.0]])
         (lambda: ops.knn_divergence(LOGP, KNN, kind="js"), "kind"),
         (lambda: ops.logit_gradient(NAN, KNN[:, 0]), "logits hold NaN, first in row 2"),
         (lambda: ops.logit_gradient(G, KNN[:, 0] + 2), "labels from 2 to 2"),
+        (lambda: ops.logit_gradient(LOGP, NAN), "target hold NaN, first in row 2"),
+        (lambda: ops.logit_gradient(LOGP, NAN, target_kind="logits"), "target hold NaN.* row 2"),
     ],
 )
 def test_pairwise_refuses(call: Any, message: str) -> None:

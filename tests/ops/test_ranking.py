@@ -233,6 +233,10 @@ BAD = torch.tensor([0.0, torch.nan, 0.0, 0.0])
         (lambda: ops.beta_sample(-V, V / 9, k=2), "scores must not be negative"),
         (lambda: ops.beta_sample(V, V[:2], k=2), "one_minus_p has shape"),
         (lambda: ops.beta_sample(V, V / 9, k=2, pruned=1.5), "pruned must lie"),
+        (lambda: ops.beta_sample(V, V / 9, k=2, pruned=0.0, c_d=-2.0), r"c_d is -2\.0; it must be"),
+        (lambda: ops.beta_sample(V, V / 9, k=2, c_d=math.nan), "c_d is nan"),
+        (lambda: ops.beta_sample((V + 1) / 0, V / 9, k=2), "scores must be finite"),
+        (lambda: ops.stratified(V, L, k=1, bins=10**12), "10{12} bins for each of 2 classes needs"),
     ],
 )  # fmt: skip
 def test_ranking_refuses(call: Any, message: str) -> None:

@@ -58,6 +58,9 @@ def test_refuses_what_is_not_its_run(tmp_path):
     with pytest.raises(FileExistsError, match="holds no run"):
         RunFolder(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(ValueError, match="lam must be finite, got nan"):
+        RunFolder(tmp_path / "new", {"lam": float("nan")})
+    assert not (tmp_path / "new").exists()
     run = tmp_path / "run"
     RunFolder(run, {"lr": {"value": 0.1}, "seeds": [0]})
     with pytest.raises(FileExistsError, match="resume it"):

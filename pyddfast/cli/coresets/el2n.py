@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pyddfast.cli.coresets.options import CoresetOptions, highest, picked
@@ -178,6 +179,8 @@ def coreset_el2n_sl(
         )
 
     _check_networks(repeats, epochs)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"--temperature must be positive and finite, got {temperature}")
     teacher.check()
     facts = {"temperature": temperature, "repeats": repeats, "epochs": epochs, **plain(teacher)}
     highest("el2n-sl", to, data, model, scores, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 from pyddfast.cli.coresets.options import CoresetOptions, embedded
@@ -57,6 +58,8 @@ def coreset_graph_cut(
         compared: gradients of the last layer, or features.
         lam: Weight of being like the class.
     """
+    if not math.isfinite(lam):
+        raise ValueError(f"--lam must be finite, got {lam}")
     embedded(
         "graph-cut", to, data, network,
         lambda e: graph_cut(e, ipc=to.ipc, compared=compared, lam=lam),
@@ -101,6 +104,8 @@ def coreset_grad_match(
         network: The network.
         lam: Weight of the ridge; default 0.5, as in the paper.
     """
+    if lam is not None and not 0 <= lam < math.inf:
+        raise ValueError(f"--lam must be finite and not negative, got {lam}")
     embedded(
         "grad-match", to, data, network, lambda e: grad_match(e, ipc=to.ipc, lam=lam), {"lam": lam}
     )
@@ -123,8 +128,8 @@ def coreset_glister(
         eta: Step of its last layer after each pick.
         semantics: paper: with that step; official: without it, as DeepCore does.
     """
-    if eta <= 0:
-        raise ValueError(f"--eta must be positive, got {eta}")
+    if not 0 < eta < math.inf:
+        raise ValueError(f"--eta must be positive and finite, got {eta}")
     embedded(
         "glister", to, data, network,
         lambda e: glister(e, ipc=to.ipc, eta=eta, semantics=semantics),

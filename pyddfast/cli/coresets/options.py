@@ -114,6 +114,8 @@ def picked(
     ranks: Ranks = Ranks(),  # noqa: B008 frozen
 ) -> None:
     """The set of picks, and the picks themselves, in a run folder."""
+    if not 0 <= to.seed < 2**64:
+        raise ValueError(f"--seed must lie in [0, 2**64), got {to.seed}")
     facts = {"task": f"coreset {name}", **to.facts(), **options, **plain(data)}
 
     def make() -> DistilledSet:

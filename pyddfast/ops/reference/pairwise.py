@@ -40,7 +40,9 @@ def last_layer_gram(g: Tensor, h: Tensor, *, metric: str, bias: bool) -> Tensor:
     gram = rows @ rows.mT
     if cosine and bias:
         # Of [h, 1] without a copy that is one column wider.
-        inverse = (1 + h.square().sum(1)).rsqrt()
+        # In float64, where squares of float32 do not overflow.
+        norms = torch.linalg.vector_norm(h, dim=1, dtype=torch.float64)
+        inverse = norms.square_().add_(1).rsqrt_().to(h.dtype)
         rows = h * inverse[:, None]
         gram *= (rows @ rows.mT).addr_(inverse, inverse)
     else:
