@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,70 @@ def test_no_experts(folder: list[str], tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*command, "--out", str(tmp_path / "run")]) == 2
     assert "holds no expert trajectories" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_experts_of_other_or_unfinished_runs(
+    folder: list[str], experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["distill", "tm", *folder, *NET, *SHORT]
+    white = [*command, "--zca", "--experts", str(experts), "--out", str(tmp_path / "white")]
+    assert main(white) == 2
+    assert "were trained on unwhitened images" in capsys.readouterr().err
+    stopped = tmp_path / "stopped"
+    shutil.copytree(experts, stopped)
+    file = stopped / "config.json"
+    file.write_text(file.read_text().replace('"count": 2', '"count": 12', 1))
+    assert main([*command, "--experts", str(stopped), "--out", str(tmp_path / "tm")]) == 2
+    assert "holds 2 of 12 experts" in capsys.readouterr().err
+
+
+def test_a_whitened_task_from_teacher_to_comparison(
+    folder: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    given, made, run = folder[:4], tmp_path / "dm", tmp_path / "students"
+    command = ["distill", "dm", *folder, "--zca", *NET, "--ipc", "2", "--iterations", "1"]
+    assert main([*command, "--out", str(made)]) == 0
+    train = ["train", "--set", str(made), *given, *NET, "--seeds", "1", "--epochs", "1"]
+    new = ["--teacher-model", "convnet-d1", "--teacher-option", "width=4", "--teacher-epochs", "1"]
+    assert main([*train, "--zca", "--regime", "sl", *new, "--out", str(run)]) == 0
+    record = json.loads((run / "teacher" / "teacher.json").read_text())
+    assert record["config"]["recipe"]["augmentation"] == "dsa"
+    told = json.loads((run / "students" / "result.json").read_text())
+    capsys.readouterr()
+
+    assert main(["evaluate", str(run), *given]) == 2
+    assert "give --zca" in capsys.readouterr().err
+    assert main(["evaluate", str(run), *given, "--zca"]) == 0
+    accuracy = 100 * told["mean"]
+    assert f"{accuracy:.2f}" in capsys.readouterr().out
+
+    assert main(["check-set", str(made), "--teacher", str(run)]) == 0
+    plain = tmp_path / "plain"
+    command = ["distill", "dm", *folder, *NET, "--ipc", "2", "--iterations", "1"]
+    assert main([*command, "--out", str(plain)]) == 0
+    capsys.readouterr()
+    assert main(["check-set", str(plain), "--teacher", str(run)]) == 2
+    assert "was trained on whitened images" in capsys.readouterr().err
+
+    relabel = ["relabel", "--set", str(made), "--teacher", str(run), "--epochs", "1"]
+    assert main([*relabel, "--out", str(tmp_path / "labels")]) == 2
+    assert "random crops, which take uint8 images" in capsys.readouterr().err
+    assert not (tmp_path / "labels").exists()
+
+    shutil.copytree(made, tmp_path / "again")
+    both = [
+        "compare",
+        "--sets",
+        str(made),
+        str(tmp_path / "again"),
+        "--zca",
+        *given,
+        *NET,
+        "--regimes",
+        "hl",
+    ]
+    assert main([*both, "--seeds", "2", "--epochs", "1", "--out", str(tmp_path / "all")]) == 0

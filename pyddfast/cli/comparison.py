@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pyddfast.cli.options import DataOptions, Flat, ModelOptions, load_teacher
+from pyddfast.cli.options import Flat, ModelOptions, WhitenableData, load_teacher
 from pyddfast.cli.sets import load_set
 from pyddfast.cli.tables import show_results
 from pyddfast.data import DistilledSet
@@ -16,7 +16,7 @@ __all__ = ["compare"]
 
 def compare(
     config: Annotated[ComparisonConfig, Flat] = ComparisonConfig(),  # noqa: B008
-    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    data: Annotated[WhitenableData, Flat] = WhitenableData(),  # noqa: B008
     model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
     *,
     sets: tuple[Path, ...],

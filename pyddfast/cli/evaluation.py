@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from torch import nn
 
-from pyddfast.cli.options import DataOptions, Flat, ModelOptions
+from pyddfast.cli.options import Flat, ModelOptions, WhitenableData
 from pyddfast.cli.sets import test_view
 from pyddfast.cli.tables import new_table, print_table
 from pyddfast.data import ImageDataset, Normalization, ResidentDataset
@@ -31,11 +31,12 @@ class _Trained:
     model: tuple[str, dict[str, Any]] | None
     side: int | None
     normalization: Normalization | None
+    whitened: bool | None
 
 
 def evaluate(
     weights: Annotated[Path, tyro.conf.Positional],
-    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    data: Annotated[WhitenableData, Flat] = WhitenableData(),  # noqa: B008
     *,
     model: str | None = None,
     model_option: tuple[str, ...] = (),
@@ -68,6 +69,11 @@ def evaluate(
         raise ValueError(f"{weights} has no run beside it that tells its network: give --model")
     assert isinstance(spec, tuple)
     name, options = spec
+    if trained.whitened not in (None, data.zca):
+        raise ValueError(
+            f"{weights} was trained on {'' if trained.whitened else 'un'}whitened images: "
+            f"{'give --zca' if trained.whitened else 'leave --zca out'}"
+        )
     side = trained.side if image_size is None else image_size
     if data.of_any_size:
         if side is None:
@@ -128,7 +134,7 @@ def _told(files: list[Path], folder: Path) -> _Trained:
     """What the run in ``folder`` says about its network and images."""
     file = folder / "config.json"
     if not file.is_file():
-        return _Trained(files, None, None, None)
+        return _Trained(files, None, None, None, None)
     try:
         config = read_json(file)["config"]
         model, of = config["model"], config.get("set") or config["dataset"]
@@ -138,6 +144,7 @@ def _told(files: list[Path], folder: Path) -> _Trained:
             (model["name"], dict(model["options"])) if "name" in model else None,
             config["recipe"]["image_size"] or (shape[-1] if shape else None),
             Normalization(tuple(of["normalization"]["mean"]), tuple(of["normalization"]["std"])),
+            bool((config.get("test_set") or {}).get("whitened", False)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the configuration of a training: {error!r}") from error

@@ -188,6 +188,12 @@ def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher
     channels, height, width = data[0].shape
     target = resolve_device(device)
     record = read_record(folder / RECORD)
+    whitened = record.get("config", {}).get("dataset", {}).get("whitened", False)
+    if whitened != getattr(data, "whitened", False):
+        raise ValueError(
+            f"the teacher in {folder} was trained on {'' if whitened else 'un'}whitened images, "
+            "these are not of that kind (--zca)"
+        )
     try:
         model = record["config"]["model"]
         network = create(

@@ -12,6 +12,7 @@ from pyddfast.data import DistilledSet, ImageDataset, Trajectories
 from pyddfast.methods import DATMConfig, Job, TMConfig, datm, tm
 from pyddfast.methods.trajectory import TrajectoryConfig
 from pyddfast.train import Sharpness, expert_recipe, progress, train_experts
+from pyddfast.train.distributed import join_ranks
 
 __all__ = ["distill_datm", "distill_tm", "experts"]
 
@@ -66,6 +67,8 @@ def experts(
         device=device,
         resume=resume,
     )
+    if not join_ranks().first:
+        return
     print(f"{len(found)} experts of {found.numel:,} parameters, {found.epochs} epochs each")
     print(f"experts: {out}")
 
@@ -155,7 +158,7 @@ def _distill(
     def make() -> DistilledSet:
         return _make(method, source, found, config, model, out, device)
 
-    make_set(out, facts, source, config.ipc, make, resume=resume, png=png)
+    make_set(out, facts, source, config.ipc, make, resume=resume, png=png, ranks=join_ranks())
     made = DistilledSet.load(out / "set")
     skipped = made.meta["skipped_iterations"]
     print(f"learning rate of students: {made.lr:.4g}; iterations that moved nothing: {skipped}")

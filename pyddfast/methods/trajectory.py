@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet, ImageDataset, Trajectories, network_input
-from pyddfast.data.digest import describe_data
+from pyddfast.data.digest import data_digest, describe_data
+from pyddfast.data.stored import read_json
 from pyddfast.methods.recover import Job
 from pyddfast.methods.small_scale import peak_memory
 from pyddfast.methods.synthesis import check_counts, initial_noise, initial_sources
@@ -369,7 +370,8 @@ def match(
 
     Raises:
         ValueError: A start epoch lies beyond the trajectories, they are of another architecture,
-            the loss stays useless, or the job runs in several processes.
+            whitened where the data set is not or the other way round, or not all trained yet, the
+            loss stays useless, or the job runs in several processes.
     """
     if join_ranks().world > 1:
         raise ValueError(
@@ -377,6 +379,7 @@ def match(
         )
     device = resolve_device(job.device)
     experts = expert_set(experts, config)
+    _check_run(experts, dataset)
     height, width = dataset.images.shape[-2:]
     network = build_model(
         model,
@@ -492,6 +495,26 @@ def expert_set(experts: Trajectories | str | Path, config: TrajectoryConfig) -> 
             f"{found.epochs}"
         )
     return found
+
+
+def _check_run(experts: Trajectories, dataset: ImageDataset) -> None:
+    """Compare what the experts' run tells, where they are one of ``train_experts``."""
+    file = experts.folder / "config.json"
+    config = read_json(file).get("config", {}) if file.is_file() else {}
+    if config.get("task") != "train_experts":
+        return
+    if len(experts) < config["count"]:
+        raise ValueError(
+            f"{experts.folder} holds {len(experts)} of {config['count']} experts: its training was "
+            "stopped; the same command with --resume goes on"
+        )
+    data = config["dataset"]
+    whitened = bool(data.get("whitened", False))
+    if whitened != dataset.whitened and data["sha256"] != data_digest(dataset):
+        raise ValueError(
+            f"the experts in {experts.folder} were trained on {'' if whitened else 'un'}whitened "
+            f"images, and the data set is {'' if dataset.whitened else 'not '}whitened (--zca)"
+        )
 
 
 def dataset_labels(num_classes: int, ipc: int) -> Tensor:

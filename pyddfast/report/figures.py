@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
@@ -154,7 +155,7 @@ def sets_figure(
         dtype=torch.uint8,
     )
     for number, one in enumerate(made):
-        shown = one.pixels().cpu()
+        shown = _shown(one).cpu()
         for row, label in enumerate(classes):
             members = (one.labels == label).nonzero()[:columns, 0].tolist()
             for column, index in enumerate(members):
@@ -218,3 +219,12 @@ def png_uri(figure: Figure, *, dpi: int = 160) -> str:
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _shown(made: DistilledSet) -> Tensor:
+    """uint8 (N, C, H, W); whitened images, which have no pixels, each over its own range."""
+    if not made.whitened:
+        return made.pixels()
+    low = made.images.amin((1, 2, 3), keepdim=True)
+    span = made.images.amax((1, 2, 3), keepdim=True) - low
+    return ((made.images - low) / span.clamp_min(1e-12) * 255).round().to(torch.uint8)

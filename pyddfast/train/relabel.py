@@ -83,8 +83,8 @@ def relabel(
         The store.  A mixed batch's lam is the share of a view that is its own.
 
     Raises:
-        ValueError: set, teacher and recipe do not fit together, a logit is not finite in ``form``,
-            or ``out`` holds another run.
+        ValueError: set, teacher and recipe do not fit together, the set's images are float32, a
+            logit is not finite in ``form``, or ``out`` holds another run.
         BlockingIOError: another process works in ``out``.
         FileExistsError: ``out`` holds something else.
     """
@@ -93,6 +93,11 @@ def relabel(
         raise ValueError(
             "stored labels need a recipe of regime 'sl-kd' with augmentation 'rrc' and without "
             f"drop_last, got {used.regime!r}, {used.augmentation!r} and {used.drop_last}"
+        )
+    if distilled_set[0].dtype != torch.uint8:
+        raise ValueError(
+            "stored labels are of random crops, which take uint8 images; the set's are float32: "
+            "train with the teacher beside the student (regime 'sl-kd', scale 'small')"
         )
     plan = Plan(len(distilled_set), used.batch_size, False, Epochs(epochs or used.epochs))
     assert isinstance(plan.budget, Epochs)

@@ -149,7 +149,9 @@ def train_teacher(
         used = recipe
     else:
         assert epochs is not None
-        used = teacher_recipe(epochs)
+        # Crops take bytes; normalised or whitened images are augmented as the experts' are.
+        given = {} if dataset.images.dtype == torch.uint8 else {"augmentation": "dsa"}
+        used = teacher_recipe(epochs, **given)
     if used.regime != "hl":
         raise ValueError(f"a teacher learns from hard labels, the recipe has {used.regime!r}")
     if dataset.num_classes != test_set.num_classes:
