@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_ca2d_takes_the_scores_of_a_run(
     wrong = [*arguments[:-1], str(folder), "--out", str(tmp_path / "x")]
     assert main(wrong) == 2
     assert "scores.safetensors is missing" in capsys.readouterr().err
+    # As many images of the same classes, but others.
+    other = tmp_path / "other"
+    shutil.copytree(folder / "train", other / "train")
+    first = next((other / "train").glob("*/*"))
+    first.rename(first.with_name(f"new{first.suffix}"))
+    arguments[arguments.index("--root") + 1] = str(other)
+    assert main([*arguments, "--out", str(tmp_path / "x")]) == 2
+    assert "scored other images or labels than the data set given" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 def test_under_torchrun_what_is_missing_is_said(

@@ -136,6 +136,8 @@ def score(
     if grand:
         facts["grand"] = True
     facts["dataset"] = describe_data(source)
+    if data.of_any_size:  # for those who read the files at their own sizes
+        facts["files"] = data_digest(data.load("train"))
     with RunFolder(out, facts, resume=resume) if ranks.first else nullcontext() as run:
         ranks.wait()
         known = teacher.get(data, image_size, out, seed, device) if soft else None
@@ -188,9 +190,9 @@ def read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) -> 
         raise ValueError(f"{file} holds no {name}, only {', '.join(sorted(tensors))}")
     if tensors[name].shape != (count,):
         raise ValueError(f"{file} is of {tensors[name].numel()} images, the data set has {count}")
-    scored = _at(read_json(facts), "config", "dataset", "sha256")
-    # A folder was scored resized, and is read here at the files' own sizes: another digest.
-    if isinstance(source, ImageDataset) and scored != data_digest(source):
+    # A folder was scored resized, and may be read here at the files' own sizes: another digest.
+    known = ("dataset", "sha256") if isinstance(source, ImageDataset) else ("files",)
+    if _at(read_json(facts), "config", *known) != data_digest(source):
         raise ValueError(f"{folder} scored other images or labels than the data set given")
     entry = read_json(about)
     means, meta = _at(entry, name, "high_means"), _at(entry, name, "meta")

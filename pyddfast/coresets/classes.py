@@ -124,9 +124,14 @@ def by_class(embedding: Embedding, ipc: int | None, fraction: float | None) -> C
         fraction: Or a share of each class in [0, 1], ``round(fraction · n)``, halves to even.
 
     Raises:
-        TypeError: ``ipc`` is not an int.
+        TypeError: ``embedding`` is none, or ``ipc`` is not an int.
         ValueError: Neither or both are given, one is out of range, or a class is too small.
     """
+    if not isinstance(embedding, Embedding):
+        raise TypeError(
+            f"embedding must be an Embedding, got {type(embedding).__name__}; embed(dataset, "
+            "network) or Embedding(logits, features, labels) makes one"
+        )
     if (ipc is None) == (fraction is None):
         raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
     if fraction is not None and not 0 <= fraction <= 1:

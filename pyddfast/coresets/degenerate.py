@@ -32,11 +32,16 @@ def repeated(
 
     Raises:
         ValueError: ``times`` is below 1, or with ``keep_size`` a class's picks do not divide by it
-            or have no order.
+            or have no order; or ``labels`` are of another data set.
     """
     if times < 1:
         raise ValueError(f"times must be at least 1, got {times}")
     rows = torch.arange(len(selection))
+    if len(rows) and int(selection.indices.max()) >= len(labels):
+        raise ValueError(
+            f"labels are of {len(labels)} samples, the selection has sample "
+            f"{int(selection.indices.max())}"
+        )
     if keep_size:
         if selection.order != "ranked":
             raise ValueError("keep_size takes the first picks of a class, and these have no order")

@@ -423,9 +423,12 @@ class TrainingDynamics:
         counts as on the one that saw it more often, else as here.
 
         Raises:
+            TypeError: ``other`` is no recorder.
             ValueError: The two differ in their settings or tick, or have seen a sample in different
                 ticks.  Nothing is changed then.
         """
+        if not isinstance(other, TrainingDynamics):
+            raise TypeError(f"other must be a TrainingDynamics, got {type(other).__name__}")
         ours, theirs = (
             {k: v for k, v in r._meta().items() if k not in ("since", "agreed")}
             for r in (self, other)
@@ -502,9 +505,12 @@ class TrainingDynamics:
         """Continue from what :meth:`state_dict` gave.
 
         Raises:
+            TypeError: It is no mapping.
             ValueError: It is of another size or of other settings, or tensors are missing; nothing
                 is changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping, got {type(state).__name__}")
         meta = state.get("meta")
         if not isinstance(meta, Mapping):
             raise ValueError("the state has no 'meta': it is not of a TrainingDynamics")

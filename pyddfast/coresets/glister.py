@@ -52,6 +52,7 @@ def glister(
     if not 0 < eta < math.inf:
         raise ValueError(f"eta must be positive and finite, got {eta}")
     other = embedding if validation is None else validation
+    classes, known = by_class(embedding, ipc, fraction), by_class(other, 0, None)
     if (other.num_classes, other.features.shape[1]) != (
         embedding.num_classes,
         embedding.features.shape[1],
@@ -61,7 +62,6 @@ def glister(
             f"the embedding {embedding.num_classes} and {embedding.features.shape[1]}"
         )
     official = semantics == "official"
-    classes, known = by_class(embedding, ipc, fraction), by_class(other, 0, None)
     g, h = classes.gradients(batch_means=official), classes.features
     fixed = known.gradients(batch_means=True) if official else None
     logits, targets, h_val = other.logits[known.rows], other.labels[known.rows], known.features

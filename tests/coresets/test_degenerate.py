@@ -30,6 +30,8 @@ def test_the_same_size_of_half_the_elements() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="times must be at least 1, got 0"):
         repeated(PICKED, LABELS, times=0)
+    with pytest.raises(ValueError, match="labels are of 2 samples, the selection has sample"):
+        repeated(PICKED, LABELS[:2])
     with pytest.raises(ValueError, match="class 0 has 4 picks, which does not divide by times = 3"):
         repeated(PICKED, LABELS, times=3, keep_size=True)
     drawn = select(Scores(torch.arange(12.0), "toy", "hard"), LABELS, ipc=4, strategy="stratified")

@@ -357,6 +357,10 @@ def test_refuses_what_is_no_tensor() -> None:
         recorder.update(np.eye(2), ids, ids)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"indices is a torch.Tensor, not list"):
         recorder.update(torch.eye(2), ids, [0, 1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="other must be a TrainingDynamics, got dict"):
+        recorder.merge({})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="state must be a mapping, got NoneType"):
+        recorder.load_state_dict(None)  # type: ignore[arg-type]
     assert not recorder.started
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from pyddfast.coresets import (
     Embedding,
+    Selection,
     contextual_diversity,
+    glister,
     herding,
     k_centers,
     k_means_medoids,
@@ -140,3 +144,9 @@ def test_budgets() -> None:
     medoids = k_means_medoids(uneven, fraction=0.5)
     assert torch.bincount(uneven.labels[medoids.indices], minlength=3).tolist() == [2, 0, 12]
     assert len(k_means_medoids(EMBEDDING, ipc=0)) == 0
+
+
+@pytest.mark.parametrize("method", [k_centers, herding, glister])
+def test_a_matrix_is_no_embedding(method: Callable[..., Selection]) -> None:
+    with pytest.raises(TypeError, match="embedding must be an Embedding, got Tensor; embed"):
+        method(FEATURES, ipc=1)
