@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,6 @@ def load_trajectories(file: str | Path) -> list[list[list[Tensor]]]:
         Of each expert its snapshots, of each its parameters.
     """
     experts: list[list[list[Tensor]]] = torch.load(
-        file, map_location="cpu", weights_only=True, mmap=True
+        file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
     )
     return experts

@@ -203,6 +203,8 @@ def write_tensor_layout(
             f"with whitened={distilled.whitened}",
             stacklevel=2,
         )
+    if Path(f"_{iteration}").name != f"_{iteration}":
+        raise ValueError(f"iteration is part of a file's name, got {iteration!r}")
     suffix = "" if layout == "ddranking" else f"_{iteration}"
     with new_folder(refuse_non_empty(path)) as new:
         inner = new / "Normal" if layout == "datm" else new

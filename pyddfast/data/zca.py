@@ -92,7 +92,10 @@ class ZCAWhitening:
                 kept = {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
                 write_tensors(file, kept, {"eps": self.eps, "sha256": digest})
         else:
-            tensors, state = read_tensors(file)
+            try:
+                tensors, state = read_tensors(file)
+            except ValueError as error:
+                raise ValueError(f"{error}; remove it, and it is fitted again") from error
             size = images[0].numel()
             shapes = {"mean": (size,), "matrix": (size, size), "inverse": (size, size)}
             if state != {"eps": self.eps, "sha256": digest} or shapes != {

@@ -16,10 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from pyddfast.ops import _checks, _native
-from pyddfast.ops._autograd import values_readable
+from pyddfast.ops._autograd import values_readable, wants_graph
 
 __all__ = ["Criterion", "ModelFunction", "functional", "sgd_step"]
 
@@ -51,6 +50,9 @@ def functional(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Ten
             continue
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             raise ValueError(f"module {name!r} is dropout in training mode; call its .eval()")
+        drops = isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and module.dropout > 0
+        if drops or isinstance(module, nn.RReLU):
+            raise ValueError(f"module {name!r} draws in training mode; call its .eval()")
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
             raise ValueError(
                 f"module {name!r} updates running statistics in training mode; build it with "
@@ -142,8 +144,18 @@ class _Step(torch.autograd.Function):
         return tuple(torch._foreach_sub(params, torch._foreach_mul(grads, rate)))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
+        if not wants_graph():
+            return _Step._gradients(ctx, *upstream)
+        with torch.no_grad():
+            found = _Step._gradients(ctx, *upstream)
+        # Functions of the inputs too, which torch's once_differentiable does not see.
+        given = [grad for grad in found if grad is not None]
+        marked = iter(_Once.apply(len(given), *given, *ctx.saved_tensors, *upstream))  # type: ignore[no-untyped-call]
+        return tuple(None if grad is None else next(marked) for grad in found)
+
+    @staticmethod
+    def _gradients(ctx: Any, *upstream: Tensor) -> Any:
         model_fn, criterion, rebuild, form = ctx.calls
         wants_lr, wants_images, wants_labels, *wants_params = ctx.needs_input_grad[4:]
         lr, images, labels, *params = ctx.saved_tensors
@@ -181,6 +193,18 @@ class _Step(torch.autograd.Function):
         grad_images = next(curved) if wants_images else None
         grad_labels = next(curved) if wants_labels else None
         return None, None, None, None, grad_lr, grad_images, grad_labels, *grad_params
+
+
+class _Once(torch.autograd.Function):
+    """Gradients as they are, of which there is no further derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> Any:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise RuntimeError("sgd_step is differentiated once: its backward has no derivative")
 
 
 def _autocast(state: tuple[str, torch.dtype, bool]) -> torch.autocast:

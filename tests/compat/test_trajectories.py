@@ -172,5 +172,8 @@ def test_trajectories_load_as_the_scripts_use_them(tmp_path):
     write_replay_buffer(tmp_path / "replay_buffer_0.pt", experts)
     buffer = mtt.load_trajectories(tmp_path / "replay_buffer_0.pt")
     assert (len(buffer), len(buffer[0])) == (2, 3)
+    old = tmp_path / "old.pt"  # as torch before 1.6 wrote, which cannot be mapped
+    torch.save(experts, old, _use_new_zipfile_serialization=False)
+    assert torch.equal(mtt.load_trajectories(old)[1][2][0], experts[1][2][0])
     found = torch.cat([p.data.to("cpu").reshape(-1) for p in buffer[1][2]], 0)
     assert torch.equal(found, torch.cat([p.reshape(-1) for p in experts[1][2]]))

@@ -304,6 +304,8 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path):
     whitened = DistilledSet(images(), LABELS, 10, CIFAR10_NORMALIZATION, whitened=True)
     with pytest.raises(ValueError, match="these are whitened"):
         write_tensor_layout(whitened, tmp_path / "set.pt", "vico")
+    with pytest.raises(ValueError, match="iteration is part of a file's name"):
+        write_tensor_layout(plain, tmp_path / "set", "mtt", iteration="../best")
     with pytest.raises(ValueError, match="layout must be one of"):
         write_tensor_layout(plain, tmp_path / "set", "sre2l")
     with pytest.raises(FileNotFoundError, match=r"images_best\.pt is missing"):

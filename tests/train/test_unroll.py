@@ -278,8 +278,14 @@ def test_the_backward_is_not_differentiated():
     w = torch.zeros(128, 3, dtype=torch.float64, requires_grad=True)
     new = sgd_step(lambda p, x: x.flatten(1) @ p, soft, w, 0.1, images, labels)
     (grad,) = torch.autograd.grad(new.pow(2).sum(), images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="differentiated once"):
         grad.sum().backward()
+    # The upstream gradient is a constant here, the gradient a function of the images.
+    images.grad = None
+    new = sgd_step(lambda p, x: x.flatten(1) @ p, soft, w, 0.1, images, labels)
+    (grad,) = torch.autograd.grad(new.sum(), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        (grad.sum() + images.sum()).backward()
 
 
 def test_functional_refuses_what_changes_between_two_calls():
@@ -287,6 +293,10 @@ def test_functional_refuses_what_changes_between_two_calls():
         functional(nn.Sequential(nn.Flatten(), nn.Dropout(0.1)))
     with pytest.raises(ValueError, match="module '0' updates running statistics"):
         functional(nn.Sequential(nn.BatchNorm2d(2)))
+    for drawing in (nn.RReLU(), nn.LSTM(2, 2, 2, dropout=0.1), nn.MultiheadAttention(2, 1, 0.1)):
+        with pytest.raises(ValueError, match="module '0' draws in training mode"):
+            functional(nn.Sequential(drawing))
+        functional(nn.Sequential(drawing).eval())
     functional(nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.1)).eval())
     functional(nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False), nn.Dropout(0.0)))
 
