@@ -115,9 +115,12 @@ def embed(
         Float32 logits and features, 4 (C + D) bytes a sample, on the CPU.
 
     Raises:
-        ValueError: The network gives another number of logits than classes or has no such last
-            layer, a value is not finite, or ``out`` holds another run or a damaged file.
+        ValueError: The data set is empty, the network gives another number of logits than classes
+            or has no such last layer, a value is not finite, or ``out`` holds another run or a
+            damaged file.
     """
+    if not len(dataset):
+        raise ValueError("the data set holds no image")
     if ranks.world > 1 and out is None:
         raise ValueError("several processes need out=, the folder that they share")
     weights = tensors_digest(network.state_dict())

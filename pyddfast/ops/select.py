@@ -143,7 +143,7 @@ def k_center(
     Raises:
         TypeError: An argument of the wrong type or dtype, by name.
         ValueError: A shape, row, budget or option that is not allowed; NaN or infinite features,
-            by row and segment.
+            by row and segment; distances that overflow.
 
     Example:
         >>> found = k_center(torch.tensor([[0.0], [1.0], [9.0], [5.0]]), 3)
@@ -162,8 +162,26 @@ def k_center(
     if metric == "jeffreys":
         _log_probabilities(x)
     first = _first_picks(x, init, metric, bounds, known, budgets)
-    if _native.usable(x):
-        return _k_center(x, metric, factor, bounds, known, first, budgets)
+    found = _k_center if _native.usable(x) else _k_center_twin
+    result = found(x, metric, factor, bounds, known, first, budgets)
+    if readable(x) and not bool(result.radii.isfinite().all()):
+        pick = int((~result.radii.isfinite()).nonzero()[0, 0])
+        raise ValueError(
+            f"distances from row {int(result.picks[pick])} of x overflow: divide x by a constant"
+        )
+    return result
+
+
+def _k_center_twin(
+    x: Tensor,
+    metric: str,
+    factor: Tensor | None,
+    bounds: list[int],
+    known: list[list[int]],
+    first: list[int],
+    budgets: list[int],
+) -> KCenters:
+    """By torch, segment after segment."""
     picks, radii, parts = [], [], []
     for (start, stop), count, rows, begin in zip(spans(bounds), budgets, known, first, strict=True):
         found, radius, distance = reference.k_center(

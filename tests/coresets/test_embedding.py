@@ -104,6 +104,8 @@ class Doubled(nn.Module):
 
 
 def test_refuses(blobs: ImageDataset) -> None:
+    with pytest.raises(ValueError, match="the data set holds no image"):
+        embed(blobs.subset(torch.arange(0)), torch.nn.Flatten())
     with pytest.raises(ValueError, match=r"not the output of a torch\.nn\.Linear"):
         embed(blobs, Doubled(), progress=False)
     five = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))

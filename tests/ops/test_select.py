@@ -546,3 +546,13 @@ ERRORS = [
 def test_errors(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distances_that_overflow_are_refused(dtype: torch.dtype) -> None:
+    # They are all infinite, so that the picks would be the first rows.
+    x = torch.tensor([[0.0], [1.0], [9.0], [5.0]], dtype=dtype)
+    large = x * torch.finfo(dtype).max ** 0.75
+    with pytest.raises(ValueError, match="distances from row 0 of x overflow: divide x by"):
+        ops.k_center(large, 3)
+    assert ops.k_center(x * 1e15, 3).picks.tolist() == [0, 2, 3]
