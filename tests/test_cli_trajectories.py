@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pyddfast import data
+from pyddfast import data, methods, models, train
 from pyddfast.cli import main
 from pyddfast.data import DistilledSet, Trajectories
 
@@ -183,3 +183,17 @@ def test_a_whitened_task_from_teacher_to_comparison(
         "hl",
     ]
     assert main([*both, "--seeds", "2", "--epochs", "1", "--out", str(tmp_path / "all")]) == 0
+
+
+def test_whitened_images_in_the_wrong_place(tmp_path: Path) -> None:
+    plain = data.load("fashion-mnist-mini").subset(range(40))
+    white = data.whiten(plain, data.ZCAWhitening().fit(plain))
+    net = ("convnet-d1", {"width": 4})
+    with pytest.raises(ValueError, match="both be whitened"):
+        train.train_teacher(white, net, test_set=plain, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="both be whitened"):
+        train.train_experts(plain, net, test_set=white, out=tmp_path / "run", count=1, epochs=1)
+    assert not (tmp_path / "run").exists()
+    teacher = models.create("convnet-d1", num_classes=10, in_channels=1, image_size=28, width=4)
+    with pytest.raises(ValueError, match=r"uint8 images, not torch\.float32"):
+        methods.rded(white, teacher, methods.RDEDConfig(ipc=1))

@@ -159,6 +159,7 @@ def rded(
         are positions of images that could not be decoded.
 
     Raises:
+        ValueError: The images are floats, normalised or whitened.
         ValueError: ``ipc · factor²`` is more than a class or its pool has, a candidate is out of
             range, repeated or of another class, the factor does not fit the image, or DALI cannot
             read the data set: all before any work.  The teacher gives another number of logits, or
@@ -168,6 +169,12 @@ def rded(
         OSError: A file could not be written; what is finished stays.
     """
     config = RDEDConfig() if config is None else config
+    held = getattr(dataset, "images", None)
+    if isinstance(held, torch.Tensor) and held.dtype != torch.uint8:
+        raise ValueError(
+            f"RDED cuts patches of pixels: dataset must hold uint8 images, not {held.dtype} ones "
+            "(normalised or whitened)"
+        )
     size, factor, pools = check_rded(dataset, config, candidates=candidates)
     check_backend(dataset, backend)
     if workers is None:

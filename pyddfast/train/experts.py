@@ -147,6 +147,8 @@ def train_experts(
         raise ValueError(
             f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
         )
+    if dataset.whitened != getattr(test_set, "whitened", False):
+        raise ValueError("dataset and test set must both be whitened, by the same ZCA, or neither")
     target = resolve_device(device)
     ranks = join_ranks()
     job = _Experts(dataset, model, test_set, used, sharpness, seed, target, checkpoint_seconds)

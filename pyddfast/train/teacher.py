@@ -158,6 +158,8 @@ def train_teacher(
         raise ValueError(
             f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
         )
+    if dataset.whitened != getattr(test_set, "whitened", False):
+        raise ValueError("dataset and test set must both be whitened, by the same ZCA, or neither")
     target, how = resolve_device(device), execution or Execution()
     how.check(target)
     plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
