@@ -160,6 +160,7 @@ def start(job: Callable[[Path], None], out: Path, world: int) -> list[int]:
             }  # fmt: skip
             try:
                 job(out)
+                sys.stdout.flush()  # as an exit of Python's own would
                 os._exit(0)
             except BaseException as error:
                 print(rank, repr(error), file=sys.stderr, flush=True)
