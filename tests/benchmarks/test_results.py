@@ -131,7 +131,9 @@ def test_every_committed_result_follows_the_schema_and_adds_up() -> None:
     for run in runs.values():
         assert not run["metadata"]["quick"]
         for r in run["results"]:
-            assert r["gb_s"] == pytest.approx(r["bytes_floor"] / r["median_us"] / 1e3, rel=1e-3)
+            # Written with four decimals, which is less than three digits of a slow row.
+            expected = r["bytes_floor"] / r["median_us"] / 1e3
+            assert r["gb_s"] == pytest.approx(expected, rel=1e-3, abs=5e-5)
             fraction = r["gb_s"] / run["metadata"]["copy_gb_s"]
             assert r["copy_fraction"] == pytest.approx(fraction, rel=1e-2, abs=1e-5)
 
