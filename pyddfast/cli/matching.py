@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pyddfast.cli.options import Flat, ModelOptions, WhitenableData, plain
 from pyddfast.cli.sets import make_set
-from pyddfast.data import DistilledSet
+from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
 from pyddfast.methods import DCConfig, DMConfig, DSAMatchingConfig, Job, dc, dm, dsa
 from pyddfast.methods.small_scale import MatchingConfig
 from pyddfast.train import progress
 from pyddfast.train.distributed import join_ranks
 
-__all__ = ["distill_dc", "distill_dm", "distill_dsa"]
+__all__ = ["distill_dc", "distill_dm", "distill_dsa", "refuse_whitened_png", "run_matching"]
+
+_Source = TypeVar("_Source", ImageDataset, ImageDataset | ImageFolder)
 
 
 def distill_dc(
@@ -112,17 +114,46 @@ def _distill(
     png: bool,
     device: str | None,
 ) -> None:
+    def make(source: ImageDataset | ImageFolder, job: Job) -> DistilledSet:
+        return method(source, model.spec(), config, job=job)
+
+    refuse_whitened_png(data, png)
+    facts = {**plain(config), **plain(data), **plain(model), "image_size": image_size}
+    source = data.load("train", image_size)
+    run_matching(method.__name__, source, config.ipc, facts, make, out, resume, png, device)
+
+
+def refuse_whitened_png(data: WhitenableData, png: bool) -> None:
+    """Before any work: the set of whitened data cannot be shown."""
     if png and data.zca:
         raise ValueError("whitened images have no pixels: leave --png or --zca out")
-    source, ranks = data.load("train", image_size), join_ranks()
-    name = method.__name__
-    facts: dict[str, Any] = {
-        "task": f"distill {name}",
-        **plain(config),
-        **plain(data),
-        **plain(model),
-        "image_size": image_size,
-    }
+
+
+def run_matching(
+    name: str,
+    source: _Source,
+    ipc: int,
+    facts: Mapping[str, Any],
+    method: Callable[[_Source, Job], DistilledSet],
+    out: Path,
+    resume: bool,
+    png: bool,
+    device: str | None,
+) -> None:
+    """Make a set by a method that keeps its state in OUT/matching, with progress.
+
+    Args:
+        name: Of the method.
+        source: What it distils.
+        ipc: Images a class.
+        facts: What a resumed run has to agree in.
+        method: From the source and the job to the set.
+        out: Run folder.
+        resume: Go on with the stopped run in it.
+        png: Write the images too.
+        device: Of the job.
+    """
+    ranks = join_ranks()
 
     def make() -> DistilledSet:
         shown = 0
@@ -135,7 +166,7 @@ def _distill(
                 advance(now - shown)
                 shown = now
 
-            job = Job(device=device, out=out / "matching", on_progress=show)
-            return method(source, model.spec(), config, job=job)
+            return method(source, Job(device=device, out=out / "matching", on_progress=show))
 
-    make_set(out, facts, source, config.ipc, make, resume=resume, png=png, ranks=ranks)
+    facts = {"task": f"distill {name}", **facts}
+    make_set(out, facts, source, ipc, make, resume=resume, png=png, ranks=ranks)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from pyddfast.cli.matching import refuse_whitened_png, run_matching
 from pyddfast.cli.options import Flat, ModelOptions, WhitenableData, plain
-from pyddfast.cli.sets import make_set
 from pyddfast.data import DistilledSet, ImageDataset, Trajectories
 from pyddfast.methods import DATMConfig, Job, TMConfig, datm, tm
 from pyddfast.methods.trajectory import TrajectoryConfig
-from pyddfast.train import Sharpness, expert_recipe, progress, train_experts
+from pyddfast.train import Sharpness, expert_recipe, train_experts
 from pyddfast.train.distributed import join_ranks
 
 __all__ = ["distill_datm", "distill_tm", "experts"]
@@ -141,13 +141,10 @@ def _distill(
     png: bool,
     device: str | None,
 ) -> None:
-    if png and data.zca:
-        raise ValueError("whitened images have no pixels: leave --png or --zca out")
+    refuse_whitened_png(data, png)
     source = data.resident("train", image_size)
     found = Trajectories(folder)
-    name = method.__name__
-    facts: dict[str, Any] = {
-        "task": f"distill {name}",
+    facts = {
         **plain(config),
         **plain(data),
         **plain(model),
@@ -155,33 +152,10 @@ def _distill(
         "image_size": image_size,
     }
 
-    def make() -> DistilledSet:
-        return _make(method, source, found, config, model, out, device)
+    def make(source: ImageDataset, job: Job) -> DistilledSet:
+        return method(source, found, config, model=model.spec(), job=job)
 
-    make_set(out, facts, source, config.ipc, make, resume=resume, png=png, ranks=join_ranks())
+    run_matching(method.__name__, source, config.ipc, facts, make, out, resume, png, device)
     made = DistilledSet.load(out / "set")
     skipped = made.meta["skipped_iterations"]
     print(f"learning rate of students: {made.lr:.4g}; iterations that moved nothing: {skipped}")
-
-
-def _make(
-    method: Callable[..., DistilledSet],
-    source: ImageDataset,
-    found: Trajectories,
-    config: TrajectoryConfig,
-    model: ModelOptions,
-    out: Path,
-    device: str | None,
-) -> DistilledSet:
-    shown = 0
-    with progress(method.__name__, 1000) as advance:
-
-        def show(done: int, total: int) -> None:
-            # In thousandths: how many iterations there are is the method's to know.
-            nonlocal shown
-            now = 1000 * done // total
-            advance(now - shown)
-            shown = now
-
-        job = Job(device=device, out=out / "matching", on_progress=show)
-        return method(source, found, config, model=model.spec(), job=job)
