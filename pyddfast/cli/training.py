@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from pyddfast.cli.options import (
 from pyddfast.cli.sets import SetOptions, test_view
 from pyddfast.cli.tables import new_table, print_table
 from pyddfast.data import ResidentDataset, SoftLabels
+from pyddfast.report import percent
 from pyddfast.report.comparison import REGIMES
 from pyddfast.train import (
     Budget,
@@ -30,7 +32,11 @@ from pyddfast.train import (
     Samples,
     Scale,
     Steps,
+    StudentResult,
+    TransferResult,
+    dcbench_students,
     train_student,
+    train_transfer,
 )
 from pyddfast.train import recipe as published_recipe
 from pyddfast.train.distributed import join_ranks, resolve_device
@@ -52,6 +58,7 @@ def train(
     out: Path,
     scale: Literal["small", "large"] | None = None,
     protocol: Literal["paper", "official"] = "paper",
+    transfer: bool = False,
     epochs: int | None = None,
     steps: int | None = None,
     samples: int | None = None,
@@ -82,6 +89,8 @@ def train(
         scale: Columns of Table 1; default small up to 64 pixels, else large.
         protocol: official: the evaluation of the codebase that the method of the set is from (dc,
             dsa, dm, tm, datm); paper: Table 1.
+        transfer: Train DC-BENCH's students, MLP, ResNet-18 and ResNet-152, in place of MODEL, and
+            give each and their mean: cross-architecture transfer.
         epochs: Train for so many epochs instead of the published number.
         steps: Train for so many optimiser steps instead.
         samples: Train for so many images seen instead.
@@ -111,6 +120,8 @@ def train(
     if seeds < 1:
         raise ValueError(f"--seeds must be at least 1, got {seeds}")
     budget = _budget(epochs, steps, samples)
+    if transfer and model != ModelOptions():
+        raise ValueError("--transfer has its students: leave --model and --model-option out")
     # The stored size, or that of the views where the recipe resizes.
     side = used.image_size or max(distilled.image_shape[1:])
     sized = side if data.of_any_size else None
@@ -124,20 +135,19 @@ def train(
     needs_teacher = regime != "hl" and labels == "auto"
     if ranks.world > 1 and needs_teacher and teacher.teacher is None:
         raise ValueError("under torchrun give a trained teacher: --teacher")
-    check_student(
-        distilled,
-        regime,
-        model.spec(),
-        test_set=test_set,
-        has_teacher=needs_teacher,
-        labels=used_labels,
-        recipe=used,
-        budget=budget,
-        seeds=range(seed, seed + seeds),
-        evaluations=evaluations,
-        device=device,
-        execution=execution,
-    )
+    students = dcbench_students(side) if transfer else {"": model.spec()}
+    how: dict[str, Any] = {
+        "test_set": test_set,
+        "labels": used_labels,
+        "recipe": used,
+        "budget": budget,
+        "seeds": tuple(range(seed, seed + seeds)),
+        "evaluations": evaluations,
+        "device": device,
+        "execution": execution,
+    }
+    for spec in students.values():
+        check_student(distilled, regime, spec, has_teacher=needs_teacher, **how)
     facts = {
         "task": "train",
         "set": str(set),
@@ -150,6 +160,8 @@ def train(
         "budget": None if budget is None else repr(budget),
         "seeds": seeds,
         "seed": seed,
+        # Named where it is asked for, so that runs of before go on.
+        **({"transfer": True} if transfer else {}),
         **plain(data),
         **plain(model),
         **plain(teacher),
@@ -157,25 +169,29 @@ def train(
     with RunFolder(out, facts, resume=resume) if ranks.first else nullcontext():
         ranks.wait()
         known = teacher.get(data, sized, out, seed, device) if needs_teacher else None
-        result = train_student(
-            distilled,
-            regime,
-            model.spec(),
-            test_set=test_set,
-            teacher=None if known is None else known.model,
-            teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},
-            labels=used_labels,
-            recipe=used,
-            budget=budget,
-            seeds=tuple(range(seed, seed + seeds)),
-            evaluations=evaluations,
-            device=device,
-            deterministic=deterministic,
-            execution=execution,
-            out=out / "students",
-        )
+        how |= {
+            "teacher": None if known is None else known.model,
+            "teacher_info": None if known is None else {"accuracy": known.record["accuracy"]},
+            "deterministic": deterministic,
+            "out": out / "students",
+        }
+        result: TransferResult | StudentResult
+        if transfer:
+            result = train_transfer(distilled, regime, students, **how)
+        else:
+            result = train_student(distilled, regime, model.spec(), **how)
     if not ranks.first:
         return
+    if isinstance(result, TransferResult):
+        _show_transfer(result, regime)
+    else:
+        _show_seeds(result, regime)
+    if not used.in_paper:
+        print("this recipe is not in the paper")
+    print(f"results: {out / 'students' / 'result.json'}")
+
+
+def _show_seeds(result: StudentResult, regime: Regime) -> None:
     table = new_table(
         f"{REGIMES[regime]} students, test accuracy (%)", "seed", "last", "best", "at epoch"
     )
@@ -187,16 +203,26 @@ def train(
             f"{student.best_epoch:g}",
         )
     print_table(table)
-    spread = f" ± {100 * result.std:.2f} over seeds" if seeds > 1 else ""
+    spread = f" ± {100 * result.std:.2f} over seeds" if len(result.seeds) > 1 else ""
     print(
         f"mean {100 * result.mean:.2f} %{spread}; {result.test_count:,} test images leave a "
         f"standard error of {100 * result.sampling_error:.2f}"
     )
     if result.diverged:
         print(f"diverged, so that these numbers mean nothing: seeds {list(result.diverged)}")
-    if not used.in_paper:
-        print("this recipe is not in the paper")
-    print(f"results: {out / 'students' / 'result.json'}")
+
+
+def _show_transfer(result: TransferResult, regime: Regime) -> None:
+    table = new_table(
+        f"{REGIMES[regime]} students of other architectures, test accuracy (%)",
+        "student", "mean", "std over seeds", "diverged seeds",
+    )  # fmt: skip
+    rows: list[tuple[str, StudentResult | TransferResult]] = [*result.students.items()]
+    for name, row in (*rows, ("mean", result)):
+        seeds = ", ".join(map(str, row.diverged))
+        spread = "" if math.isnan(row.std) else percent(row.std)
+        table.add_row(name, percent(row.mean), spread, seeds)
+    print_table(table)
 
 
 def _recipe(

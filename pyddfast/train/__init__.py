@@ -13,6 +13,7 @@ from pyddfast.train.relabel import relabel
 from pyddfast.train.run import RunFolder, environment
 from pyddfast.train.student import SeedResult, StudentResult, train_student
 from pyddfast.train.teacher import Teacher, teacher_recipe, train_teacher
+from pyddfast.train.transfer import TransferResult, dcbench_students, train_transfer
 from pyddfast.train.unroll import functional, sgd_step
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "Steps",
     "StudentResult",
     "Teacher",
+    "TransferResult",
     "check_set",
+    "dcbench_students",
     "environment",
     "evaluate",
     "expert_recipe",
@@ -52,4 +55,5 @@ __all__ = [
     "train_experts",
     "train_student",
     "train_teacher",
+    "train_transfer",
 ]
