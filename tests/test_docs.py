@@ -24,7 +24,18 @@ from pyddfast.cli import options
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TOP = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-MODULES = ("ops", "nn", "models", "data", "train", "methods", "coresets", "report", "random")
+MODULES = (
+    "ops",
+    "nn",
+    "models",
+    "data",
+    "train",
+    "methods",
+    "coresets",
+    "analysis",
+    "report",
+    "random",
+)
 
 
 def name_of(path: Path) -> str:
@@ -242,8 +253,14 @@ def check_getting_started(after: list[Namespace], out: str) -> None:
         assert score[mine].max() <= score[labels == label][others].min()
 
 
+def check_analyses(after: list[Namespace], out: str) -> None:
+    score = after[0]["score"]
+    assert f"{score.raw_rho:.2f}, {score.rho:.2f}" == "0.79, -0.89"  # as the page says
+
+
 VALUES = {
     "README.md": check_readme,
+    "docs/analyses.md": check_analyses,
     "docs/drop-in/kl.md": check_drop_in,
     "docs/getting-started.md": check_getting_started,
 }
