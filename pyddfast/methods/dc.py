@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
@@ -27,6 +27,7 @@ from pyddfast.methods.small_scale import (
     augmented,
     class_dsa,
     derived_seed,
+    freeze_batch_norm,
     optimise,
     share_of,
 )
@@ -41,8 +42,6 @@ __all__ = ["DCConfig", "GradientMatchingConfig", "dc", "gradient_matching"]
 
 # Image updates on a network, and epochs of training between two of them, by images a class.
 LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
-# Real images of a class by whose statistics BatchNorm is frozen.
-_BATCH_NORM_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def gradient_matching(
     target = resolve_device(job.device)
     ranks = join_ranks(target)
     real = RealImages(data, target, config.seed)
-    work = _Work(real, Networks(model, real, config.seed, fused=config.fused), config, ranks)
+    work = GradientWork(real, Networks(model, real, config.seed, fused=config.fused), config, ranks)
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     facts = {
         "task": f"distill {name}",
@@ -169,7 +168,7 @@ def gradient_matching(
     return as_set(work.synthetic.images, real, meta)
 
 
-class _Work:
+class GradientWork:
     """Images and network; a step is one update of the images and the training after it."""
 
     def __init__(
@@ -194,7 +193,7 @@ class _Work:
         iteration, loop = divmod(step, self.outer)
         if loop == 0:
             self.network = self.networks.make(iteration)
-        self._freeze_batch_norm(step)
+        freeze_batch_norm(self.network, self.real, step)
         self.synthetic.zero_grad()
         total = torch.zeros((), device=self.synthetic.images.device)
         mine = share_of(self.classes, self.ranks)
@@ -235,20 +234,6 @@ class _Work:
     def _loss(self, images: Tensor, label: int) -> Tensor:
         target = torch.full((len(images),), label, device=images.device)
         return F.cross_entropy(self.network(images), target)
-
-    def _freeze_batch_norm(self, step: int) -> None:
-        """BatchNorm takes the statistics of real images, and keeps them while gradients match."""
-        layers = [
-            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        self.network.train()
-        if not layers:
-            return
-        images = [self.real.batch(label, _BATCH_NORM_IMAGES, step) for label in range(self.classes)]
-        with torch.no_grad():
-            self.network(torch.cat(images))
-        for layer in layers:
-            layer.eval()
 
     def _train(self, step: int) -> None:
         """Train the network on the images as they are."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, ResidentDataset, network_input
+from pyddfast.data.resident import OnOverflow
 from pyddfast.methods.job_folder import JobFolder
 from pyddfast.methods.recover import Job
 from pyddfast.nn import fuse_norm_relu_pool
@@ -38,10 +39,13 @@ __all__ = [
     "as_set",
     "class_dsa",
     "derived_seed",
+    "freeze_batch_norm",
     "optimise",
     "peak_memory",
 ]
 
+# Real images of a class by whose statistics BatchNorm is frozen, as in DC's code.
+_BATCH_NORM_IMAGES = 16
 # The official codes report every 10 iterations; reading a loss waits for the device.
 LOG_EVERY = 10
 
@@ -103,13 +107,21 @@ class RealImages:
     """The images of each class on the device, and the batches that are drawn from them.
 
     Args:
-        data: The training set.
+        data: The training set, or a set made of it.
         device: Where its images go.
         seed: Of the draws.
+        on_overflow: As of :class:`ResidentDataset`.
     """
 
-    def __init__(self, data: ImageDataset | ImageFolder, device: torch.device, seed: int) -> None:
-        self.data, self.seed = ResidentDataset(data, device=device), seed
+    def __init__(
+        self,
+        data: DistilledSet | ImageDataset | ImageFolder,
+        device: torch.device,
+        seed: int,
+        on_overflow: OnOverflow = "error",
+    ) -> None:
+        self.data = ResidentDataset(data, device=device, on_overflow=on_overflow)
+        self.seed = seed
         self.members = [
             (self.data.labels == label).nonzero()[:, 0].numpy() for label in range(data.num_classes)
         ]
@@ -183,6 +195,34 @@ class Networks:
         if self._fused:
             network = fuse_norm_relu_pool(network)
         return network.to(self._data.data.device).train()
+
+
+def freeze_batch_norm(
+    network: nn.Module, real: RealImages, step: int, momentum: float | None = None
+) -> None:
+    """Training mode, but BatchNorm takes the statistics of real images and keeps them (DC).
+
+    Args:
+        network: Changed in place.
+        real: Their source.
+        step: Keys the images.
+        momentum: Weight of their statistics against those of initialisation; None: each layer's
+            own (0.1 in DC's code).
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    network.train()
+    if not layers:
+        return
+    labels = range(len(real.members))
+    images = [real.batch(label, _BATCH_NORM_IMAGES, step) for label in labels]
+    own = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = layer.momentum if momentum is None else momentum
+    with torch.no_grad():
+        network(torch.cat(images))
+    for layer, before in zip(layers, own, strict=True):
+        layer.momentum = before
+        layer.eval()
 
 
 def class_dsa(

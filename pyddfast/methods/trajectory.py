@@ -43,6 +43,7 @@ __all__ = [
     "first_images",
     "match",
     "resolve_published",
+    "student_distance",
 ]
 
 Published: TypeAlias = Mapping[str, Mapping[int, Mapping[str, Any]]]
@@ -193,6 +194,63 @@ def criterion(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels if labels.ndim == 1 else labels.softmax(1))
 
 
+def student_distance(
+    config: TrajectoryConfig,
+    student: Student,
+    start: Tensor,
+    target: Tensor,
+    lr: Tensor,
+    count: int,
+    batch: Callable[[Tensor], tuple[Tensor, Tensor]],
+    iteration: int,
+) -> Tensor:
+    """How far from an expert a student ends that walks from its snapshot (eq. 4).
+
+    Args:
+        config: Its steps, batches and augmentation.
+        student: The network.
+        start: The snapshot that it starts from.
+        target: The one that it should reach.
+        lr: Its learning rate, a scalar.
+        count: Images of the distilled set.
+        batch: Images and labels of int64 positions (on the CPU), on the student's device.
+        iteration: Keys batches and augmentation.
+
+    Returns:
+        The squared distance, normalised by that of the snapshots; a scalar.
+    """
+    assert config.syn_steps is not None
+    chunks: list[Tensor] = []
+    theta = start.clone()
+    if config.unroll == "full":
+        theta.requires_grad_()
+    for step in range(iteration * config.syn_steps, (iteration + 1) * config.syn_steps):
+        if not chunks:
+            order = permutation(config.seed, Purpose.TRAJECTORY_BATCH, count, step)
+            # Taken from the end, the smallest batch first, as the official codes do.
+            chunks = list(torch.split(order, min(config.batch_syn or count, count)))
+        ids = chunks.pop()
+        images, labels = batch(ids)
+        if config.dsa_strategy:
+            height, width = images.shape[-2:]
+            params = draw_dsa(
+                config.seed,
+                ids,
+                torch.full_like(ids, step),
+                step,
+                (height, width),
+                strategy=config.dsa_strategy,
+            )
+            images = dsa(images, params.to(images.device), align_corners=config.dsa_align_corners)
+        if config.unroll == "exact":
+            theta = sgd_step(student, criterion, theta, lr, images, labels)
+        else:
+            step_loss = criterion(student(theta, images), labels)
+            (gradient,) = torch.autograd.grad(step_loss, theta, create_graph=True)
+            theta = theta - lr * gradient
+    return parameter_distance(theta, target, start)
+
+
 class Matching:
     """What is learned, and one iteration of learning it.
 
@@ -287,41 +345,14 @@ class Matching:
 
     def loss(self, start: Tensor, target: Tensor, iteration: int) -> Tensor:
         """The normalised distance that the student of this iteration ends at."""
-        config, count = self.config, len(self.images)
-        assert config.syn_steps is not None
-        size = tuple(self.images.shape[-2:])
-        batch = min(config.batch_syn or count, count)
-        chunks: list[Tensor] = []
-        theta = start.clone()
-        if config.unroll == "full":
-            theta.requires_grad_()
-        for step in range(iteration * config.syn_steps, (iteration + 1) * config.syn_steps):
-            if not chunks:
-                order = permutation(config.seed, Purpose.TRAJECTORY_BATCH, count, step)
-                # Taken from the end, the smallest batch first, as the official codes do.
-                chunks = list(torch.split(order, batch))
-            ids = chunks.pop()
+
+        def batch(ids: Tensor) -> tuple[Tensor, Tensor]:
             mine = ids.to(self.images.device)
-            images, labels = self.images[mine], self.labels[mine]
-            if config.dsa_strategy:
-                params = draw_dsa(
-                    config.seed,
-                    ids,
-                    torch.full_like(ids, step),
-                    step,
-                    (size[0], size[1]),
-                    strategy=config.dsa_strategy,
-                )
-                images = dsa(
-                    images, params.to(images.device), align_corners=config.dsa_align_corners
-                )
-            if config.unroll == "exact":
-                theta = sgd_step(self.student, criterion, theta, self.lr, images, labels)
-            else:
-                step_loss = criterion(self.student(theta, images), labels)
-                (gradient,) = torch.autograd.grad(step_loss, theta, create_graph=True)
-                theta = theta - self.lr * gradient
-        return parameter_distance(theta, target, start)
+            return self.images[mine], self.labels[mine]
+
+        return student_distance(
+            self.config, self.student, start, target, self.lr, len(self.images), batch, iteration
+        )
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that :meth:`restore` needs."""
