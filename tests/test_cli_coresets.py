@@ -30,6 +30,7 @@ from pyddfast.coresets import (
     facility_location,
     glister,
     grad_match,
+    grand_of_models,
     graph_cut,
     herding,
     k_centers,
@@ -410,3 +411,27 @@ def test_torchrun_shares_the_pass_over_the_data(network: Path, tmp_path: Path) -
     assert one.returncode == 0, one.stderr[-2000:]
     for name in ("embedding/part-00001.safetensors", "selection.npz"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_torchrun_shares_trainings_and_gradients(tmp_path: Path) -> None:
+    words = ["coreset", "grand", "--layer", "all", "--repeats", "1", "--epochs", "1", *MODEL]
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "pyddfast"),
+            *(*words, "--ipc", "3", "--device", "cpu", "--out", str(tmp_path)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    whole = data.load("fashion-mnist-mini")
+    net = options.load_teacher(tmp_path / "networks" / "net0", whole, "cpu").model
+    scores = grand_of_models(whole, [net], layer="all", progress=False)
+    want = select(scores, whole.labels, ipc=3)
+    found = Selection.load(tmp_path / "selection.npz")
+    assert found.indices.tolist() == want.indices.tolist()
+    # Another number of threads rounds otherwise.
+    torch.testing.assert_close(found.scores, want.scores, rtol=1e-4, atol=0)

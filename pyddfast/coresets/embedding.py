@@ -6,8 +6,8 @@ network again.  Features are the inputs of its last layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyddfast.data import ImageSource, Normalization, normalize
+from pyddfast.coresets.parts import in_parts
+from pyddfast.data import ImageSource, Normalization, network_input
 from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import tensors_digest
-from pyddfast.train import RunFolder
-from pyddfast.train import progress as show_progress
 from pyddfast.train.beside import last_layer
 from pyddfast.train.distributed import Ranks
 from pyddfast.train.evaluate import images_of
 
-__all__ = ["Embedding", "embed"]
+__all__ = ["PART", "Embedding", "embed", "evaluating", "run"]
 
 # Images of a file of the cache: on two CPU cores some seconds of a small network and some minutes
 # of a ResNet at 224 pixels, so that a kill loses no more.
-_PART = 2048
+PART = 2048
 # As in predict(): activations of small networks stay in a CPU's cache.
 _BATCH = 256
 
@@ -86,7 +85,6 @@ class Embedding:
         return self.logits.shape[1]
 
 
-@torch.no_grad()
 def embed(
     dataset: ImageSource,
     network: nn.Module,
@@ -121,13 +119,8 @@ def embed(
     """
     if not len(dataset):
         raise ValueError("the data set holds no image")
-    if ranks.world > 1 and out is None:
-        raise ValueError("several processes need out=, the folder that they share")
     weights = tensors_digest(network.state_dict())
     used = dataset.normalization if normalization is None else normalization
-    given = next((p.device for p in network.parameters()), torch.device("cpu"))
-    target = given if device is None else torch.device(device)
-    starts = list(range(0, len(dataset), _PART))
     record = {
         "features": "inputs of the last layer",
         "mode": "eval",
@@ -135,53 +128,37 @@ def embed(
         "weights": weights,
         **(meta or {}),
     }
-    config = {"task": "embed", "part": _PART, "dataset": describe_data(dataset), **record}
+    with evaluating(network, device) as target:
+        rows = in_parts(
+            "embedding",
+            lambda start, stop: run(dataset, network, start, stop, used, target),
+            len(dataset),
+            PART,
+            config={"task": "embed", "part": PART, "dataset": describe_data(dataset), **record},
+            out=out,
+            ranks=ranks,
+            progress=progress,
+        )
+    return Embedding(rows["logits"], rows["features"], dataset.labels.cpu(), record)
+
+
+@contextmanager
+def evaluating(
+    network: nn.Module, device: torch.device | str | None = None
+) -> Iterator[torch.device]:
+    """A network in evaluation mode on a device, default its own; afterwards as it was."""
+    given = next((p.device for p in network.parameters()), torch.device("cpu"))
+    target = given if device is None else torch.device(device)
     was_training = network.training
     network.to(target).eval()
-    folder = nullcontext() if out is None else RunFolder(out, config, shared=not ranks.first)
-    parts: dict[int, dict[str, Tensor]] = {}
     try:
-        with folder as run, show_progress("embedding", len(dataset), enabled=progress) as advance:
-            ranks.wait()  # for the first process to make the folder
-            for number, start in enumerate(starts):
-                if number % ranks.world != ranks.rank:
-                    continue
-                part = None if run is None else _read(run, number)
-                stop = min(start + _PART, len(dataset))
-                if part is None:
-                    part = _run(dataset, network, start, stop, used, target)
-                    if run is not None:
-                        run.write_tensors(_name(number), part)
-                if ranks.world == 1:
-                    parts[number] = part
-                advance(stop - start)
-            ranks.wait()
-            for number in range(len(starts)):
-                if number not in parts:
-                    assert run is not None
-                    found = _read(run, number)
-                    assert found is not None
-                    parts[number] = found
+        yield target
     finally:
         network.to(given).train(was_training)
-    return Embedding(
-        torch.cat([parts[number]["logits"] for number in range(len(starts))]),
-        torch.cat([parts[number]["features"] for number in range(len(starts))]),
-        dataset.labels.cpu(),
-        record,
-    )
 
 
-def _name(number: int) -> str:
-    return f"part-{number:05d}.safetensors"
-
-
-def _read(run: RunFolder, number: int) -> dict[str, Tensor] | None:
-    found = run.read_tensors(_name(number))
-    return None if found is None else found[0]
-
-
-def _run(
+@torch.no_grad()
+def run(
     dataset: ImageSource,
     network: nn.Module,
     start: int,
@@ -194,7 +171,7 @@ def _run(
 
     def forward(first: int, last: int) -> Tensor:
         images = images_of(dataset, first, last).to(device)
-        logits: Tensor = network(normalize(images, normalization))
+        logits: Tensor = network(network_input(images, normalization))
         return logits
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -10,7 +10,9 @@ Dataset Distillation", §4).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,13 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pyddfast.coresets.el2n import class_logits, scoring_networks
-from pyddfast.coresets.embedding import embed
+from pyddfast.coresets import embedding
+from pyddfast.coresets.el2n import scoring_networks
+from pyddfast.coresets.embedding import PART, evaluating
+from pyddfast.coresets.parts import in_parts
 from pyddfast.coresets.selection import Scores
 from pyddfast.coresets.semantics import Semantics, check_semantics
-from pyddfast.data import ImageDataset, ImageSource, normalize
+from pyddfast.data import ImageDataset, ImageSource, network_input
+from pyddfast.data.digest import describe_data
+from pyddfast.data.stored import tensors_digest
 from pyddfast.ops import logit_gradient, sample_scores
-from pyddfast.train import progress as show_progress
+from pyddfast.train.distributed import Ranks
 from pyddfast.train.evaluate import images_of
 from pyddfast.train.models import ModelSpec
 from pyddfast.train.recipes import Recipe
@@ -35,6 +41,11 @@ Layer: TypeAlias = Literal["last", "all"]
 
 # Of the gradients that are held at once: 5 of a ResNet-18's, 200 of a ConvNet-D3's.
 _MEMORY = 256 * 2**20
+# Images of a file of the pass by all weights: on two CPU cores seconds of a ConvNet-D3 and some
+# minutes of a ResNet-18 at 224 pixels, so that a kill loses no more.
+_PART = 256
+# As in predict().
+_BATCH = 256
 # Batches of DeepCore's selection run, whose mean loss divides each gradient by their size.
 _OFFICIAL_BATCH = 256
 
@@ -50,6 +61,8 @@ def grand_of_models(
     memory: int = _MEMORY,
     device: torch.device | str | None = None,
     meta: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 frozen
     progress: bool = True,
 ) -> Scores:
     """GraNd of trained networks, averaged over them.
@@ -70,43 +83,49 @@ def grand_of_models(
             (4 bytes a weight) are held in any case, and the activations beside them.
         device: Where to run; default where each network's parameters are.
         meta: For the record of the scores.
+        out: Folder of the passes, ``gradients0``, ``gradients1`` ..., which are written in parts: a
+            stopped call goes on, a finished one is read.
+        ranks: The processes of the job: each does its share of the parts, with the same bytes as
+            one alone; needs ``out``.
         progress: Show it on stderr.
 
     Returns:
         float64 scores (N,); high is hard, or far from the teacher.
 
     Raises:
-        ValueError: What :func:`check_grand` refuses; there is no network, one gives another number
-            of logits than classes, or, for ``"last"``, does not end in a ``torch.nn.Linear``.
+        ValueError: What :func:`check_grand` refuses; there is no image or no network, one gives
+            another number of logits than classes, or, for ``"last"``, does not end in a
+            ``torch.nn.Linear``; or ``out`` holds another run or a damaged file.
     """
     check_grand(layer, temperature, semantics, soft=teacher is not None, memory=memory)
-    labels, soft = dataset.labels.cpu(), None
-    if teacher is not None:
-        soft = class_logits(teacher, "the teacher", dataset, device)
+    if not len(dataset):
+        raise ValueError("the data set holds no image")
     total, count = torch.zeros(len(dataset), dtype=torch.float64), 0
-    for model in models:
-        if layer == "last":
-            embedding = embed(dataset, model, device=device, progress=progress)
-            norms = sample_scores(
-                embedding.logits.double(),
-                labels,
-                temperature=temperature,
-                teacher=soft,
-                features=embedding.features,
-            ).grand
-            assert norms is not None  # features are given
-        else:
-            norms = _of_all_weights(
-                dataset,
-                model,
-                labels if soft is None else soft,
-                temperature,
-                memory,
-                device,
-                progress,
-            )
-        total += norms.double()
-        count += 1
+    part, run = (PART, _of_last_layer) if layer == "last" else (_PART, _of_all_weights)
+    options: dict[str, Any] = {"layer": layer, "temperature": temperature}
+    if layer == "all":
+        options["memory"] = memory  # how many gradients go together, which rounds
+    with ExitStack() as stack:
+        if teacher is not None:
+            stack.enter_context(evaluating(teacher, device))
+        for number, model in enumerate(models):
+            config = {} if out is None else {
+                "task": "grand", "part": part, **options,
+                "dataset": describe_data(dataset),
+                "weights": tensors_digest(model.state_dict()),
+                "teacher": None if teacher is None else tensors_digest(teacher.state_dict()),
+            }  # fmt: skip
+            with evaluating(model, device) as target:
+                work = partial(run, dataset, model, teacher, temperature, memory, target)
+                rows = in_parts(
+                    "gradients", work, len(dataset), part,
+                    config=config,
+                    out=None if out is None else Path(out) / f"gradients{number}",
+                    ranks=ranks,
+                    progress=progress,
+                )  # fmt: skip
+            total += rows["norms"]
+            count += 1
     if count == 0:
         raise ValueError("models must hold at least one network")
     values = total / count
@@ -142,6 +161,7 @@ def grand_scores(
     seed: int = 0,
     device: torch.device | str | None = None,
     out: str | Path | None = None,
+    ranks: Ranks = Ranks(),  # noqa: B008 frozen
     progress: bool = True,
 ) -> Scores:
     """Train ``repeats`` networks for a few epochs and average their GraNd.
@@ -162,7 +182,9 @@ def grand_scores(
         test_set: For the networks' accuracy in the record; default ``dataset`` itself.
         seed: Seed of all networks.
         device: Default CUDA where there is one, else the CPU.
-        out: Folder of the networks' runs; finished ones are not repeated.
+        out: Folder of the networks' runs and of their passes (``net0``, ``gradients0`` ...);
+            finished ones are not repeated.
+        ranks: As for :func:`grand_of_models`; ``torchrun`` shares the trainings in any case.
         progress: Show it on stderr.
 
     Returns:
@@ -192,6 +214,8 @@ def grand_scores(
         temperature=temperature,
         semantics=semantics,
         memory=memory,
+        out=out,
+        ranks=ranks,
         progress=progress,
     )
     return replace(scores, meta={**scores.meta, **meta})
@@ -226,22 +250,74 @@ def check_grand(
         )
 
 
+def _targets(
+    dataset: ImageSource, teacher: nn.Module | None, start: int, stop: int, device: torch.device
+) -> Tensor:
+    """Labels of samples [start, stop), or the teacher's float64 logits; on ``device``."""
+    if teacher is None:
+        return dataset.labels[start:stop].to(device)
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                teacher(_input(dataset, first, min(first + _BATCH, stop), device))
+                for first in range(start, stop, _BATCH)
+            ]
+        )
+    if logits.shape[-1] != dataset.num_classes:
+        raise ValueError(
+            f"the teacher gives {logits.shape[-1]} logits, "
+            f"the data set has {dataset.num_classes} classes"
+        )
+    return logits.double()
+
+
+def _input(dataset: ImageSource, start: int, stop: int, device: torch.device) -> Tensor:
+    images = images_of(dataset, start, stop).to(device)
+    return network_input(images, dataset.normalization)
+
+
+def _of_last_layer(
+    dataset: ImageSource,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    temperature: float,
+    memory: int,
+    device: torch.device,
+    start: int,
+    stop: int,
+) -> dict[str, Tensor]:
+    """The gradients' norms of samples [start, stop) by the last layer's weights."""
+    rows = embedding.run(dataset, model, start, stop, dataset.normalization, device)
+    cpu = torch.device("cpu")
+    norms = sample_scores(
+        rows["logits"].double(),
+        dataset.labels[start:stop].cpu(),
+        temperature=temperature,
+        teacher=None
+        if teacher is None
+        else _targets(dataset, teacher, start, stop, device).to(cpu),
+        features=rows["features"],
+    ).grand
+    assert norms is not None  # features are given
+    return {"norms": norms}
+
+
 def _of_all_weights(
     dataset: ImageSource,
     model: nn.Module,
-    target: Tensor,
+    teacher: nn.Module | None,
     temperature: float,
     memory: int,
-    device: torch.device | str | None,
-    progress: bool,
-) -> Tensor:
-    """The gradient's norm of every sample by every weight: (N,), on the CPU."""
-    was_training, given = model.training, next(model.parameters()).device
-    model.to(given if device is None else device).eval()
+    device: torch.device,
+    begin: int,
+    end: int,
+) -> dict[str, Tensor]:
+    """The gradients' norms of samples [begin, end) by every weight."""
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    first = next(iter(weights.values()))
+    dtype = next(iter(weights.values())).dtype
     one = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    chunk = max(1, min(memory // one, len(dataset)))
+    chunk = max(1, min(memory // one, end - begin))
+    targets = _targets(dataset, teacher, begin, end, device)
 
     def along(weights: dict[str, Tensor], image: Tensor, direction: Tensor) -> Tensor:
         logits: Tensor = functional_call(model, weights, (image[None],))
@@ -252,30 +328,20 @@ def _of_all_weights(
         return torch.stack([g.square().sum() for g in gradients.values()]).sum()
 
     norms = []
-    try:
-        with show_progress("gradients", len(dataset), enabled=progress) as advance:
-            for start in range(0, len(dataset), chunk):
-                images = images_of(dataset, start, start + chunk).to(first.device)
-                x = normalize(images, dataset.normalization).to(first.dtype)
-                with torch.no_grad():
-                    logits = model(x)
-                if logits.shape != (len(x), dataset.num_classes):
-                    raise ValueError(
-                        f"a network gives logits {tuple(logits.shape)} for {len(x)} images and "
-                        f"{dataset.num_classes} classes"
-                    )
-                g = logit_gradient(
-                    logits,
-                    target[start : start + len(x)].to(logits.device),
-                    temperature=temperature,
-                    target_kind="logits",
-                )
-                # Of length about 1, so that no square underflows for what is already learnt.
-                scale = g.abs().amax(1, keepdim=True)
-                unit = (g / torch.where(scale > 0, scale, 1.0)).to(first.dtype)
-                squares = vmap(square)(x, unit)
-                norms.append((squares.sqrt() * scale[:, 0]).cpu())
-                advance(len(x))
-    finally:
-        model.to(given).train(was_training)
-    return torch.cat(norms)
+    for start in range(begin, end, chunk):
+        stop = min(start + chunk, end)
+        x = _input(dataset, start, stop, device).to(dtype)
+        with torch.no_grad():
+            logits = model(x)
+        if logits.shape != (len(x), dataset.num_classes):
+            raise ValueError(
+                f"a network gives logits {tuple(logits.shape)} for {len(x)} images and "
+                f"{dataset.num_classes} classes"
+            )
+        target = targets[start - begin : stop - begin]
+        g = logit_gradient(logits, target, temperature=temperature, target_kind="logits")
+        # Of length about 1, so that no square underflows for what is already learnt.
+        scale = g.abs().amax(1, keepdim=True)
+        unit = (g / torch.where(scale > 0, scale, 1.0)).to(dtype)
+        norms.append((vmap(square)(x, unit).sqrt() * scale[:, 0]).double().cpu())
+    return {"norms": torch.cat(norms)}

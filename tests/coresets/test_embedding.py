@@ -44,11 +44,11 @@ def test_rows_are_the_networks_own(blobs: ImageDataset) -> None:
 def test_a_stopped_pass_goes_on(
     blobs: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PART", 10)  # five parts
+    monkeypatch.setattr(module, "PART", 10)  # five parts
     net = network()
     want = embed(blobs, net, progress=False)
     runs: list[int] = []
-    plain = module._run
+    plain = module.run
 
     def run(dataset: ImageDataset, model: nn.Module, start: int, *rest: object) -> object:
         if len(runs) == 3:
@@ -56,7 +56,7 @@ def test_a_stopped_pass_goes_on(
         runs.append(start)
         return plain(dataset, model, start, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "run", run)
     with pytest.raises(KeyboardInterrupt):
         embed(blobs, net, out=tmp_path / "e", progress=False)
     assert net.training
@@ -79,7 +79,7 @@ def test_a_stopped_pass_goes_on(
 def test_a_process_does_its_share(
     blobs: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PART", 10)
+    monkeypatch.setattr(module, "PART", 10)
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
     net, out = network(), tmp_path / "e"
     with pytest.raises(ValueError, match="several processes need out="):

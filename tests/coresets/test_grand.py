@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from torch.nn import functional as F
 from pyddfast.coresets import el2n_of_models, el2n_sl_of_models, grand_of_models, grand_scores
 from pyddfast.coresets.el2n import scoring_networks
 from pyddfast.data import ImageDataset, normalize
+from pyddfast.train.distributed import Ranks
 from tests.coresets.test_el2n_sl import NORM, Orthogonal
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -136,6 +141,54 @@ def test_trained_networks_are_those_of_el2n(blobs: ImageDataset) -> None:
     assert (got.name, got.meta["models"], len(got.meta["accuracies"])) == ("grand", 2, 2)
 
 
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("grand")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("grand_runner.py")), str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return root, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("layer", "parts"), [("last", 1), ("all", 4)])
+def test_kills_and_processes_change_no_byte(
+    layer: str, parts: int, jobs: tuple[Path, dict[str, Any]]
+) -> None:
+    root, seen = jobs
+    assert (seen[layer]["one"], seen[layer]["two"]) == ([0], [0, 0])
+    assert seen[layer]["killed"][-1] == 0
+    assert seen[layer]["killed"].count(-9) == len(seen[layer]["killed"]) - 1
+    if layer == "all":
+        assert -9 in seen[layer]["killed"]  # between two parts
+    names = [f"gradients0/part-{k:05d}.safetensors" for k in range(parts)] + ["scores.npz"]
+    for kind in ("one", "killed", "two"):
+        folder = root / f"{layer}-{kind}"
+        assert sorted(f.name for f in (folder / "gradients0").glob("part*")) == [
+            Path(name).name for name in names[:-1]
+        ]
+        for name in names:
+            assert (folder / name).read_bytes() == (root / f"{layer}-one" / name).read_bytes()
+
+
+def test_a_finished_pass_is_read(blobs: ImageDataset, tmp_path: Path) -> None:
+    nets = [network(0), network(1)]
+    options: dict[str, Any] = {"layer": "all", "out": tmp_path, **QUIET}
+    first = grand_of_models(blobs, nets, **options)
+    (tmp_path / "gradients1" / "part-00000.safetensors").unlink()  # of the second network
+    assert torch.equal(grand_of_models(blobs, nets, **options).values, first.values)
+    with pytest.raises(ValueError, match=r"temperature was 1\.0, now 2\.0"):
+        grand_of_models(blobs, nets, **{**options, "temperature": 2.0})
+    with pytest.raises(ValueError, match="weights was"):
+        grand_of_models(blobs, nets[::-1], **options)
+    (tmp_path / "gradients0" / "part-00000.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="gradients0/part-00000"):
+        grand_of_models(blobs, nets, **options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -165,6 +218,10 @@ def test_refuses_networks_that_do_not_fit(blobs: ImageDataset) -> None:
     three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ValueError, match="at least one network"):
         grand_of_models(blobs, [])
+    with pytest.raises(ValueError, match="holds no image"):
+        grand_of_models(blobs.subset(torch.arange(0)), [three])
+    with pytest.raises(ValueError, match="several processes need out="):
+        grand_of_models(blobs, [three], ranks=Ranks(0, 2), **QUIET)
     with pytest.raises(ValueError, match="3 logits, the data set has 2"):
         grand_of_models(blobs, [three], **QUIET)
     with pytest.raises(ValueError, match=r"logits \(48, 3\) for 48 images and 2 classes"):

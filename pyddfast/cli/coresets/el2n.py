@@ -20,6 +20,7 @@ from pyddfast.coresets.semantics import Semantics
 from pyddfast.coresets.windows import OFFSETS, check_offsets
 from pyddfast.data import ImageDataset
 from pyddfast.train import Epochs, teacher_recipe
+from pyddfast.train.distributed import join_ranks
 
 __all__ = [
     "coreset_el2n",
@@ -178,12 +179,13 @@ def coreset_el2n_sl(
             out=to.out / "el2n",
         )
 
+    ranks = teacher.ranks()
     _check_networks(repeats, epochs)
     if not 0 < temperature < math.inf:
         raise ValueError(f"--temperature must be positive and finite, got {temperature}")
     teacher.check()
     facts = {"temperature": temperature, "repeats": repeats, "epochs": epochs, **plain(teacher)}
-    highest("el2n-sl", to, data, model, scores, facts)
+    highest("el2n-sl", to, data, model, scores, facts, ranks=ranks)
 
 
 def coreset_grand(
@@ -201,6 +203,8 @@ def coreset_grand(
     epochs: int = 20,
 ) -> None:
     """Pick the images with the highest GraNd: the loss's gradient is longest.
+
+    Under torchrun the processes share the trainings and the passes over the data.
 
     Args:
         to: The set.
@@ -237,8 +241,11 @@ def coreset_grand(
             seed=to.seed,
             device=to.device,
             out=to.out / "networks",
+            ranks=ranks,
+            progress=ranks.first,
         )
 
+    ranks = teacher.ranks() if soft else join_ranks()
     _check_networks(repeats, epochs)
     check_grand(layer, temperature, semantics, soft=soft, memory=memory)
     facts: dict[str, Any] = {
@@ -252,7 +259,7 @@ def coreset_grand(
     if soft:
         teacher.check()
         facts |= plain(teacher)
-    highest("grand", to, data, model, scores, facts)
+    highest("grand", to, data, model, scores, facts, ranks=ranks)
 
 
 def _el2n(

@@ -11,7 +11,7 @@ from pyddfast.cli.options import DataOptions, ModelOptions, TeacherOptions, plai
 from pyddfast.cli.sets import make_set
 from pyddfast.coresets import Embedding, Scores, Selection, embed, select
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder
-from pyddfast.train.distributed import Ranks
+from pyddfast.train.distributed import Ranks, join_ranks
 
 __all__ = ["CoresetOptions", "embedded", "highest", "picked"]
 
@@ -52,6 +52,7 @@ def highest(
     options: dict[str, Any],
     *,
     lowest: bool = False,
+    ranks: Ranks | None = None,
 ) -> None:
     """A coreset of the highest (or lowest) scores of each class, by networks that are trained."""
     source = data.resident("train", to.image_size)
@@ -66,7 +67,7 @@ def highest(
             method=name,
         )
 
-    picked(name, to, data, source, pick, {**options, **plain(model)})
+    picked(name, to, data, source, pick, {**options, **plain(model)}, ranks=ranks)
 
 
 def embedded(
@@ -111,9 +112,14 @@ def picked(
     pick: Callable[[], Selection],
     options: dict[str, Any],
     *,
-    ranks: Ranks = Ranks(),  # noqa: B008 frozen
+    ranks: Ranks | None = None,
 ) -> None:
-    """The set of picks, and the picks themselves, in a run folder."""
+    """The set of picks, and the picks themselves, in a run folder.
+
+    ``pick`` runs in every process of ``torchrun``: they share the trainings.
+    """
+    if ranks is None:
+        ranks = join_ranks()
     if not 0 <= to.seed < 2**64:
         raise ValueError(f"--seed must lie in [0, 2**64), got {to.seed}")
     facts = {"task": f"coreset {name}", **to.facts(), **options, **plain(data)}
