@@ -77,6 +77,11 @@ class Purpose(IntEnum):
     NETWORK = 34
     CLASS_DSA = 35
     INNER = 36
+    LATENT = 40
+    PROTOTYPE = 41
+    DENOISE = 42
+    DIFFUSION = 43
+    SAMPLE = 44
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

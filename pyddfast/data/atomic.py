@@ -9,8 +9,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["naming", "new_folder", "refuse_non_empty", "remove_leftovers", "write_bytes"]
+__all__ = [
+    "naming",
+    "new_file",
+    "new_folder",
+    "refuse_non_empty",
+    "remove_leftovers",
+    "write_bytes",
+]
 
 # Ends every temporary name, so that no file of somebody else is taken for ours; in front of it are
 # the name that it would have got and tempfile's eight random characters.
@@ -21,8 +29,19 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader finds the old content or the new one, never a part.
 
+    Raises:
+        OSError: It cannot be written, e.g. because the disk is full; the error names ``path``.
+    """
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file piece by piece; at the end of the block it takes the name ``path``.
+
     The bytes go to a temporary file beside ``path``, reach the disk, and take the name in one
-    rename.
+    rename.  An exception inside the block removes the temporary file.
 
     Raises:
         OSError: It cannot be written, e.g. because the disk is full; the error names ``path``.
@@ -32,7 +51,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 # mkstemp's 0600 would survive the rename.
                 os.fchmod(file.fileno(), 0o666 & ~_umask())

@@ -2,6 +2,7 @@
 
 from pyddfast.methods.ca2d import ca2d
 from pyddfast.methods.cda import CDAConfig, cda
+from pyddfast.methods.d4m import D4MConfig, d4m
 from pyddfast.methods.datm import DATMConfig, datm
 from pyddfast.methods.dc import DCConfig, dc
 from pyddfast.methods.dm import DMConfig, dm
@@ -10,6 +11,7 @@ from pyddfast.methods.dwa import DWAConfig, dwa
 from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
 from pyddfast.methods.gvbsm import GVBSMConfig, gvbsm
+from pyddfast.methods.prototypes import read_prompts, read_prototypes, write_prototypes
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
@@ -18,6 +20,7 @@ from pyddfast.methods.tm import TMConfig, tm
 
 __all__ = [
     "CDAConfig",
+    "D4MConfig",
     "DATMConfig",
     "DCConfig",
     "DMConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "ca2d",
     "cda",
     "check_rded",
+    "d4m",
     "datm",
     "dc",
     "dm",
@@ -44,6 +48,9 @@ __all__ = [
     "fadrm",
     "gvbsm",
     "rded",
+    "read_prompts",
+    "read_prototypes",
     "sre2l",
     "tm",
+    "write_prototypes",
 ]
