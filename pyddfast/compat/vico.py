@@ -7,16 +7,13 @@ line in ``get_network``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from pyddfast.compat._augment import diff_augment
+from pyddfast.compat._evaluation import official_view, train_and_test
 from pyddfast.nn import fuse_norm_relu_pool as fuse
 from pyddfast.ops.match import gradient_distance
 
@@ -77,67 +74,16 @@ def evaluate_synset(
         labels_train: (N,).
         testloader: Batches of images and labels.
         args: ``device``, ``lr_net``, ``epoch_eval_train``, ``batch_train``, ``dsa``, and with it
-            ``dsa_strategy`` and ``dsa_param``, else ``dc_aug_param``.
+            ``dsa_strategy`` and ``dsa_param``, else ``dc_aug_param``: DC's own augmentation.
 
     Returns:
         The network, its accuracy on the last epoch's views, and on the test images.
 
     Raises:
-        ValueError: DC's own augmentation is asked for (the digits, networks with batch norm).
+        ValueError: ``dc_aug_param`` or ``dsa_strategy`` names an unknown entry.
     """
-    if (
-        not args.dsa
-        and (getattr(args, "dc_aug_param", None) or {}).get("strategy", "none") != "none"
-    ):
-        raise ValueError(
-            f"evaluate_synset has DSA and no augmentation; dc_aug_param asks for "
-            f"{args.dc_aug_param['strategy']!r}: keep the official function for it"
-        )
-    net = net.to(args.device)
-    images = images_train.detach().float().to(args.device)
-    labels = labels_train.detach().long().to(args.device)
-    epochs, lr = int(args.epoch_eval_train), float(args.lr_net)
-    optimizer = _optimizer(net, lr)
-    # Positions in place of images: the loader's draws are the official ones.
-    loader = DataLoader(range(len(images)), batch_size=args.batch_train, shuffle=True)  # type: ignore[arg-type, var-annotated]
-    began, loss_sum, right = time.time(), images.new_zeros(()), images.new_zeros(())
-    for epoch in range(epochs + 1):
-        net.train()
-        loss_sum, right = images.new_zeros(()), images.new_zeros(())
-        for positions in loader:
-            where = positions.to(args.device)
-            views, target = images[where], labels[where]
-            if args.dsa:
-                views = DiffAugment(views, args.dsa_strategy, param=args.dsa_param)
-            output = net(views)
-            loss = F.cross_entropy(output, target)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss_sum += loss.detach() * len(where)
-            right += (output.detach().argmax(1) == target).sum()
-        if epoch == epochs // 2 + 1:
-            lr *= 0.1
-            optimizer = _optimizer(net, lr)  # the momentum is lost, as there
-    seconds, accuracy = time.time() - began, float(right) / len(images)
-    tested = _accuracy(net, testloader, args.device)
-    print(
-        f"Evaluate_{it_eval:02d}: epoch = {epochs:04d} train time = {int(seconds)} s train loss = "
-        f"{float(loss_sum) / len(images):.6f} train acc = {accuracy:.4f}, test acc = {tested:.4f}"
-    )
-    return net, accuracy, tested
-
-
-def _optimizer(net: nn.Module, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-
-
-@torch.no_grad()
-def _accuracy(net: nn.Module, batches: Iterable[Sequence[Tensor]], device: Any) -> float:
-    net.eval()
-    right, count = torch.zeros((), device=device), 0
-    for images, labels, *_ in batches:
-        logits = net(images.float().to(device))
-        right += (logits.argmax(1) == labels.long().to(device)).sum()
-        count += len(labels)
-    return float(right) / count
+    done = train_and_test(
+        it_eval, net, images_train, labels_train, testloader, args,
+        official_view(args, DiffAugment),
+    )  # fmt: skip
+    return net, done.accuracies[-1], done.test_accuracy

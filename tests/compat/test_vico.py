@@ -172,9 +172,3 @@ def test_evaluate_synset_is_the_official_loop(dsa, capsys):
         assert torch.equal(ours, theirs)
     assert torch.equal(state, torch.get_rng_state())
     assert "Evaluate_00: epoch = 0005" in capsys.readouterr().out
-
-
-def test_dc_own_augmentation_is_left_to_the_official_function():
-    args = SimpleNamespace(dsa=False, dc_aug_param={"strategy": "crop_scale_rotate"})
-    with pytest.raises(ValueError, match="keep the official function"):
-        vico.evaluate_synset(0, network(), torch.zeros(1, 3, 8, 8), torch.zeros(1), [], args)
