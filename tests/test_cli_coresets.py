@@ -435,3 +435,64 @@ def test_torchrun_shares_trainings_and_gradients(tmp_path: Path) -> None:
     assert found.indices.tolist() == want.indices.tolist()
     # Another number of threads rounds otherwise.
     torch.testing.assert_close(found.scores, want.scores, rtol=1e-4, atol=0)
+
+
+def test_selmatch_takes_its_window(
+    small: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "scores"
+    command = ["score", "--epochs", "6", "--window", "3", "--cad-window", "3", *MODEL]
+    assert main([*command, "--out", str(run)]) == 0
+    values = load_file(run / "scores.safetensors")
+    words = ["coreset", "selmatch", "--scores", str(run), "--ipc", "2"]
+    for score, sign in (("el2n", 1), ("aum", -1)):  # high is hard, high is easy
+        out = tmp_path / score
+        assert main([*words, "--score", score, "--beta", "1.5", "--out", str(out)]) == 0
+        want = [
+            i
+            for label in range(10)
+            for i in (sign * values[score])
+            .masked_fill(small.labels != label, -torch.inf)
+            .sort(descending=True, stable=True)
+            .indices[3:5]
+            .tolist()
+        ]
+        meta = DistilledSet.load(out / "set").meta
+        assert (meta["source_indices"], meta["real"]) == (want, 1)
+    for wrong, message in (
+        (["--alpha", "2"], "alpha must lie in [0, 1], got 2"),
+        (["--beta", "inf"], "beta must be finite and not negative, got inf"),
+        (["--beta", "3"], "class 0"),
+    ):
+        assert main([*words, *wrong, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+
+
+def test_repeated_sets(
+    small: ImageDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "run"
+    assert main(["coreset", "random", "--ipc", "4", "--seed", "3", "--out", str(base)]) == 0
+    picks = torch.tensor(DistilledSet.load(base / "set").meta["source_indices"])
+    words = ["coreset", "repeated", "--coreset", str(base)]
+    assert main([*words, "--out", str(out)]) == 0
+    twice = DistilledSet.load(out / "set")
+    assert twice.meta["source_indices"] == picks.repeat_interleave(2).tolist()
+    assert torch.equal(twice.images, small.images[picks].repeat_interleave(2, 0))
+    assert Selection.load(out / "selection.npz").meta["repeated"]["times"] == 2
+    assert main([*words, "--keep-size", "--out", str(tmp_path / "half")]) == 0
+    half = DistilledSet.load(tmp_path / "half" / "set").meta["source_indices"]
+    assert half == picks.view(10, 4)[:, :2].flatten().repeat_interleave(2).tolist()
+    for wrong, message in (
+        (["--times", "0"], "times must be at least 1, got 0"),
+        (["--times", "3", "--keep-size"], "class 0 has 4 picks"),
+        (["--data", "other"], "picked from other images or labels"),
+        (["--coreset", str(tmp_path)], "selection.npz is missing"),
+    ):
+        assert main([*words, *wrong, "--out", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "no").exists()
+    (base / "selection.npz").write_bytes((base / "selection.npz").read_bytes()[:200])
+    assert main([*words, "--out", str(tmp_path / "no")]) == 2
+    assert "selection.npz is no selection file, or damaged" in capsys.readouterr().err

@@ -111,6 +111,14 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
         "coresets.recorded.coreset_recorded",
         "pick by a score of a pyddfast score",
     ),
+    ("coreset", "selmatch"): (
+        "coresets.recorded.coreset_selmatch",
+        "pick SelMatch's window of a pyddfast score",
+    ),
+    ("coreset", "repeated"): (
+        "coresets.repeated.coreset_repeated",
+        "repeat the images of a coreset",
+    ),
     ("score",): ("score.score", "one recorded training, its scores of every image"),
     ("check-set",): ("labels.check_set", "count a set's images, ask a teacher about its labels"),
     ("relabel",): ("labels.relabel", "store a teacher's labels of every view of a training"),

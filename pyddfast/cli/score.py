@@ -19,7 +19,7 @@ from pyddfast.ops.dynamics import Signal
 from pyddfast.train import RunFolder, teacher_recipe
 from pyddfast.train.distributed import join_ranks
 
-__all__ = ["read_scores", "score"]
+__all__ = ["at", "read_scores", "score"]
 
 
 # T of EL2N-SL in its paper.
@@ -192,16 +192,16 @@ def read_scores(folder: Path, name: str, source: ImageDataset | ImageFolder) -> 
         raise ValueError(f"{file} is of {tensors[name].numel()} images, the data set has {count}")
     # A folder was scored resized, and may be read here at the files' own sizes: another digest.
     known = ("dataset", "sha256") if isinstance(source, ImageDataset) else ("files",)
-    if _at(read_json(facts), "config", *known) != data_digest(source):
+    if at(read_json(facts), "config", *known) != data_digest(source):
         raise ValueError(f"{folder} scored other images or labels than the data set given")
     entry = read_json(about)
-    means, meta = _at(entry, name, "high_means"), _at(entry, name, "meta")
+    means, meta = at(entry, name, "high_means"), at(entry, name, "meta")
     if not isinstance(means, str) or not isinstance(meta, dict):
         raise ValueError(f"{about} does not say what {name} means")
     return Scores(tensors[name], name, means, meta)
 
 
-def _at(entry: Any, *names: str) -> Any:
+def at(entry: Any, *names: str) -> Any:
     """What a JSON value holds under these names, or None."""
     for name in names:
         entry = entry.get(name) if isinstance(entry, dict) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from pyddfast.coresets.selection import Scores, Selection, check_ipc, select
 from pyddfast.ops import segmented_window
 
-__all__ = ["OFFSETS", "check_offsets", "selmatch_window", "windows"]
+__all__ = ["OFFSETS", "check_offsets", "check_selmatch", "selmatch_window", "windows"]
 
 # Starts of a sweep's windows as shares of all starts, as in the reproduction of EL2N-Best.
 OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -98,10 +99,7 @@ def selmatch_window(
         TypeError: A dtype is wrong.
         ValueError: A number is out of range, or a class ends before its window.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    if beta < 0:
-        raise ValueError(f"beta must not be negative, got {beta}")
+    check_selmatch(alpha, beta)
     check_ipc(ipc)
     # As the decimals that were written: 0.7 of 10 is 7, whatever the float's product.
     start, distilled = (int(Fraction(str(float(share))) * ipc) for share in (beta, alpha))
@@ -125,3 +123,15 @@ def selmatch_window(
         "scoring": dict(scores.meta),
     }
     return Selection(indices, "ranked", None, scores.values.cpu()[indices], meta)
+
+
+def check_selmatch(alpha: float, beta: float) -> None:
+    """Raise unless they are α and β of :func:`selmatch_window`.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must be finite and not negative, got {beta}")

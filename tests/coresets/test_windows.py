@@ -42,7 +42,7 @@ def test_selmatch_begins_past_the_hardest() -> None:
         selmatch_window(SCORES, LABELS, ipc=10, beta=1.4)
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 1.5"):
         selmatch_window(SCORES, LABELS, ipc=10, alpha=1.5)
-    with pytest.raises(ValueError, match="beta must not be negative"):
+    with pytest.raises(ValueError, match="beta must be finite and not negative"):
         selmatch_window(SCORES, LABELS, ipc=10, beta=-0.1)
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 from pyddfast.cli.coresets.options import CoresetOptions, picked
 from pyddfast.cli.options import DataOptions, Flat
 from pyddfast.cli.score import read_scores
-from pyddfast.coresets import Selection, beta_sampling, ccs, select
+from pyddfast.coresets import Selection, beta_sampling, ccs, select, selmatch_window
 from pyddfast.coresets.selection import Strategy
+from pyddfast.coresets.windows import check_selmatch
 from pyddfast.data.stored import tensors_digest
 
-__all__ = ["coreset_recorded"]
+__all__ = ["coreset_recorded", "coreset_selmatch"]
 
 
 def coreset_recorded(
@@ -86,3 +87,44 @@ def coreset_recorded(
         "beta": beta,
     }
     picked("recorded", to, data, source, pick, facts)
+
+
+def coreset_selmatch(
+    to: Annotated[CoresetOptions, Flat],
+    data: Annotated[DataOptions, Flat] = DataOptions(),  # noqa: B008
+    *,
+    scores: Path,
+    score: str = "forgetting",
+    alpha: float = 0.5,
+    beta: float = 0.5,
+) -> None:
+    """Pick SelMatch's window of each class: what it distills from, past the hardest images.
+
+    Args:
+        to: The set.
+        data: The data that the run scored.
+        scores: Folder of a finished "pyddfast score".
+        score: Its difficulty of an image; of scores that are high for easy images (aum,
+            correctness) low is hard.
+        alpha: Share of the images that are distilled later: the first IPC - int(ALPHA * IPC) of a
+            class stay real.
+        beta: Start of the window: behind the int(BETA * IPC) hardest of a class.
+    """
+    check_selmatch(alpha, beta)
+    source = data.resident("train", to.image_size)
+    known = read_scores(scores, score, source)
+
+    def pick() -> Selection:
+        return selmatch_window(
+            known,
+            source.labels,
+            ipc=to.ipc,
+            alpha=alpha,
+            beta=beta,
+            largest=known.high_means != "easy",
+            num_classes=source.num_classes,
+        )
+
+    digest = tensors_digest({"scores": known.values})
+    facts = {"scores": digest, "score": score, "alpha": alpha, "beta": beta}
+    picked("selmatch", to, data, source, pick, facts)
