@@ -127,6 +127,7 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("labels", "recode"): ("labels.labels_recode", "a store in another form"),
     ("train",): ("training.train", "train students on a set in a label regime"),
     ("evaluate",): ("evaluation.evaluate", "measure trained weights on a test set"),
+    ("study",): ("study.study", "run a study of the paper as jobs, with a report"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
 

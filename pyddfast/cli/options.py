@@ -15,16 +15,15 @@ from pyddfast.cli.tables import note
 from pyddfast.data import (
     ImageDataset,
     ImageFolder,
-    ImageSource,
     ZCAWhitening,
     load,
     whiten,
 )
-from pyddfast.models import create
 from pyddfast.train import Teacher, teacher_recipe, train_teacher
-from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
+from pyddfast.train.distributed import Ranks, join_ranks
 from pyddfast.train.models import ModelSpec
-from pyddfast.train.teacher import RECORD, WEIGHTS, load_weights, read_record
+from pyddfast.train.teacher import RECORD, read_record
+from pyddfast.train.teacher_folder import load_teacher, teacher_folder
 
 __all__ = [
     "DataOptions",
@@ -139,7 +138,7 @@ class TeacherOptions:
     def check(self) -> None:
         """Refuse a folder without a teacher before the work that comes first."""
         if self.teacher is not None:
-            read_record(_teacher_folder(self.teacher) / RECORD)
+            read_record(teacher_folder(self.teacher) / RECORD)
         else:
             teacher_recipe(self.teacher_epochs)
 
@@ -170,57 +169,6 @@ class TeacherOptions:
             device=device,
             out=out / "teacher",
         )
-
-
-def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher:
-    """Read a teacher that :func:`pyddfast.train.train_teacher` wrote.
-
-    Args:
-        folder: Its run folder, or the folder of a run that trained one (``folder/teacher``).
-        data: A data set of the teacher's image size and classes.
-        device: Where it goes; default CUDA where there is one.
-
-    Raises:
-        FileNotFoundError: There is no teacher.
-        ValueError: A file is damaged, the model was not made by name, or it is one for other data.
-    """
-    folder = _teacher_folder(folder)
-    channels, height, width = data[0].shape
-    target = resolve_device(device)
-    record = read_record(folder / RECORD)
-    whitened = record.get("config", {}).get("dataset", {}).get("whitened", False)
-    if whitened != getattr(data, "whitened", False):
-        raise ValueError(
-            f"the teacher in {folder} was trained on {'' if whitened else 'un'}whitened images, "
-            "these are not of that kind (--zca)"
-        )
-    try:
-        model = record["config"]["model"]
-        network = create(
-            model["name"],
-            num_classes=data.num_classes,
-            in_channels=channels,
-            image_size=(height, width),
-            **model["options"],
-        )
-        load_weights(network, folder / WEIGHTS, record)
-    except Exception as error:
-        # A missing key, an unknown option, a network of another size: each its own type.
-        raise ValueError(
-            f"{folder} holds no teacher for {data.num_classes} classes of "
-            f"{channels} x {height} x {width} images: {error}"
-        ) from error
-    return Teacher(network.to(target).eval(), record)
-
-
-def _teacher_folder(folder: Path) -> Path:
-    """The folder itself, or the one of the teacher in it."""
-    if (folder / "teacher" / "teacher.json").is_file():
-        folder = folder / "teacher"
-    for name in (RECORD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; a teacher's folder needs it")
-    return folder
 
 
 def assignments(option: str, words: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""``report.html`` and ``results.json`` of a study."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyddfast._extras import require
+from pyddfast.data import DistilledSet
+from pyddfast.data.atomic import write_bytes
+from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
+from pyddfast.report.html import write_report
+from pyddfast.report.tables import percent
+from pyddfast.study.jobs import Plan
+from pyddfast.study.results import Measured, Published, measure, published_table, sentences
+from pyddfast.study.runner import Store
+from pyddfast.study.spec import Study
+from pyddfast.train import environment
+
+__all__ = ["StudyResult", "write_results"]
+
+# Rows of a bar chart that can still be told apart, and columns of one that fit a page.
+_BARS = 60
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study has measured.
+
+    Attributes:
+        folder: Of its two files.
+        report: ``report.html``.
+        results: ``results.json``.
+        measured: The values.
+    """
+
+    folder: Path
+    report: Path
+    results: Path
+    measured: Measured
+
+
+def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
+    """Read all jobs that are done and write report and results, each whole or not at all.
+
+    Args:
+        study: Which.
+        plan: Its jobs.
+        store: Where they are; the files go to ``NAME-SCALE`` in it.
+    """
+    measured = measure(study, plan, store)
+    published = published_table(study.published) if study.published else None
+    folder = store.path / f"{study.name}-{study.scale}"
+    folder.mkdir(parents=True, exist_ok=True)
+    values = to_dict(study, plan, measured, published)
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    write_bytes(folder / "results.json", text.encode())
+    context = _context(study, plan, store, measured, published)
+    report = write_report(folder / "report.html", "study.html", context)
+    return StudyResult(folder, report, folder / "results.json", measured)
+
+
+def to_dict(
+    study: Study, plan: Plan, measured: Measured, published: Published | None
+) -> dict[str, Any]:
+    """Everything that was measured, as JSON values."""
+    return {
+        "study": study.name,
+        "scale": study.scale,
+        "data": study.data.name,
+        "complete": not measured.missing,
+        "cells": [
+            {
+                "row": row,
+                "column": column,
+                "accuracies": list(cell.accuracies),
+                "mean": cell.mean,
+                "std": cell.std,
+                "standard_error": cell.standard_error,
+                "test_count": cell.test_count,
+                "published": published.text(row, column) if published else "",
+            }
+            for (row, column), cell in measured.cells.items()
+        ],
+        "missing": [
+            {"row": row, "column": column, "reason": why}
+            for (row, column), why in measured.missing.items()
+        ],
+        "differences": [
+            {
+                "column": d.first.regime,
+                "first": d.first.method,
+                "second": d.second.method,
+                "value": d.value,
+                "half_width": d.half_width,
+                "distinguishable": d.distinguishable,
+            }
+            for d in measured.judged
+        ],
+        "claims": [
+            {
+                "says": v.claim.says,
+                "column": v.column,
+                "shows": v.shows,
+                "value": v.value,
+                "half_width": v.difference.half_width,
+            }
+            for v in measured.verdicts
+        ],
+        "histories": [
+            {"row": row, "column": column, "seeds": curves}
+            for (row, column), curves in measured.histories.items()
+            if study.evaluations > 1
+        ],
+        "failures": [{k: f[k] for k in ("job", "error")} for f in measured.failures],
+        "seconds": round(measured.seconds, 1),
+        "jobs": len(plan.jobs),
+        "settings": study.to_dict(),
+        "environment": environment(),
+        "command": command(study),
+    }
+
+
+def command(study: Study) -> str:
+    """What makes the same study again."""
+    return f"pyddfast study {study.name} --scale {study.scale} --out OUT --seeds {study.seeds}"
+
+
+def _context(
+    study: Study, plan: Plan, store: Store, measured: Measured, published: Published | None
+) -> dict[str, Any]:
+    markup = require("markupsafe", "methods").Markup
+    counts = {cell.test_count for cell in measured.cells.values()}
+    results = list(measured.cells.values())
+    small = len(results) <= _BARS
+    figure = markup(
+        svg(accuracy_figure(results), alt="Test accuracy of every cell")
+        if results and small
+        else ""
+    )
+    marks = [f"⚠ {row}, {col}: {why}" for (row, col), why in published.marks.items()] if published else []  # fmt: skip  # noqa: E501
+    return {
+        "title": f"{study.name}: {study.title}",
+        "lead": _lead(study),
+        "columns": measured.columns,
+        "rows": [
+            {
+                "name": row,
+                "cells": [_cell(measured, published, row, col) for col in measured.columns],
+            }
+            for row in measured.rows
+        ],
+        "table_note": (
+            f"Per cent of {', '.join(f'{n:,}' for n in sorted(counts))} test images after the last "
+            f"epoch: mean ± standard deviation over {study.seeds} seeds."
+            + (f" Below, as published: {published.of}." if published else "")
+        ),
+        "marks": marks,
+        "accuracy_svg": figure,
+        "claims": sentences(measured.verdicts),
+        "claims_note": (
+            "t-tests on seeds and test images, Holm's correction over all lines, level 5 %; the "
+            "interval is simultaneous. A lead that chance could have made “cannot be told”."
+        ),
+        "curves_svg": "",
+        "sets_image": _grid(study, plan, store),
+        "failures": measured.failures,
+        "missing": [f"{row}, {col}: {why}" for (row, col), why in measured.missing.items()],
+        "notes": study.notes,
+        "settings": json.dumps(study.to_dict(), indent=1),
+        "seconds": f"{measured.seconds:,.0f}",
+        "jobs": len(plan.jobs),
+        "command": command(study),
+        "environment": list(environment().items()),
+    }
+
+
+def _lead(study: Study) -> str:
+    where = {
+        "published": "with the paper's settings",
+        "full": "scaled to full Fashion-MNIST",
+        "smoke": "scaled to the embedded subset of Fashion-MNIST and to minutes: "
+        "small networks, few epochs",
+    }
+    return (
+        f"The paper's study {where[study.scale]}. Values below were measured in this run unless "
+        "they are marked as published."
+    )
+
+
+def _cell(measured: Measured, published: Published | None, row: str, column: str) -> dict[str, str]:
+    cell = measured.cells.get((row, column))
+    if cell is None:
+        text = measured.missing.get((row, column), "")
+    else:
+        text = percent(cell.mean) + ("" if cell.std is None else f" ± {percent(cell.std)}")
+    known = published.text(row, column) if published else ""
+    return {"text": text, "published": f"published {known}" if known else ""}
+
+
+def _grid(study: Study, plan: Plan, store: Store) -> str:
+    """The first images of each set of the smallest size."""
+    if "grid" not in study.show:
+        return ""
+    ipc = min(study.ipc)
+    sets = {
+        label: DistilledSet.load(store.folder(job) / "set")
+        for (label, size), job in plan.sets.items()
+        if size == ipc and store.done(job) is not None
+    }
+    return png_uri(sets_figure(sets, columns=5)) if sets else ""

@@ -1,0 +1,225 @@
+"""What a study has measured: cells with their spread, and whether the paper's claims show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyddfast.data.stored import read_json
+from pyddfast.report.comparison import REGIMES
+from pyddfast.report.tables import Difference, Result, compare
+from pyddfast.study.jobs import Cell, Plan
+from pyddfast.study.runner import Store
+from pyddfast.study.spec import Claim, Study
+from pyddfast.study.steps import unpack_right
+
+__all__ = ["Measured", "Published", "Verdict", "measure", "published_table", "sentences"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim shows in one column.
+
+    Attributes:
+        claim: The claim.
+        column: Of the table.
+        difference: Of the two rows, the higher one first.
+        shows: Whether it is as claimed, at the family's 5 %; None where neither it nor its opposite
+            can be told: an expected lead that chance could have made.
+    """
+
+    claim: Claim
+    column: str
+    difference: Difference
+    shows: bool | None
+
+    @property
+    def value(self) -> float:
+        """The claim's first row minus its second."""
+        sign = 1 if self.difference.first.method == self.claim.first else -1
+        return sign * self.difference.value
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is there.
+
+    Attributes:
+        rows: Labels, in the study's order.
+        columns: Names, in the study's order.
+        cells: By (row, column).
+        histories: Accuracy after each evaluation, a list a seed, by (row, column).
+        judged: Every pair of rows within a column.
+        verdicts: Of the claims.
+        missing: Cells that have no result, with the reason.
+        failures: Jobs that failed.
+        seconds: Of all jobs together.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], Result]
+    histories: dict[tuple[str, str], list[list[dict[str, float]]]]
+    judged: tuple[Difference, ...]
+    verdicts: tuple[Verdict, ...]
+    missing: dict[tuple[str, str], str]
+    failures: tuple[dict[str, Any], ...]
+    seconds: float
+
+
+def measure(study: Study, plan: Plan, store: Store) -> Measured:
+    """Read what is done of a study; what is not done is missing, not an error."""
+    cells: dict[tuple[str, str], Result] = {}
+    histories: dict[tuple[str, str], list[list[dict[str, float]]]] = {}
+    missing: dict[tuple[str, str], str] = {}
+    names: dict[str, Cell] = {}
+    for cell in plan.cells:
+        name = _column(study, cell)
+        names.setdefault(name, cell)
+        result = _result(cell, name, store)
+        if isinstance(result, str):
+            missing[cell.row, name] = result
+            continue
+        cells[cell.row, name] = result
+        done = [store.done(job) for jobs in cell.students for job in jobs]
+        histories[cell.row, name] = [one["result"]["history"] for one in done if one]
+    columns = tuple(names)
+    rows = tuple(dict.fromkeys(cell.row for cell in plan.cells))
+    pairs = [
+        (cells[a, column], cells[b, column])
+        for column in columns
+        for a, b in combinations(rows, 2)
+        if (a, column) in cells and (b, column) in cells
+    ]
+    failures = [
+        {"job": job.shown, "key": key, **{k: failed[k] for k in ("error", "traceback")}}
+        for key, job in plan.jobs.items()
+        if (failed := store.failed(job)) is not None
+    ]
+    finished = [found for job in plan.jobs.values() if (found := store.done(job)) is not None]
+    return Measured(
+        rows,
+        columns,
+        cells,
+        histories,
+        tuple(compare(pairs)) if pairs else (),
+        tuple(_verdicts(study, names, cells)),
+        missing,
+        tuple(failures),
+        sum(float(found["seconds"]) for found in finished),
+    )
+
+
+def _column(study: Study, cell: Cell) -> str:
+    parts = [f"{REGIMES[cell.regime]} IPC {cell.ipc}"]
+    if len(study.learners) > 1 and cell.student != "mean":
+        parts.append(cell.student)
+    if len(study.teachers) > 1 and cell.teacher:
+        parts.append(f"teacher {cell.teacher}")
+    if len(study.budgets) > 1:
+        parts.append(cell.budget)
+    return ", ".join(parts)
+
+
+def _result(cell: Cell, column: str, store: Store) -> Result | str:
+    """Of all its students, or why there is none."""
+    accuracies, right = [], []
+    for jobs in cell.students:
+        found = [store.done(job) for job in jobs]
+        if any(one is None for one in found):
+            failed = [job for job in jobs if store.failed(job)]
+            return "failed" if failed else "not done"
+        results = [one["result"] for one in found if one is not None]
+        accuracies.append(sum(one["accuracy"] for one in results) / len(results))
+        right += [unpack_right(one).double() for one in results]
+    share = torch.stack(right).mean(0)
+    return Result(cell.row, column, tuple(accuracies), len(share), tuple(share.tolist()))
+
+
+def _verdicts(
+    study: Study, columns: dict[str, Cell], cells: dict[tuple[str, str], Result]
+) -> list[Verdict]:
+    """All claims judged together: Holm's correction is over all of their comparisons."""
+    asked = [
+        (claim, name, cells[claim.first, name], cells[claim.second, name])
+        for claim in study.claims
+        for name, cell in columns.items()
+        if cell.regime == claim.regime
+        and (not claim.ipc or cell.ipc in claim.ipc)
+        and (claim.first, name) in cells
+        and (claim.second, name) in cells
+    ]
+    if not asked:
+        return []
+    judged = compare([(first, second) for _, _, first, second in asked])
+    return [
+        Verdict(claim, name, difference, _shows(claim, difference))
+        for (claim, name, _, _), difference in zip(asked, judged, strict=True)
+    ]
+
+
+def _shows(claim: Claim, difference: Difference) -> bool | None:
+    leads = difference.first.method == claim.first
+    if claim.expected == "not above":
+        return not (leads and difference.distinguishable)
+    if not difference.distinguishable:
+        return None
+    return leads
+
+
+@dataclass(frozen=True)
+class Published:
+    """A table of the paper.
+
+    Attributes:
+        of: Data, network and unit.
+        columns: As ours are named.
+        rows: (value, spread or None) of each column, by row.
+        marks: What contradicts the paper's own text or another table, by (row, column).
+    """
+
+    of: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[tuple[float, float | None], ...]]
+    marks: dict[tuple[str, str], str]
+
+    def text(self, row: str, column: str) -> str:
+        """The cell as printed, ``⚠`` where it is marked; empty where there is none."""
+        if row not in self.rows or column not in self.columns:
+            return ""
+        value, spread = self.rows[row][self.columns.index(column)]
+        mark = " ⚠" if (row, column) in self.marks else ""
+        return f"{value:.2f}" + ("" if spread is None else f" ± {spread:.2f}") + mark
+
+
+def published_table(name: str) -> Published:
+    """A table of ``published.json``.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    tables = read_json(Path(__file__).with_name("published.json"))
+    if name not in tables:
+        raise ValueError(f"published must be one of {', '.join(tables)}, got {name!r}")
+    found = tables[name]
+    return Published(
+        found["of"],
+        tuple(found["columns"]),
+        {row: tuple((v, s) for v, s in values) for row, values in found["rows"].items()},
+        {(row, c): why for row, marks in found["marks"].items() for c, why in marks.items()},
+    )
+
+
+def sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line a verdict, with the interval."""
+    words = {True: "shows", False: "does not show", None: "cannot be told"}
+    return [
+        f"{v.claim.says} ({v.column}): {words[v.shows]}; {v.claim.first} − {v.claim.second} = "
+        f"{100 * v.value:+.1f} ± {100 * v.difference.half_width:.1f} points."
+        for v in verdicts
+    ]

@@ -1,0 +1,227 @@
+"""Jobs are done once, whoever does them and whatever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyddfast.data import DistilledSet, load
+from pyddfast.study import Store, Workers, cost, plan, prepare, read_study, run_jobs, run_study
+from pyddfast.study.steps import STEPS
+from pyddfast.train import Epochs, evaluate, train_student
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_cell_is_what_train_student_gives(tiny, tmp_path):
+    study = read_study(tiny(claims=[{"says": "same", "first": "Random", "second": "Random"}]))
+    result = run_study(study, tmp_path / "out", show=False)
+    made, store = prepare(study), Store(tmp_path / "out")
+    (picked,) = made.sets.values()
+    distilled = DistilledSet.load(store.folder(picked) / "set")
+    test = load("fashion-mnist-mini", split="test")
+    direct = train_student(
+        distilled, "hl", ("mlp", {"width": 8}), test_set=test, budget=Epochs(2), seeds=(0, 1),
+        evaluations=1, progress=False,
+    )  # fmt: skip
+    cell = result.measured.cells["Random", "HL IPC 2"]
+    assert cell.accuracies == tuple(seed.last_accuracy for seed in direct.seeds)
+    assert cell.test_count == len(test)
+    assert cell.std == pytest.approx(direct.std, rel=1e-12)
+    values = json.loads(result.results.read_text())
+    assert values["cells"][0]["accuracies"] == list(cell.accuracies)
+    assert values["complete"] is True
+    page = result.report.read_text()
+    assert f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in page
+    assert "pyddfast study tiny --scale published" in page
+
+
+def test_done_jobs_are_not_done_again(tiny, tmp_path, monkeypatch):
+    calls: list[int] = []
+    student = STEPS["student"]
+    monkeypatch.setitem(STEPS, "student", lambda step: calls.append(1) or student(step))
+    first = read_study(tiny())
+    run_study(first, tmp_path / "out", show=False)
+    assert len(calls) == 2
+    run_study(first, tmp_path / "out", show=False)
+    assert len(calls) == 2
+    # A study that shares jobs with it does the others alone.
+    run_study(replace(first, name="other", seeds=3), tmp_path / "out", show=False)
+    assert len(calls) == 3
+
+
+def test_what_decides_a_result_is_in_its_key(tiny):
+    def keys(**changes):
+        return set(plan(read_study(tiny(**changes)), {"train": "a"}).jobs)
+
+    base = keys()
+    assert keys() == base
+    assert not base & keys(seed=1)
+    assert not base & keys(data={"name": "fashion-mnist-mini", "image_size": 14})
+    assert not base & set(plan(read_study(tiny()), {"train": "b"}).jobs)
+    # Where the data are and what things are called decides nothing.
+    assert keys(data={"name": "fashion-mnist-mini", "root": "elsewhere"}) == base
+    assert keys(sets=[{"method": "random", "label": "Chance"}], title="x") == base
+    # More students: the same ones and more.
+    assert base < keys(seeds=3)
+
+
+def test_a_failure_is_recorded_and_the_rest_goes_on(tiny, tmp_path):
+    study = read_study(tiny(sets=["random", {"method": "folder", "options": {"path": "gone"}}]))
+    result = run_study(study, tmp_path / "out", show=False)
+    assert result.measured.cells.keys() == {("Random", "HL IPC 2")}
+    assert result.measured.missing == {("Set of a folder", "HL IPC 2"): "not done"}
+    (failure,) = result.measured.failures
+    assert "FileNotFoundError" in failure["error"]
+    assert "Traceback" in failure["traceback"]
+    assert "FileNotFoundError" in result.report.read_text()
+    # The next runner tries again.
+    again = run_study(study, tmp_path / "out", show=False)
+    assert len(again.measured.failures) == 1
+    store = Store(tmp_path / "out")
+    (failed,) = [job for job in prepare(study).jobs.values() if store.failed(job)]
+    assert failed.shown == "set Set of a folder, IPC 2"
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pyddfast.study import Store, prepare, read_study, run_jobs
+from pyddfast.study.steps import STEPS
+file, out, log, pause = sys.argv[1:]
+student = STEPS["student"]
+def slow(step):
+    with open(log, "a") as opened:
+        opened.write(step.folder.name + "\\n")
+    time.sleep(float(pause))
+    return student(step)
+STEPS["student"] = slow
+run_jobs(prepare(read_study(file)), Store(out), show=False)
+"""
+
+
+def _start(tmp_path, file, pause):
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(file), str(tmp_path / "out"), str(tmp_path / "log"), pause]
+    )
+
+
+def test_two_runners_never_do_the_same_job_twice(tiny, tmp_path):
+    file = tiny(seeds=4)
+    runners = [_start(tmp_path, file, "0.2") for _ in range(2)]
+    assert [runner.wait(120) for runner in runners] == [0, 0]
+    begun = (tmp_path / "log").read_text().split()
+    assert len(begun) == len(set(begun)) == 4
+    made, store = prepare(read_study(file)), Store(tmp_path / "out")
+    assert all(store.done(job) for job in made.jobs.values())
+
+
+def test_a_killed_runner_loses_nothing_and_counts_nothing_twice(tiny, tmp_path):
+    file = tiny()
+    killed = _start(tmp_path, file, "60")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    made, store = prepare(read_study(file)), Store(tmp_path / "out")
+    assert [job.kind for job in made.jobs.values() if store.done(job)] == ["set"]
+    result = run_study(read_study(file), tmp_path / "out", show=False)
+    whole = run_study(read_study(file), tmp_path / "whole", show=False)
+    assert result.measured.cells == whole.measured.cells
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [Workers(2), Workers(2, "slurm", {"timeout_min": 5}, executor="local")],
+    ids=["joblib", "submitit"],
+)
+def test_workers_of_other_processes_give_the_same(tiny, tmp_path, workers):
+    study = read_study(tiny())
+    here = run_study(study, tmp_path / "here", show=False)
+    there = run_study(study, tmp_path / "there", workers=workers, show=False)
+    assert there.measured.cells == here.measured.cells
+
+
+def test_progress_tells_the_remaining_time(tiny, tmp_path, capsys):
+    study = read_study(tiny())
+    made, store = prepare(study), Store(tmp_path / "out")
+    run_jobs(made, store, seconds=cost(study, made))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("[1/3] set Random, IPC 2: ")
+    assert lines[-1].startswith("[3/3] student mlp of Random, IPC 2, hl, seed 1: ")
+    assert lines[-1].endswith("about 0 s left")
+
+
+def test_cost_counts_the_images(tiny):
+    from pyddfast.study.cost import images_trained
+    from pyddfast.study.steps import images
+
+    study = read_study(
+        tiny(
+            sets=["random", "k-centers"],
+            regimes=["hl", "sl-kd"],
+            teachers=[{"network": {"model": "mlp"}, "epochs": 3}],
+            scoring={"epochs": 2},
+        )
+    )
+    train, test = (images("fashion-mnist-mini", None, None, s) for s in ("train", "test"))
+    by_kind = {
+        (job.kind, job.settings.get("regime") or job.settings.get("epochs")): images_trained(
+            job, study, train, test
+        )
+        for job in plan(study).jobs.values()
+    }
+    assert by_kind["teacher", 3] == 3 * 6000
+    assert by_kind["teacher", 2] == 2 * 6000
+    assert by_kind["embedding", None] == 2000
+    # 2 epochs of 20 images, and 2000 test images twice; a pass forward is a third.
+    assert by_kind["student", "hl"] == pytest.approx(40 + 4000 / 3)
+    assert by_kind["student", "sl-kd"] == pytest.approx(40 + 40 / 3 + 4000 / 3)
+
+
+def test_a_students_images_are_kept_one_by_one(tiny, tmp_path):
+    from pyddfast.data.stored import read_tensors
+    from pyddfast.models import create
+    from pyddfast.study.steps import unpack_right
+
+    study = read_study(tiny(seeds=1))
+    made, store = prepare(study), Store(tmp_path / "out")
+    run_jobs(made, store, show=False)
+    (job,) = [job for job in made.jobs.values() if job.kind == "student"]
+    found = store.done(job)
+    model = create("mlp", 10, 1, 28, width=8)
+    model.load_state_dict(read_tensors(store.folder(job) / "work/seed0.safetensors")[0])
+    test = load("fashion-mnist-mini", split="test")
+    right = unpack_right(found["result"])
+    assert right.shape == (2000,)
+    assert float(right.double().mean()) == found["result"]["accuracy"] == evaluate(model, test)
+
+
+def test_the_command_runs_lists_and_estimates(tiny, tmp_path, capsys):
+    from pyddfast.cli import main
+
+    file, out = str(tiny()), str(tmp_path / "out")
+    assert main(["study", "list"]) == 0
+    assert "table-3" in capsys.readouterr().out
+    assert main(["study", file, "--out", out, "--dry-run"]) == 0
+    assert "Cost of tiny, published" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert main(["study", file, "--out", out]) == 0
+    assert f"report: {out}/tiny-published/report.html" in capsys.readouterr().out
+    assert main(["study", "tabel-3"]) == 2
+    assert "nearest are table-3" in capsys.readouterr().err

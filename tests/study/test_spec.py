@@ -1,0 +1,99 @@
+"""Study files: shipped ones, overlays, and what is wrong with a file."""
+
+from pathlib import Path
+
+import pytest
+
+from pyddfast.study import plan, read_study, shipped
+from pyddfast.study.results import published_table
+from pyddfast.study.spec import SCALES
+
+
+def test_shipped_studies_can_be_planned_at_every_scale():
+    for name in shipped():
+        for scale in SCALES:
+            study = read_study(name, scale=scale)
+            made = plan(study)
+            assert (study.name, study.scale) == (name, scale)
+            cells = len(study.sets) * len(study.ipc) * len(study.budgets)
+            per_regime = [len(study.teachers) if r != "hl" else 1 for r in study.regimes]
+            networks = 1 if study.mean_of_students else len(study.learners)
+            assert len(made.cells) == cells * sum(per_regime) * networks
+            if study.published:
+                published_table(study.published)
+
+
+def test_scales_replace_data_and_merge_settings(tiny):
+    file = tiny(
+        settings={"dm": {"iterations": 7, "init": "noise"}},
+        scales={"smoke": {"settings": {"dm": {"iterations": 9}}, "ipc": [3]}},
+    )
+    assert read_study(file).settings == {"dm": {"iterations": 7, "init": "noise"}}
+    small = read_study(file, scale="smoke")
+    # The file's own overlay comes after the shared one.
+    assert small.settings["dm"] == {
+        "iterations": 9, "init": "noise", "real_batch": 64, "lr_img": 10.0,
+    }  # fmt: skip
+    assert (small.ipc, small.network.options, small.seeds) == ((3,), {"width": 16}, 3)
+    assert read_study(file, scale="full").data.name == "fashion-mnist"
+    assert read_study(file, seeds=7, root=Path("x")).seeds == 7
+
+
+def test_published_values_are_the_papers():
+    table = published_table("table-3")
+    assert table.text("TM", "HL IPC 10") == "38.18 ± 0.42"
+    assert table.text("K-centers", "SL IPC 50") == "46.24 ± 0.12"
+    assert published_table("table-7").text("CA2D", "HL IPC 50") == "41.72 ± 0.40 ⚠"
+    assert published_table("table-6").text("CA2D", "HL IPC 50") == "41.56 ⚠"
+    assert table.text("DSA", "HL IPC 10") == ""
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"regime": ["hl"]}, "unknown key 'regime'; nearest are regimes"),
+        ({"scoring": {"epoch": 3}}, "unknown key 'scoring.epoch'; nearest are epochs"),
+        ({"sets": [{"metod": "random"}]}, "unknown key 'sets.0.metod'; nearest are method"),
+        ({"ipc": ["ten"]}, "ipc.0: .*got 'ten'"),
+        ({"ipc": [2, 2]}, "ipc must be different positive ints"),
+        ({"regimes": ["sl"]}, "teachers is empty: the regimes sl and sl-kd need one"),
+        ({"budgets": [{"epochs": 1, "samples": 1}]}, "epochs or samples, not both"),
+        ({"scales": {"small": {}}}, "scales must be a mapping of full, smoke"),
+    ],
+)
+def test_a_wrong_file_names_what_is_wrong(tiny, keys, message):
+    with pytest.raises(ValueError, match=message):
+        read_study(tiny(**keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"sets": ["k-center"]}, "unknown method 'k-center'; nearest are k-centers"),
+        ({"sets": ["random", "random"]}, "sets need different labels"),
+        ({"settings": {"dn": {}}}, "settings: unknown methods dn"),
+        ({"sets": ["rded"]}, "teachers is empty"),
+        ({"budgets": [{"epochs": {10: 3}}]}, "no entry for ipc 2"),
+        (
+            {"claims": [{"says": "x", "first": "TM", "second": "Random"}]},
+            "claims: 'TM' is no label of sets",
+        ),
+    ],
+)
+def test_a_study_that_does_not_fit_together_is_refused(tiny, keys, message):
+    with pytest.raises(ValueError, match=message):
+        plan(read_study(tiny(**keys)))
+
+
+def test_no_such_study_or_no_yaml(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'table3'; nearest are table-3"):
+        read_study("table3")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        read_study(tmp_path / "bad.yaml")
+    # Python objects are not made: nothing of a file is executed.
+    (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        read_study(tmp_path / "evil.yaml")
+    with pytest.raises(ValueError, match="scale must be one of published, full, smoke"):
+        read_study("table-3", scale="tiny")
