@@ -1,0 +1,82 @@
+"""Checks of what a scaling law is fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from pyddfast.analysis._inputs import Values, vector
+from pyddfast.analysis._law import Curve
+from pyddfast.analysis._law_grid import GRID_D
+
+__all__ = ["LawMethod", "check_options", "checked_curve", "of_curve", "whole_epochs"]
+
+LawMethod: TypeAlias = Literal["varpro", "grid"]
+
+
+def of_curve(given: object, name: str, argument: str) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    if name not in given:
+        raise ValueError(f"{argument} has no {name!r}, only {', '.join(map(str, given))}")
+    return given[name]
+
+
+def whole_epochs(argument: str, values: Values, *, rising: bool = True) -> npt.NDArray[np.int64]:
+    """Whole numbers from 1, ``rising`` where they are the epochs of a curve."""
+    array = vector(argument, values)
+    if not len(array) or (array < 1).any() or (array != array.round()).any():
+        raise ValueError(f"{argument} must be whole numbers from 1, got {array.tolist()}")
+    if rising and (np.diff(array) <= 0).any():
+        raise ValueError(f"{argument} must rise, got {array.tolist()}")
+    return array.astype(np.int64)
+
+
+def checked_curve(of: str, epochs: Values, error: Values, samples: float) -> Curve:
+    """A curve; ``of`` names it in the errors."""
+    whole = whole_epochs(f"epochs{of}", epochs)
+    array = vector(f"error{of}", error, length=len(whole))
+    if array.min() <= 0 or array.max() > 1:
+        raise ValueError(
+            f"error{of} must be fractions in (0, 1], got {array.min():g} to {array.max():g}"
+        )
+    if array[-1] >= array[0]:
+        raise ValueError(
+            f"error{of} must fall: it is {array[0]:g} at epoch {whole[0]} and {array[-1]:g} at "
+            f"epoch {whole[-1]}"
+        )
+    if not samples > 0 or not math.isfinite(samples):
+        raise ValueError(f"samples_per_epoch{of} must be positive, got {samples}")
+    return Curve(whole, array, float(samples))
+
+
+def check_options(
+    several: bool,
+    a: float | str | None,
+    d: float | str | None,
+    method: LawMethod,
+    n_boot: int,
+    smallest: float,
+) -> None:
+    """The options of ``fit_scaling_law``; ``smallest`` is the smallest error of all curves."""
+    if method not in get_args(LawMethod):
+        raise ValueError(f"method must be one of {', '.join(get_args(LawMethod))}; got {method!r}")
+    if n_boot < 1:
+        raise ValueError(f"n_boot must be at least 1, got {n_boot}")
+    for name, rule in (("a", a), ("d", d)):
+        if rule == "shared" and (not several or method == "grid"):
+            raise ValueError(
+                f"{name}='shared' is for several curves by name, fitted by varpro; "
+                f"got {'several curves' if several else 'one curve'} and method={method!r}"
+            )
+        if isinstance(rule, str) and rule != "shared":
+            raise ValueError(f"{name} must be a number, 'shared' or None, got {rule!r}")
+    if isinstance(a, float | int) and not 0 < a < math.inf:
+        raise ValueError(f"a must be positive, got {a}")
+    given_d = GRID_D if d is None and method == "grid" else d
+    if isinstance(given_d, float | int) and not 0 <= given_d < smallest:
+        raise ValueError(f"d must be in [0, {smallest:g}), below the smallest error, got {given_d}")
