@@ -1,131 +1,13 @@
-// A plane at a time, which stays in the cache: h, u and P(V) of norm_relu_pool_math.h are made once
-// in scratch memory, in whole blocks.  Elements that pad the last block are 0 in u and V, and
-// finite in h, so that they add nothing to a sum.
+// The forward of norm_relu_pool: a plane at a time, which stays in the cache, or several small
+// ones.
 #include <algorithm>
 
 #include "block/norm_relu_pool.h"
 #include "block/norm_relu_pool_math.h"
-#include "common/dtypes_cpu.h"
-#include "common/rows_cpu.h"
+#include "block/planes_cpu.h"
 
 namespace pyddfast {
 namespace {
-
-// N sums over a plane, of kWidth lanes each: in T over kSumBlocks steps, in fp64 from there.
-template <class T, int N, int64_t kWidth = kLanes>
-struct PlaneSums {
-  alignas(64) T lanes[N][kWidth] = {};
-  double totals[N] = {};
-
-  PYDD_HD void close() {
-    for (int n = 0; n < N; ++n) {
-      alignas(64) T folded[kLanes] = {};
-      for (int64_t w = 0; w < kWidth; w += kLanes) {
-#pragma omp simd
-        for (int64_t l = 0; l < kLanes; ++l) folded[l] += lanes[n][w + l];
-      }
-      totals[n] += double(fold(folded, Sum()));
-      std::fill_n(lanes[n], kWidth, T(0));
-    }
-  }
-  PYDD_HD double mean(int n, double inverse) const { return totals[n] * inverse; }
-};
-
-// Scratch planes, padded to whole blocks.
-template <class T>
-struct ScratchPlanes {
-  Scratch<T> memory;
-  int64_t each;
-
-  ScratchPlanes(int64_t count, int64_t pixels)
-      : memory(new_scratch<T>(count * blocks_of(pixels) * kLanes)),
-        each(blocks_of(pixels) * kLanes) {}
-  T* operator[](int64_t i) const { return &memory[i * each]; }
-};
-
-template <class S>
-const S* plane_of(const Planes& planes, int64_t n, int64_t c) {
-  return static_cast<const S*>(planes.data) + n * planes.stride_n + c * planes.stride_c;
-}
-
-template <class T, class S>
-PYDD_HD void store_plane(const T* values, int64_t count, S* target) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) target[i] = stored<S>(values[i]);
-}
-
-// A plane of values to one of results; `row` is scratch.  The width is known at compile time, or 0:
-// for the rows of small planes the bookkeeping of a loop costs more than the loop.
-template <int64_t kWidth, class T, class S>
-PYDD_HD void pool_rows(int64_t height, int64_t any_width, const T* values, T* row, S* target) {
-  const int64_t width = kWidth ? kWidth : any_width, pooled = width / 2;
-  for (int64_t i = 0; i < height / 2; ++i) {
-    const T* const upper = values + 2 * i * width;
-    const T* const lower = upper + width;
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) row[j] = upper[j] + lower[j];
-#pragma omp simd
-    for (int64_t j = 0; j < pooled; ++j) {
-      target[i * pooled + j] = stored<S>(T(0.25) * (row[2 * j] + row[2 * j + 1]));
-    }
-  }
-}
-
-template <class T, class S>
-PYDD_HD void pool_plane(int64_t height, int64_t width, bool pool, const T* values, T* row,
-                        S* target) {
-  if (!pool) return store_plane(values, height * width, target);
-  switch (width) {
-    case 8:
-      return pool_rows<8>(height, width, values, row, target);
-    case 16:
-      return pool_rows<16>(height, width, values, row, target);
-    default:
-      return pool_rows<0>(height, width, values, row, target);
-  }
-}
-
-// The adjoint: a gradient of results to one of values.
-template <int64_t kWidth, class T, class S>
-PYDD_HD void unpool_rows(const NormReluPoolParams& params, const S* grad, T* values) {
-  const int64_t width = kWidth ? kWidth : params.width, pooled = width / 2;
-  for (int64_t i = 0; i < params.height / 2; ++i) {
-    T* const upper = values + 2 * i * width;
-#pragma omp simd
-    for (int64_t j = 0; j < pooled; ++j) {
-      const T share = T(0.25) * T(to_float(grad[i * pooled + j]));
-      upper[2 * j] = share;
-      upper[2 * j + 1] = share;
-    }
-    if (width % 2) upper[width - 1] = T(0);
-    std::copy_n(upper, width, upper + width);
-  }
-}
-
-template <class T, class S>
-PYDD_HD void unpool_plane(const NormReluPoolParams& params, const S* grad, T* values) {
-  const int64_t pixels = params.height * params.width;
-  int64_t filled = pixels;
-  if (params.pool) {
-    switch (params.width) {
-      case 8:
-        unpool_rows<8>(params, grad, values);
-        break;
-      case 16:
-        unpool_rows<16>(params, grad, values);
-        break;
-      default:
-        unpool_rows<0>(params, grad, values);
-    }
-    filled = params.height / 2 * 2 * params.width;
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) values[i] = T(to_float(grad[i]));
-  }
-  std::fill(values + filled, values + blocks_of(pixels) * kLanes, T(0));
-}
-
-// ---- forward -----------------------------------------------------------------------------------
 
 // The next addition to a lane waits four cycles for this one: four blocks at a time fill them.
 constexpr int64_t kWide = 4 * kLanes;
@@ -176,14 +58,13 @@ PYDD_HD PlaneStats<T> plane_stats(const Blocks<const T>& x, T* tail, int64_t pix
   return {mean, T(off), T(1) / std::sqrt(T((var < 0 ? 0.0 : var) + eps))};  // NaN passes
 }
 
-// Square planes of a side known at compile time stay in registers; 0: any planes.
-template <int64_t kSide, class T, class S>
+// Any planes, one at a time.
+template <class T, class S>
 PYDD_HD void forward_planes(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  const int64_t height = kSide ? kSide : params.height, width = kSide ? kSide : params.width;
-  const int64_t pixels = height * width, blocks = blocks_of(pixels);
+  const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
   const int64_t results = params.pooled_height() * params.pooled_width();
   const ScratchPlanes<T> scratch(2, pixels);
-  const Scratch<T> row = new_scratch<T>(width);
+  const Scratch<T> row = new_scratch<T>(params.width);
   for (int64_t plane = begin; plane < end; ++plane) {
     const int64_t c = plane % params.channels;
     const S* const x = plane_of<S>(params.x, plane / params.channels, c);
@@ -202,175 +83,109 @@ PYDD_HD void forward_planes(const NormReluPoolParams& params, int64_t begin, int
       }
     }
     S* const target = static_cast<S*>(params.y) + plane * results;
-    pool_plane(height, width, params.pool, out, &row[0], target);
+    pool_plane(params.height, params.width, params.pool, out, &row[0], target);
+  }
+}
+
+// Planes of kSide x kSide elements, whole blocks, kLanes planes side by side: what is one number a
+// plane (folds, roots, indices) costs as much as the plane itself, and is vectors here.  The last
+// planes of a task are filled up with copies of its last one.
+template <int64_t kSide, class T, class S>
+PYDD_HD void forward_squares(const NormReluPoolParams& params, int64_t begin, int64_t end) {
+  constexpr int64_t kPixels = kSide * kSide, kBlocks = kPixels / kLanes;
+  static_assert(kPixels % kLanes == 0 && kBlocks <= kSumBlocks);
+  const double inverse = 1.0 / double(kPixels);
+  const Scratch<T> scratch = new_scratch<T>((2 * kPixels + kPixels / 2) * kLanes);
+  T *const loaded = &scratch[0], *const out = loaded + kLanes * kPixels;
+  T* const rows = out + kLanes * kPixels;
+  for (int64_t first = begin; first < end; first += kLanes) {
+    const int64_t count = std::min(kLanes, end - first);
+    const T* x[kLanes];
+    alignas(64) T sums[kLanes][kLanes], squares[kLanes][kLanes];
+    alignas(64) T mean[kLanes], of_sums[kLanes], of_squares[kLanes], rest[kLanes], rstd[kLanes];
+    for (int64_t p = 0; p < kLanes; ++p) {
+      const int64_t plane = first + std::min(p, count - 1);
+      const S* const from = plane_of<S>(params.x, plane / params.channels, plane % params.channels);
+      x[p] = load_row(from, kPixels, T(0), loaded + p * kPixels).body;
+      alignas(64) T sum[kLanes] = {};
+      for (int64_t b = 0; b < kBlocks; ++b) {
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l) sum[l] += x[p][b * kLanes + l];
+      }
+      std::copy_n(sum, kLanes, sums[p]);
+    }
+    fold_rows(sums, Sum(), of_sums);
+#pragma omp simd
+    for (int64_t p = 0; p < kLanes; ++p) mean[p] = T(double(of_sums[p]) * inverse);
+    for (int64_t p = 0; p < kLanes; ++p) {
+      const T own = mean[p];
+      alignas(64) T sum[kLanes] = {}, square[kLanes] = {};
+      for (int64_t b = 0; b < kBlocks; ++b) {
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const T d = x[p][b * kLanes + l] - own;
+          sum[l] += d;
+          square[l] += d * d;
+        }
+      }
+      std::copy_n(sum, kLanes, sums[p]);
+      std::copy_n(square, kLanes, squares[p]);
+    }
+    fold_rows(sums, Sum(), of_sums);
+    fold_rows(squares, Sum(), of_squares);
+#pragma omp simd
+    for (int64_t p = 0; p < kLanes; ++p) {
+      const double off = double(of_sums[p]) * inverse;
+      const double var = double(of_squares[p]) * inverse - off * off;
+      rest[p] = T(off);
+      rstd[p] = T(1) / std::sqrt(T((var < 0 ? 0.0 : var) + params.eps));  // NaN passes
+    }
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t plane = first + p, c = plane % params.channels;
+      const PlaneStats<T> stats{mean[p], rest[p], rstd[p]};
+      static_cast<PlaneStats<T>*>(params.stats)[plane] = stats;
+      const PlaneNorm<T> norm(stats, vector<T>(params.weight)[c], vector<T>(params.bias)[c],
+                              params.relu);
+      for (int64_t b = 0; b < kBlocks; ++b) {
+#pragma omp simd
+        for (int64_t l = 0; l < kLanes; ++l) {
+          out[p * kPixels + b * kLanes + l] = norm.activated(norm.normalised(x[p][b * kLanes + l]));
+        }
+      }
+    }
+    // Results of planes that follow each other do so too.
+    if (!params.pool) {
+      store_plane(out, count * kPixels, static_cast<S*>(params.y) + first * kPixels);
+      continue;
+    }
+    for (int64_t i = 0; i < count * kSide / 2; ++i) {
+#pragma omp simd
+      for (int64_t j = 0; j < kSide; ++j) {
+        rows[i * kSide + j] = out[2 * i * kSide + j] + out[(2 * i + 1) * kSide + j];
+      }
+    }
+    S* const target = static_cast<S*>(params.y) + first * kPixels / 4;
+#pragma omp simd
+    for (int64_t i = 0; i < count * kPixels / 4; ++i) {
+      target[i] = stored<S>(T(0.25) * (rows[2 * i] + rows[2 * i + 1]));
+    }
   }
 }
 
 template <class T, class S>
 PYDD_HD void forward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  if (params.height == 8 && params.width == 8) {
-    forward_planes<8, T, S>(params, begin, end);
+  const bool square = params.height == params.width;
+  if (square && params.width == 8) {
+    forward_squares<8, T, S>(params, begin, end);
+  } else if (square && params.width == 16) {
+    forward_squares<16, T, S>(params, begin, end);
   } else {
-    forward_planes<0, T, S>(params, begin, end);
-  }
-}
-
-// ---- backward ----------------------------------------------------------------------------------
-
-// What both backwards know of a plane.
-template <class T, class S>
-struct Plane {
-  PlaneNorm<T> norm;
-  Blocks<const T> x;
-
-  PYDD_HD Plane(const NormReluPoolParams& params, int64_t plane, T* scratch)
-      : norm(static_cast<const PlaneStats<T>*>(params.stats)[plane],
-             vector<T>(params.weight)[plane % params.channels],
-             vector<T>(params.bias)[plane % params.channels], params.relu),
-        x(load_row(plane_of<S>(params.x, plane / params.channels, plane % params.channels),
-                   params.height * params.width, norm.mean, scratch)) {}
-};
-
-template <class T, class S>
-PYDD_HD void backward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
-  const double inverse = 1.0 / double(pixels);
-  const ScratchPlanes<T> scratch(3, pixels);
-  T *const h = scratch[1], *const u = scratch[2];
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t n = plane / params.channels, c = plane % params.channels;
-    const Plane<T, S> own(params, plane, scratch[0]);
-    const PlaneNorm<T> norm = own.norm;
-    unpool_plane(params, plane_of<S>(params.grad, n, c), u);
-    PlaneSums<T, 2> sums;
-    for (int64_t start = 0; start < blocks; start += kSumBlocks) {
-      for (int64_t b = start; b < std::min(blocks, start + kSumBlocks); ++b) {
-        const T* const block = own.x[b];
-        T *const h_block = h + b * kLanes, *const u_block = u + b * kLanes;
-#pragma omp simd
-        for (int64_t l = 0; l < kLanes; ++l) {
-          const T one = norm.normalised(block[l]);
-          const T value = norm.gated(one, u_block[l]);
-          h_block[l] = one;
-          u_block[l] = value;
-          sums.lanes[0][l] += value;
-          sums.lanes[1][l] += value * one;
-        }
-      }
-      sums.close();
-    }
-    const double mean = sums.mean(0, inverse), slope = sums.mean(1, inverse);
-    double* const partial = static_cast<double*>(params.partials) + 2 * plane;
-    partial[0] = slope * double(pixels);
-    partial[1] = mean * double(pixels);
-    const Projection<T> project{T(mean), T(slope)};
-    const T scale = norm.weight * norm.rstd;
-    S* const target = static_cast<S*>(params.grad_x) + plane * pixels;
-#pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) target[i] = stored<S>(scale * project(u[i], h[i]));
-  }
-}
-
-// ---- double backward ---------------------------------------------------------------------------
-
-template <class T, class S>
-PYDD_HD void double_backward(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  const int64_t pixels = params.height * params.width, blocks = blocks_of(pixels);
-  const int64_t results = params.pooled_height() * params.pooled_width();
-  const double inverse = 1.0 / double(pixels);
-  const ScratchPlanes<T> scratch(6, pixels);
-  const Scratch<T> row = new_scratch<T>(params.width);
-  T *const h = scratch[2], *const u = scratch[3], *const p = scratch[4], *const to_u = scratch[5];
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t n = plane / params.channels, c = plane % params.channels;
-    const Plane<T, S> own(params, plane, scratch[0]);
-    const PlaneNorm<T> norm = own.norm;
-    Blocks<const T> v{scratch[1], scratch[1], blocks};
-    if (params.of_x.data) {
-      v = load_row(plane_of<S>(params.of_x, n, c), pixels, T(0), scratch[1]);
-    } else if (plane == begin) {
-      std::fill_n(scratch[1], blocks * kLanes, T(0));
-    }
-    unpool_plane(params, plane_of<S>(params.grad, n, c), u);
-    PlaneSums<T, 4> sums;
-    for (int64_t start = 0; start < blocks; start += kSumBlocks) {
-      for (int64_t b = start; b < std::min(blocks, start + kSumBlocks); ++b) {
-        const T *const block = own.x[b], *const v_block = v[b];
-        T *const h_block = h + b * kLanes, *const u_block = u + b * kLanes;
-#pragma omp simd
-        for (int64_t l = 0; l < kLanes; ++l) {
-          const T one = norm.normalised(block[l]);
-          const T value = norm.gated(one, u_block[l]);
-          h_block[l] = one;
-          u_block[l] = value;
-          sums.lanes[0][l] += value;
-          sums.lanes[1][l] += value * one;
-          sums.lanes[2][l] += v_block[l];
-          sums.lanes[3][l] += v_block[l] * one;
-        }
-      }
-      sums.close();
-    }
-    const Projection<T> of_u{T(sums.mean(0, inverse)), T(sums.mean(1, inverse))};
-    const Projection<T> of_v{T(sums.mean(2, inverse)), T(sums.mean(3, inverse))};
-    const T scale = norm.weight * norm.rstd;
-    const T of_weight = params.of_weight ? vector<T>(params.of_weight)[c] : T(0);
-    const T of_bias = params.of_bias ? vector<T>(params.of_bias)[c] : T(0);
-    PlaneSums<T, 1> products;
-    for (int64_t start = 0; start < blocks; start += kSumBlocks) {
-      for (int64_t b = start; b < std::min(blocks, start + kSumBlocks); ++b) {
-        const T* const v_block = v[b];
-        const int64_t at = b * kLanes;
-#pragma omp simd
-        for (int64_t l = 0; l < kLanes; ++l) {
-          const T one = h[at + l], projected = of_v(v_block[l], one);
-          p[at + l] = projected;
-          to_u[at + l] = norm.gated(one, scale * projected + (of_weight * one + of_bias));
-          products.lanes[0][l] += projected * u[at + l];
-        }
-      }
-      products.close();
-    }
-    pool_plane(params.height, params.width, params.pool, to_u, &row[0],
-               static_cast<S*>(params.grad_grad) + plane * results);
-    const double product = products.mean(0, inverse);
-    static_cast<double*>(params.partials)[plane] = double(norm.rstd) * double(pixels) * product;
-    const SecondSlope<T> slope(norm, of_u, of_v, of_weight, T(product));
-    S* const target = static_cast<S*>(params.grad_x) + plane * pixels;
-#pragma omp simd
-    for (int64_t i = 0; i < pixels; ++i) {
-      target[i] = stored<S>(slope.of_u * of_u(u[i], h[i]) + slope.of_v * p[i] + slope.of_h * h[i]);
-    }
-  }
-}
-
-// ---- sums over the batch -----------------------------------------------------------------------
-
-template <class T>
-void sum_partials(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  const int64_t numbers = params.grad_bias ? 2 : 1;
-  const double* const partials = static_cast<const double*>(params.partials);
-  for (int64_t c = begin; c < end; ++c) {
-    double sums[2] = {};
-    for (int64_t n = 0; n < params.batch; ++n) {
-      const double* const own = partials + (n * params.channels + c) * numbers;
-      for (int64_t k = 0; k < numbers; ++k) sums[k] += own[k];
-    }
-    static_cast<T*>(params.grad_weight)[c] = T(sums[0]);
-    if (params.grad_bias) static_cast<T*>(params.grad_bias)[c] = T(sums[1]);
+    forward_planes<T, S>(params, begin, end);
   }
 }
 
 }  // namespace
 
 PYDD_CPU_KERNEL(norm_relu_pool_cpu, NormReluPoolParams, params.dtype, forward)
-PYDD_CPU_KERNEL(norm_relu_pool_backward_cpu, NormReluPoolParams, params.dtype, backward)
-PYDD_CPU_KERNEL(norm_relu_pool_double_backward_cpu, NormReluPoolParams, params.dtype,
-                double_backward)
-
-void norm_relu_pool_sums_cpu(const NormReluPoolParams& params, int64_t begin, int64_t end) {
-  params.dtype == DType::kFloat64 ? sum_partials<double>(params, begin, end)
-                                  : sum_partials<float>(params, begin, end);
-}
 
 }  // namespace pyddfast

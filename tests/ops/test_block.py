@@ -16,7 +16,8 @@ from pyddfast.ops import _native
 from tests.tolerances import FLOAT32, FLOAT64, ROUNDING, assert_close
 
 SHAPES = {
-    (3, 5, 8, 8): "the last planes of ConvNet-D3: shorter than a warp's reach",
+    (3, 7, 8, 8): "the last planes of ConvNet-D3: shorter than a warp's reach; more than 16",
+    (1, 3, 16, 16): "the middle ones",
     (2, 3, 32, 32): "the first ones, of whole vectors",
     (2, 4, 2, 2): "one window",
     (1, 3, 7, 5): "odd: the pooling leaves a row and a column out",
@@ -186,8 +187,9 @@ def test_empty_batch(backend) -> None:
         assert not value.any()
 
 
-def test_a_plane_does_not_depend_on_its_batch(backend) -> None:
-    tensors = [t.to(backend.device).float() for t in inputs((5, 3, 10, 12), True)]
+@pytest.mark.parametrize("size", [(10, 12), (8, 8), (16, 16)])  # alone; several side by side
+def test_a_plane_does_not_depend_on_its_batch(backend, size: tuple[int, int]) -> None:
+    tensors = [t.to(backend.device).float() for t in inputs((7, 3, *size), True)]
     part = [t[2:4] if t.dim() == 4 else t for t in tensors]
     whole, alone = (derivatives(ours, t, 1e-5, True, True) for t in (tensors, part))
     for a, b in zip(whole, alone, strict=True):
