@@ -82,6 +82,7 @@ class Purpose(IntEnum):
     DENOISE = 42
     DIFFUSION = 43
     SAMPLE = 44
+    CORRUPTION = 50
 
 
 def _words(value: Ints, name: str) -> npt.NDArray[np.uint64]:

@@ -9,6 +9,7 @@ import pytest
 import small_scale_cases
 import synthesis_cases
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from pyddfast.analysis.objectives import (
@@ -313,12 +314,11 @@ def test_repeated_images_change_nothing_where_the_loss_is_a_mean():
 
 
 def test_a_folder_is_streamed(tmp_path):
-    image = pytest.importorskip("PIL.Image")
     one = picked(SQUARES, 2)
     for position, label in enumerate(one.labels.tolist()):
         file = tmp_path / "abc"[label] / f"{position}.png"
         file.parent.mkdir(exist_ok=True)
-        image.fromarray(one.images[position, 0].numpy()).save(file)
+        Image.fromarray(one.images[position, 0].numpy()).save(file)
     folder = ImageFolder(tmp_path, image_size=8, normalization=SQUARES.normalization)
     objective = DMObjective(SQUARES, small_scale_cases.MODEL, networks=1)
     first, second = objective([one, folder])
