@@ -11,6 +11,7 @@ from pyddfast.methods.dwa import DWAConfig, dwa
 from pyddfast.methods.edc import EDCConfig, edc
 from pyddfast.methods.fadrm import FADRMConfig, fadrm
 from pyddfast.methods.gvbsm import GVBSMConfig, gvbsm
+from pyddfast.methods.minimax import MinimaxConfig, minimax
 from pyddfast.methods.prototypes import read_prompts, read_prototypes, write_prototypes
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
@@ -30,6 +31,7 @@ __all__ = [
     "FADRMConfig",
     "GVBSMConfig",
     "Job",
+    "MinimaxConfig",
     "RDEDConfig",
     "SRe2LConfig",
     "SynthesisConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "edc",
     "fadrm",
     "gvbsm",
+    "minimax",
     "rded",
     "read_prompts",
     "read_prototypes",

@@ -91,6 +91,9 @@ def open_pipeline(
     if kind != "DiTPipeline":
         options = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
         options["requires_safety_checker"] = False
+    bars = diffusers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # a job shows its own
     try:
         pipe = getattr(diffusers, kind).from_pretrained(
             str(path), dtype=dtype, local_files_only=True, use_safetensors=True, **options
@@ -98,6 +101,9 @@ def open_pipeline(
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
         # Damaged or missing parts: what the loaders raise differs from part to part.
         raise ValueError(f"model: {path} cannot be loaded: {error}") from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     for part in _networks(pipe):
         part.eval().requires_grad_(False)
