@@ -15,9 +15,10 @@ from pyddfast.data import DistilledSet
 from pyddfast.report.tables import Result, percent
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "accuracy_figure", "png_uri", "sets_figure", "svg"]
+__all__ = ["COLORS", "accuracy_figure", "figure_of", "png_uri", "sets_figure", "svg"]
 
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -113,6 +114,29 @@ def accuracy_figure(results: Sequence[Result], *, chance: float | None = None) -
             axes.spines[side].set_visible(False)
         figure.legend(loc="outside upper left", ncols=len(methods), frameon=False, handlelength=1.0)
     return figure
+
+
+def figure_of(
+    rows: int, columns: int, *, width: float = 7.2, height: float = 3.6
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the reports' style, and its axes row by row.
+
+    Args:
+        rows: Of axes.
+        columns: Of axes.
+        width: In inches.
+        height: In inches.
+    """
+    matplotlib = require("matplotlib", "methods")
+    figure_class = require("matplotlib.figure", "methods").Figure
+    with matplotlib.rc_context(_STYLE):
+        figure: Figure = figure_class(figsize=(width, height), layout="constrained")
+        axes = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
+    for one in axes:
+        one.grid(color=_FAINT, linewidth=0.8)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def sets_figure(

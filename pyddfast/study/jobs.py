@@ -19,7 +19,7 @@ import torch
 
 from pyddfast._version import __version__
 from pyddfast.study.sets import METHODS
-from pyddfast.study.spec import Budget, Network, SetSpec, Study, Trained
+from pyddfast.study.spec import Budget, Network, ObjectiveSpec, SetSpec, Study, Trained
 from pyddfast.train import Regime
 
 __all__ = ["Cell", "Job", "Plan", "plan"]
@@ -94,11 +94,13 @@ class Plan:
         jobs: By key; each after those that it needs.
         cells: Of the table.
         sets: Job of each set, by (label, ipc).
+        objectives: Job of each objective, which evaluates all sets, by name.
     """
 
     jobs: dict[str, Job] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     sets: dict[tuple[str, int], Job] = field(default_factory=dict)
+    objectives: dict[str, Job] = field(default_factory=dict)
 
 
 def plan(study: Study, facts: Mapping[str, Any] | None = None) -> Plan:
@@ -119,7 +121,7 @@ def plan(study: Study, facts: Mapping[str, Any] | None = None) -> Plan:
 class _Planner:
     def __init__(self, study: Study, facts: Mapping[str, Any]) -> None:
         self.study, self.facts, self.made = study, facts, Plan()
-        self.labels = [spec.label or _method(spec).shown for spec in study.sets]
+        self.labels = [_label(spec) for spec in study.sets]
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"sets need different labels, got {', '.join(self.labels)}")
         if unknown := sorted(study.settings.keys() - METHODS.keys()):
@@ -143,7 +145,23 @@ class _Planner:
                     for teacher in teachers:
                         for budget in study.budgets:
                             self.cells(label, made, regime, ipc, teacher, budget)
+        for asked in study.objectives:
+            self.made.objectives[asked.name] = self.objective(asked)
         return self.made
+
+    def objective(self, spec: ObjectiveSpec) -> Job:
+        """All sets at once: what they share, such as statistics of the data, is computed once."""
+        needs = {f"{label}, IPC {ipc}": job for (label, ipc), job in self.made.sets.items()}
+        other = {"sre2l": "teacher", "dwa": "teacher", "tm": "experts"}.get(spec.name)
+        if other is not None:
+            needs[other] = self.need(other, 0)
+        settings = {
+            "name": spec.name,
+            "options": spec.options,
+            "network": self.study.network.facts(),
+            "seed": self.study.seed,
+        }
+        return self.job("objective", settings, needs, f"objective {spec.name}")
 
     def cells(
         self, label: str, made: Job, regime: Regime, ipc: int, teacher: Trained | None,
@@ -196,6 +214,7 @@ class _Planner:
             "ipc": ipc,
             # Only the sweep of EL2N-Best trains students.
             "epochs": study.budgets[0].epochs_at(ipc) if spec.method == "el2n-best" else None,
+            **({"repeat": spec.repeat} if spec.repeat > 1 else {}),
             "seed": study.seed,
         }
         return self.job("set", settings, needs, f"set {label}, IPC {ipc}")
@@ -244,6 +263,11 @@ class _Planner:
     ) -> Job:
         made = Job(kind, {**settings, "data": self.data}, needs, self.facts, shown)
         return self.made.jobs.setdefault(made.key, made)
+
+
+def _label(spec: SetSpec) -> str:
+    again = f", {spec.repeat} times" if spec.repeat > 1 else ""
+    return spec.label or f"{_method(spec).shown}{again}"
 
 
 def _method(spec: SetSpec) -> Any:

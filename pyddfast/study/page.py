@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
@@ -16,6 +19,7 @@ from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, Published, measure, published_table, sentences
 from pyddfast.study.runner import Store
+from pyddfast.study.sections import Section, sections
 from pyddfast.study.spec import Study
 from pyddfast.train import environment
 
@@ -54,16 +58,21 @@ def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
     published = published_table(study.published) if study.published else None
     folder = store.path / f"{study.name}-{study.scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    values = to_dict(study, plan, measured, published)
+    parts = sections(study, plan, store, measured)
+    values = to_dict(study, plan, measured, published, parts)
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_bytes(folder / "results.json", text.encode())
-    context = _context(study, plan, store, measured, published)
+    context = _context(study, plan, store, measured, published, parts)
     report = write_report(folder / "report.html", "study.html", context)
     return StudyResult(folder, report, folder / "results.json", measured)
 
 
 def to_dict(
-    study: Study, plan: Plan, measured: Measured, published: Published | None
+    study: Study,
+    plan: Plan,
+    measured: Measured,
+    published: Published | None,
+    parts: Sequence[Section] = (),
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON values."""
     return {
@@ -114,6 +123,7 @@ def to_dict(
             for (row, column), curves in measured.histories.items()
             if study.evaluations > 1
         ],
+        "analyses": {part.title: part.values for part in parts},
         "failures": [{k: f[k] for k in ("job", "error")} for f in measured.failures],
         "seconds": round(measured.seconds, 1),
         "jobs": len(plan.jobs),
@@ -129,7 +139,12 @@ def command(study: Study) -> str:
 
 
 def _context(
-    study: Study, plan: Plan, store: Store, measured: Measured, published: Published | None
+    study: Study,
+    plan: Plan,
+    store: Store,
+    measured: Measured,
+    published: Published | None,
+    parts: Sequence[Section],
 ) -> dict[str, Any]:
     markup = require("markupsafe", "methods").Markup
     counts = {cell.test_count for cell in measured.cells.values()}
@@ -164,7 +179,21 @@ def _context(
             "t-tests on seeds and test images, Holm's correction over all lines, level 5 %; the "
             "interval is simultaneous. A lead that chance could have made “cannot be told”."
         ),
-        "curves_svg": "",
+        "sections": [
+            {
+                "title": part.title,
+                "note": part.note,
+                "columns": part.columns,
+                "rows": part.rows,
+                "svg": markup(svg(part.figure, alt=part.alt)) if part.figure else "",
+            }
+            for part in parts
+        ],
+        "sets_note": (
+            "The first images of every class, a row a class."
+            if study.grid_class is None
+            else f"The first five images of the class “{study.grid_class}”, a row a set."
+        ),
         "sets_image": _grid(study, plan, store),
         "failures": measured.failures,
         "missing": [f"{row}, {col}: {why}" for (row, col), why in measured.missing.items()],
@@ -210,4 +239,24 @@ def _grid(study: Study, plan: Plan, store: Store) -> str:
         for (label, size), job in plan.sets.items()
         if size == ipc and store.done(job) is not None
     }
-    return png_uri(sets_figure(sets, columns=5)) if sets else ""
+    if not sets:
+        return ""
+    if study.grid_class is not None:
+        sets = {study.grid_class: _rows(sets, study.grid_class)}
+    return png_uri(sets_figure(sets, columns=5))
+
+
+def _rows(sets: dict[str, DistilledSet], name: str) -> DistilledSet:
+    """One class of several sets, with a row a set where a figure of sets has a row a class."""
+    first = next(iter(sets.values()))
+    if name not in first.class_names:
+        raise ValueError(f"grid_class must be one of {', '.join(first.class_names)}, got {name!r}")
+    label = first.class_names.index(name)
+    pixels = [one.pixels()[one.labels == label][:5] for one in sets.values()]
+    return DistilledSet(
+        torch.cat(pixels),
+        torch.arange(len(sets)).repeat_interleave(torch.tensor([len(p) for p in pixels])),
+        len(sets),
+        first.normalization,
+        tuple(sets),
+    )

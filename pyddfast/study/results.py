@@ -18,7 +18,15 @@ from pyddfast.study.runner import Store
 from pyddfast.study.spec import Claim, Study
 from pyddfast.study.steps import unpack_right
 
-__all__ = ["Measured", "Published", "Verdict", "measure", "published_table", "sentences"]
+__all__ = [
+    "Measured",
+    "Published",
+    "Verdict",
+    "column_of",
+    "measure",
+    "published_table",
+    "sentences",
+]
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def measure(study: Study, plan: Plan, store: Store) -> Measured:
     missing: dict[tuple[str, str], str] = {}
     names: dict[str, Cell] = {}
     for cell in plan.cells:
-        name = _column(study, cell)
+        name = column_of(study, cell)
         names.setdefault(name, cell)
         result = _result(cell, name, store)
         if isinstance(result, str):
@@ -115,7 +123,8 @@ def measure(study: Study, plan: Plan, store: Store) -> Measured:
     )
 
 
-def _column(study: Study, cell: Cell) -> str:
+def column_of(study: Study, cell: Cell) -> str:
+    """Name of the column of a cell: regime, size, and what else the study varies."""
     parts = [f"{REGIMES[cell.regime]} IPC {cell.ipc}"]
     if len(study.learners) > 1 and cell.student != "mean":
         parts.append(cell.student)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_type_hints
 
 from pyddfast._extras import require
 from pyddfast.train import Regime
@@ -19,6 +19,7 @@ __all__ = [
     "Data",
     "Experts",
     "Network",
+    "ObjectiveSpec",
     "Scoring",
     "SetSpec",
     "Study",
@@ -29,6 +30,7 @@ __all__ = [
 
 STUDIES = Path(__file__).parent / "studies"
 SCALES = ("published", "full", "smoke")
+Show: TypeAlias = Literal["grid", "convergence", "scaling-law", "dcs", "tm-curve"]
 # Read by pydantic: an unknown key is an error, and a value of another type is not bent to fit.
 _STRICT = {"extra": "forbid"}
 
@@ -101,6 +103,7 @@ class SetSpec:
         method: A name of ``pyddfast.study.sets.METHODS``.
         label: In tables; None: the method's own name.
         options: Of the method, beside those of ``Study.settings``.
+        repeat: Each image so many times: a degenerate set of the same pixels.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -108,6 +111,7 @@ class SetSpec:
     method: str
     label: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    repeat: int = 1
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,21 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class ObjectiveSpec:
+    """A distillation objective that is evaluated on every set.
+
+    Attributes:
+        name: ``"sre2l"``, ``"dwa"``, ``"dm"``, ``"dc"`` or ``"tm"``.
+        options: Of its class in ``pyddfast.analysis.objectives``.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    name: Literal["sre2l", "dwa", "dm", "dc", "tm"]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Claim:
     """A statement of the paper that two rows of the table decide.
 
@@ -225,7 +244,11 @@ class Study:
         settings: Options of methods, by method.
         scoring: Trainings that coresets need.
         experts: Trajectories that TM and DATM need.
-        show: What the report has beside the table.
+        objectives: Distillation objectives of every set.
+        show: What the report has beside the table: images of the sets (``"grid"``); of the
+            students' curves the epochs to their plateau (``"convergence"``) or the scaling law;
+            of the objectives the DCS, or TM's loss by starting epoch (``"tm-curve"``).
+        grid_class: The class of the grid's images, a row a set; None: all, a row a class.
         published: Table of ``published.json`` to print beside.
         claims: What the paper says of it.
         notes: Printed in the report.
@@ -251,7 +274,9 @@ class Study:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     scoring: Scoring = Scoring()
     experts: Experts = Experts()
-    show: tuple[Literal["convergence", "grid"], ...] = ()
+    objectives: tuple[ObjectiveSpec, ...] = ()
+    show: tuple[Show, ...] = ()
+    grid_class: str | None = None
     published: str | None = None
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
@@ -260,14 +285,21 @@ class Study:
     scale: Literal["published", "full", "smoke"] = "published"
 
     def __post_init__(self) -> None:
-        for name in ("sets", "ipc", "regimes", "budgets"):
+        for name in ("sets", "ipc", "budgets", *(() if "grid" in self.show else ("regimes",))):
             if not getattr(self, name):
                 raise ValueError(f"{name} must have an entry")
         if any(ipc < 1 for ipc in self.ipc) or len(set(self.ipc)) != len(self.ipc):
             raise ValueError(f"ipc must be different positive ints, got {self.ipc}")
+        if any(spec.repeat < 1 for spec in self.sets):
+            raise ValueError("repeat of a set must be at least 1")
+        for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives")):
+            if shown in self.show and not getattr(self, needed):
+                raise ValueError(f"show: {shown} needs {needed}")
+        if {"convergence", "scaling-law"} & set(self.show) and self.evaluations < 4:
+            raise ValueError("show: curves need evaluations of at least 4")
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError("seeds and evaluations must be at least 1")
-        if not self.teachers and set(self.regimes) != {"hl"}:
+        if not self.teachers and set(self.regimes) - {"hl"}:
             raise ValueError("teachers is empty: the regimes sl and sl-kd need one")
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,15 @@ import numpy as np
 import torch
 
 from pyddfast import coresets
+from pyddfast.analysis.objectives import (
+    DCObjective,
+    DMObjective,
+    DWAObjective,
+    Objective,
+    SRe2LObjective,
+    TMObjective,
+    evaluate_objectives,
+)
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.data import DistilledSet, ImageDataset, load
@@ -169,9 +178,47 @@ def _set(step: Step) -> dict[str, Any]:
     )  # fmt: skip
     target = step.folder / "set"
     if not target.exists():  # a kill between the set and the note that it is done
-        METHODS[s["method"]].make(parts, **s["options"]).save(target)
+        _repeated(METHODS[s["method"]].make(parts, **s["options"]), s.get("repeat", 1)).save(target)
     made = DistilledSet.load(target)
     return {"images": len(made), "kind": made.kind}
+
+
+def _repeated(made: DistilledSet, times: int) -> DistilledSet:
+    """Every image so many times."""
+    if times == 1:
+        return made
+    soft = made.soft_labels
+    return replace(
+        made,
+        images=made.images.repeat(times, 1, 1, 1),
+        labels=made.labels.repeat(times),
+        soft_labels=None if soft is None else soft.repeat(times, 1),
+        meta={**made.meta, "repeated": times},
+    )
+
+
+def _objective(step: Step) -> dict[str, Any]:
+    s, device = step.settings, step.device
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in s["options"].items()}
+    sets = {
+        name: DistilledSet.load(folder / "set")
+        for name, folder in step.needs.items()
+        if name not in ("teacher", "experts")
+    }
+    common = {**options, "seed": s["seed"], "device": device}
+    objective: Objective
+    if s["name"] in ("sre2l", "dwa"):
+        teacher = load_teacher(step.needs["teacher"], step.test, device).model
+        kind = {"sre2l": SRe2LObjective, "dwa": DWAObjective}[s["name"]]
+        objective = kind(teacher, **common)
+    elif s["name"] == "tm":
+        objective = TMObjective(step.needs["experts"] / "work", step.model, **common)
+    else:
+        of_data = {"dm": DMObjective, "dc": DCObjective}[s["name"]]
+        objective = of_data(step.train, step.model, **common)
+    found = evaluate_objectives([objective], sets)
+    (values,) = found["objectives"].values()
+    return {"sets": found["sets"], **values}
 
 
 def _student(step: Step) -> dict[str, Any]:
@@ -229,5 +276,6 @@ STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {
     "cad": _cad,
     "experts": _experts,
     "set": _set,
+    "objective": _objective,
     "student": _student,
 }

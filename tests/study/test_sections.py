@@ -1,0 +1,68 @@
+"""The analyses of a study are those of pyddfast.analysis over its sets and students."""
+
+import json
+
+import pytest
+import torch
+
+from pyddfast.analysis.dcs import dcs
+from pyddfast.analysis.objectives import SRe2LObjective
+from pyddfast.data import DistilledSet, load
+from pyddfast.study import Store, prepare, read_study, run_study
+from pyddfast.study.jobs import plan
+from pyddfast.train.teacher_folder import load_teacher
+
+NETWORK = {"model": "convnet-d1", "options": {"width": 2, "norm": "batch"}}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_dcs_of_objectives_and_students(tiny, tmp_path):
+    study = read_study(
+        tiny(
+            sets=["random", {"method": "random", "repeat": 2}],
+            ipc=[1, 2, 3, 4],
+            seeds=1,
+            teachers=[{"network": NETWORK, "epochs": 1}],
+            objectives=[{"name": "sre2l"}],
+            show=["dcs", "grid"],
+            grid_class="Bag",
+        )
+    )
+    result = run_study(study, tmp_path / "out", show=False)
+    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"]
+    score = found["sre2l, HL"]
+    assert score["size"] == [1, 2, 2, 4, 3, 6, 4, 8]
+    direct = dcs(score["objective"], score["error"], score["size"], groups=[0, 0, 1, 1, 2, 2, 3, 3])
+    assert (score["rho"], score["ci"], score["p"]) == (direct.rho, list(direct.ci), direct.p)
+    # The objective is that of the set as it is stored.
+    made, store = prepare(study), Store(tmp_path / "out")
+    twice = DistilledSet.load(store.folder(made.sets["Random, 2 times", 3]) / "set")
+    assert torch.equal(twice.images[:30], twice.images[30:])
+    once = DistilledSet.load(store.folder(made.sets["Random", 3]) / "set")
+    assert torch.equal(once.images, twice.images[:30])
+    (teacher,) = [job for job in made.jobs.values() if job.kind == "teacher"]
+    network = load_teacher(store.folder(teacher), load("fashion-mnist-mini", split="test"), None)
+    (value,) = SRe2LObjective(network.model)([twice])
+    assert score["objective"][5] == value.value
+    errors = [1 - cell.mean for cell in result.measured.cells.values()]
+    assert sorted(score["error"]) == pytest.approx(sorted(errors), rel=1e-12)
+    page = result.report.read_text()
+    assert f"{direct.rho:+.2f}" in page
+    assert "The first five images of the class “Bag”, a row a set." in page
+
+
+def test_an_objective_has_the_jobs_that_it_needs(tiny):
+    made = plan(
+        read_study(tiny(objectives=[{"name": "tm"}, {"name": "dm"}], teachers=[], ipc=[1, 2]))
+    )
+    assert set(made.objectives["tm"].needs) == {"Random, IPC 1", "Random, IPC 2", "experts"}
+    assert set(made.objectives["dm"].needs) == {"Random, IPC 1", "Random, IPC 2"}
+    with pytest.raises(ValueError, match="show: dcs needs objectives"):
+        read_study(tiny(show=["dcs"]))
