@@ -3,7 +3,8 @@
 Each official method selects from the embedded Fashion-MNIST subset as published and with its
 changed lines, from the same seeds: the network that it trains is the same, bit by bit, so that the
 picks can be compared.  Time and memory are those of what follows the training (its pass over the
-data included), of forgetting those of the hook.  Results go to ``benchmarks/dropin/deepcore.json``.
+data included), of forgetting those of the hook; CAL's time has its neighbours as well.  Results go
+to ``benchmarks/dropin/deepcore.json``.
 """
 
 from __future__ import annotations
@@ -41,12 +42,21 @@ _METHODS = "deepcore/methods/"
 _UTILS = _METHODS + "methods_utils/"
 _FORGETTING = _METHODS + "forgetting.py"
 _NAME = "from pyddfast.compat.deepcore import "
+_MODULE = "from pyddfast.compat.deepcore.{} import {}"
 
 
 # Where the official similarities stay as they are, so that rounding moves no pick.
 _SUBMODULAR = (
     Change(_UTILS + "submodular_function.py", 143, (_NAME + "FacilityLocation, GraphCut",)),
     Change(_UTILS + "submodular_optimizer.py", 155, (_NAME + "LazyGreedy",)),
+)
+# Without any gradient in memory; their inner products round otherwise.
+_FACTORED = (
+    *_SUBMODULAR,
+    Change(
+        _METHODS + "submodular.py", 78, ("    " + _MODULE.format("submodular", "calc_gradient"),)
+    ),
+    Change(_METHODS + "submodular.py", 120, (_NAME + "cossim_np",)),
 )
 _BOTH = "orthogonal_matching_pursuit, orthogonal_matching_pursuit_np"
 
@@ -78,6 +88,47 @@ CASES = {
         "Submodular", {"balance": True, "function": "FacilityLocation"}, _SUBMODULAR
     ),
     "Craig": Case("Craig", {"balance": True}, _SUBMODULAR),
+    "graph cut, no gradients": Case(
+        "Submodular", {"balance": True, "function": "GraphCut"}, _FACTORED
+    ),
+    "facility location, no gradients": Case(
+        "Submodular", {"balance": True, "function": "FacilityLocation"}, _FACTORED
+    ),
+    "Craig, no gradients": Case(
+        "Craig",
+        {"balance": True},
+        (
+            *_SUBMODULAR,
+            Change(_METHODS + "craig.py", 72, ("    " + _MODULE.format("craig", "calc_gradient"),)),
+        ),
+    ),
+    "Glister": Case(
+        "Glister",
+        {"balance": True},
+        (
+            Change(
+                _METHODS + "glister.py", 148, ("    " + _MODULE.format("glister", "finish_run"),)
+            ),
+        ),
+    ),
+    "GraNd": Case(
+        "GraNd",
+        {"balance": True, "repeat": 1},
+        (Change(_METHODS + "grand.py", 56, ("    " + _MODULE.format("grand", "finish_run"),)),),
+    ),
+    "CAL": Case(
+        "Cal",
+        {"balance": True},
+        (Change(_METHODS + "cal.py", 121, ("    " + _NAME + "calc_kl, find_knn",)),),
+    ),
+    **{
+        name: Case(
+            "Uncertainty",
+            {"balance": True, "selection_method": name},
+            (Change(_METHODS + "uncertainty.py", 85, ("    " + _NAME + "rank_uncertainty",)),),
+        )
+        for name in ("Entropy", "LeastConfidence", "Margin")
+    },
     "GradMatch": Case(
         "GradMatch",
         {"balance": True},
@@ -161,6 +212,8 @@ def child(job_path: str) -> None:
     method = getattr(methods, case.method)(
         Images(), arguments, fraction=FRACTION, random_seed=1, epochs=EPOCHS, **case.options
     )
+    if case.method == "Cal":
+        _small_features(method)
     hook, seconds, peak = case.method == "Forgetting", 0.0, 0
     watched, began = Peak(), time.process_time()
     train, after_loss = method.train, method.after_loss
@@ -178,23 +231,36 @@ def child(job_path: str) -> None:
         seconds += time.process_time() - start
         peak = max(peak, own.bytes())
 
-    gradients: list[np.ndarray[Any, Any]] = []
+    gradients: list[Any] = []
     covers = case.options.get("function") == "FacilityLocation"
     if covers:
         calc_gradient = method.calc_gradient
 
         def kept(*args: Any, **options: Any) -> Any:
-            gradients.append(calc_gradient(*args, **options))
-            return gradients[-1]
+            found = calc_gradient(*args, **options)
+            gradients.append(_formed(found))
+            return found
 
         method.calc_gradient = kept
     method.train = timed_train
+    before = 0.0
+    if case.method == "Cal":  # its neighbours come before the training
+        find_knn = method.find_knn
+
+        def timed_knn() -> Any:
+            nonlocal before
+            start = time.process_time()
+            found = find_knn()
+            before = time.process_time() - start
+            return found
+
+        method.find_knn = timed_knn
     if hook:
         method.after_loss = timed_hook
     with contextlib.redirect_stdout(io.StringIO()):
         found = method.select()
     if not hook:
-        seconds, peak = time.process_time() - began, watched.bytes()
+        seconds, peak = before + time.process_time() - began, watched.bytes()
     record = {
         "indices": np.asarray(found["indices"]).tolist(),
         "weights": None if found.get("weights") is None else np.asarray(found["weights"]).tolist(),
@@ -203,6 +269,25 @@ def child(job_path: str) -> None:
         "peak_bytes": peak,
     }
     Path(job["out"]).write_text(json.dumps(record))
+
+
+def _small_features(method: Any) -> None:
+    """CAL's features: of an untrained LeNet, for the pretrained ResNet-18 at 224 pixels."""
+    nets = sys.modules[type(method).__module__].nets
+
+    def small(*, channel: int, num_classes: int, pretrained: bool, **options: Any) -> Any:
+        torch.manual_seed(0)
+        return nets.LeNet(channel, num_classes, **{**options, "im_size": (28, 28)})
+
+    nets.ResNet18 = small
+
+
+def _formed(gradients: Any) -> Any:
+    """A matrix, of gradients that the changed code does not form as well."""
+    if isinstance(gradients, np.ndarray):
+        return gradients
+    g, h = gradients.g.numpy(), gradients.h.numpy()
+    return np.concatenate([g, (g[:, :, None] * h[:, None]).reshape(len(g), -1)], axis=1)
 
 
 def cover(gradients: list[np.ndarray[Any, Any]], picks: np.ndarray[Any, Any]) -> float:

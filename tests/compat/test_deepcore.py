@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from scipy.optimize import nnls
 
 from pyddfast.compat import deepcore
+from pyddfast.compat.deepcore import craig, glister, grand, submodular
 from pyddfast.coresets import TrainingDynamics
 
 RNG = np.random.default_rng(4)
@@ -201,3 +204,258 @@ def test_refuses() -> None:
         deepcore.FacilityLocation(index=index, similarity_matrix=np.eye(2))
     with pytest.raises(ValueError, match="index has 3 entries, matrix 40 rows"):
         deepcore.k_center_greedy(X, 1, euclidean_dist, "cpu", index=index)
+
+
+# --- methods of classes that run a network ---------------------------------------------------
+
+
+class Recorder:
+    """As ``nets_utils/recorder.py``."""
+
+    record_embedding = False
+    embedding: torch.Tensor
+
+    def __enter__(self) -> None:
+        self.record_embedding = True
+
+    def __exit__(self, *_: object) -> None:
+        self.record_embedding = False
+
+
+class Net(torch.nn.Module):
+    """Features that are the images' values, then a linear layer."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(6, 3)
+        self.embedding_recorder, self.no_grad = Recorder(), False
+        self.embedding_recorder.record_embedding = bool(_.get("record_embedding"))
+        with torch.no_grad():
+            self.last.weight.copy_(torch.from_numpy(Y[:3]) * 2)
+            self.last.bias.copy_(torch.tensor([0.3, -0.2, 0.1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(not self.no_grad):
+            if self.embedding_recorder.record_embedding:
+                self.embedding_recorder.embedding = x.flatten(1)
+            logits: torch.Tensor = self.last(x.flatten(1))
+            return logits
+
+
+class Images(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """The rows of X, three classes in turn."""
+
+    targets = torch.arange(40) % 3
+    transform = None
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(X[index]).view(1, 2, 3), int(self.targets[index])
+
+
+def method(**fields: Any) -> Any:
+    """What the official base class keeps, with batches of 12: the last of all rows has 4."""
+    data = Images()
+    args = SimpleNamespace(
+        selection_batch=12, workers=0, device="cpu", num_classes=3, im_size=(2, 3), channel=1
+    )
+    return SimpleNamespace(
+        model=Net(), args=args, dst_train=data, dst_val=data, n_train=40, n_val=40,
+        num_classes=3, fraction=0.25, coreset_size=10, balance=True, **fields,
+    )  # fmt: skip
+
+
+def dense(rows: Any) -> tuple[Any, Any]:
+    """Log-probabilities, and gradients of batches' mean losses by weight and bias, in float64."""
+    net = Net()
+    x, y = torch.from_numpy(X[rows]).double(), Images.targets[rows]
+    weight = net.last.weight.detach().double()
+    log_p = (x @ weight.T + net.last.bias.detach().double()).log_softmax(1)
+    g = log_p.exp() - torch.nn.functional.one_hot(y, 3)
+    sizes = torch.tensor([min(12, len(y) - i // 12 * 12) for i in range(len(y))])
+    g = g / sizes[:, None]
+    return log_p.numpy(), torch.cat([g, (g[:, :, None] * x[:, None]).flatten(1)], 1).numpy()
+
+
+EVERY = np.arange(40)
+
+
+@pytest.mark.parametrize("name", ["LeastConfidence", "Entropy", "Margin"])
+def test_uncertainty(name: str) -> None:
+    got = deepcore.rank_uncertainty(method(selection_method=name), EVERY[5:])
+    log_p, _ = dense(EVERY[5:])
+    p = np.sort(np.exp(log_p), 1)
+    if name == "LeastConfidence":
+        net = Net()
+        logits = net(torch.from_numpy(X[5:]))
+        want = logits.detach().numpy().max(1)
+    else:
+        want = (p * np.log(p + 1e-6)).sum(1) if name == "Entropy" else p[:, 2] - p[:, 1]
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_grand() -> None:
+    job = method(norm_matrix=torch.zeros(40, 2), cur_repeat=1)
+    grand.finish_run(job)
+    assert not job.norm_matrix[:, 0].any()
+    assert job.model.training
+    assert not job.model.embedding_recorder.record_embedding
+    want = np.linalg.norm(dense(EVERY)[1], axis=1)
+    np.testing.assert_allclose(job.norm_matrix[:, 1].numpy(), want, rtol=1e-5)
+
+
+def test_craig_and_submodular_gradients() -> None:
+    job = method()
+    with job.model.embedding_recorder:
+        apart = craig.calc_gradient(job, EVERY[3:])
+        alike = submodular.calc_gradient(job)
+    rows = dense(EVERY[3:])[1]
+    want = distances(rows, rows)
+    np.testing.assert_allclose(apart, np.maximum(want, 1e-6), rtol=1e-4, atol=1e-6)
+    every = dense(EVERY)[1]
+    chosen = np.isin(EVERY, [1, 4, 30])
+    for a, b in ((chosen, ~chosen), (chosen, chosen), (EVERY, EVERY)):
+        found = deepcore.cossim_np(alike[a], alike[b])
+        np.testing.assert_allclose(found, cosines(every[a], every[b]), atol=2e-6)
+    assert job.embedding_dim == 6
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_glister_takes_the_most_aligned(balance: bool) -> None:
+    job = method(_greedy="LazyGreedy")
+    job.balance = balance
+    want: list[int] = []
+    targets = Images.targets.numpy()
+    for rows in [np.flatnonzero(targets == c) for c in range(3)] if balance else [EVERY]:
+        gradients = dense(rows)[1]
+        gain = gradients @ gradients.mean(0)
+        want += sorted(rows[np.argsort(-gain)[: round(0.25 * len(rows))]].tolist())
+    assert glister.finish_run(job)["indices"].tolist() == want
+    job._greedy = "StochasticGreedy"
+    with pytest.raises(ValueError, match="greedy must be 'NaiveGreedy' or"):
+        glister.finish_run(job)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "own"])
+def test_cal(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(x: Any) -> Any:
+        return np.abs(x[:, None] - x[None]).sum(2)
+
+    class Cal(SimpleNamespace):
+        """In a module with the names of the official one."""
+
+    transforms = SimpleNamespace(Compose=lambda steps: steps, Resize=lambda side: side)
+    official = SimpleNamespace(
+        nets=SimpleNamespace(ResNet18=Net), transforms=transforms, deepcopy=copy.deepcopy
+    )
+    monkeypatch.setitem(sys.modules, "official_cal", official)
+    Cal.__module__ = "official_cal"
+    fields = {"neighbors": 4, "pretrain_model": "ResNet18"}
+    by = deepcore.euclidean_dist_pair_np if metric == "euclidean" else own
+    job = Cal(**vars(method(**fields, metric=by)))
+    plain = distances(X, X) if metric == "euclidean" else own(X.astype(np.float64))
+    for balance in (True, False):
+        job.balance = balance
+        found = deepcore.find_knn(job)
+        groups = [np.flatnonzero(Images.targets.numpy() == c) for c in range(3)]
+        for rows, knn in zip(
+            groups if balance else [EVERY], found if balance else [found], strict=True
+        ):
+            near = np.argsort(plain[np.ix_(rows, rows)], axis=1)[:, 1:5]
+            assert knn.tolist() == near.tolist()
+            score = deepcore.calc_kl(job, knn, rows)
+            log_p = dense(rows)[0]
+            gap = log_p[:, None] - log_p[near]
+            want = 0.5 * ((np.exp(log_p)[:, None] - np.exp(log_p)[near]) * gap).sum(2).mean(1)
+            np.testing.assert_allclose(score, want, rtol=1e-5, atol=1e-9)
+    assert job.model.no_grad is False
+
+
+# --- optimisers --------------------------------------------------------------------------------
+
+
+def official_lazy(gain: Callable[..., Any], budget: int) -> list[int]:
+    """The published lazy loop, which is no greedy one where gains rise."""
+    selected = np.zeros(40, dtype=bool)
+    known = gain(~selected, selected).astype(np.float64)
+    for _ in range(budget):
+        best, last = -np.inf, -1
+        while (now := int(known.argmax())) != last:
+            known[now] = gain(np.array([now]), selected)[0]
+            if known[now] >= best:
+                best, last = known[now], now
+        selected[last], known[last] = True, -np.inf
+    return np.flatnonzero(selected).tolist()
+
+
+def test_log_determinant_as_coded() -> None:
+    s = cosines(X, X)
+
+    def gain(candidates: Any, selected: Any) -> Any:
+        rows = s[selected][:, candidates]
+        return np.einsum("iv,ij,jv->v", rows, np.linalg.pinv(s[np.ix_(selected, selected)]), rows)
+
+    function = deepcore.LogDeterminant(index=EVERY, similarity_matrix=s)
+    for mask in (np.isin(EVERY, [3, 8, 21]), np.isin(EVERY, [])):
+        np.testing.assert_allclose(function.calc_gain(~mask, mask), gain(~mask, mask), atol=1e-9)
+    for optimizer, want in (
+        (deepcore.LazyGreedy, official_lazy(gain, 5)),
+        (
+            deepcore.NaiveGreedy,
+            greedy(lambda a: gain(np.ones(40, dtype=bool), np.isin(EVERY, a)), 5),
+        ),
+    ):
+        found = optimizer(ARGS, EVERY, 5).select(function.calc_gain, function.update_state)
+        assert found.tolist() == want
+
+
+def test_approximate_lazy_greedy() -> None:
+    gains = np.linspace(1, 3, 40)
+
+    def gain(candidates: Any, selected: Any) -> Any:
+        """All gains fall to 0.95, then to 0.8 of what they were with each pick."""
+        return gains[candidates] * [1, 0.95, 0.8, 0.8][min(3, int(selected.sum()))]
+
+    # The second pick is within 0.9 of the old gain; of the third every one but the last falls short
+    # until the known gains are the new ones.
+    got = deepcore.ApproximateLazyGreedy(ARGS, EVERY, 3).select(gain)
+    assert got.tolist() == [37, 38, 39]
+    asked: list[int] = []
+
+    def cut(candidates: Any, selected: Any) -> Any:
+        asked.append(len(np.arange(40)[candidates]))
+        return -gains[candidates]
+
+    # Negative gains that stay, over which the official loop does not end.
+    assert deepcore.ApproximateLazyGreedy(ARGS, EVERY, 2).select(cut).tolist() == [0, 1]
+    assert asked == [40, 1, 1]
+
+
+def test_stochastic_greedy_draws_as_there() -> None:
+    s = cosines(X, X)
+    function = deepcore.FacilityLocation(index=EVERY, similarity_matrix=s)
+    np.random.seed(7)  # noqa: NPY002
+    found = deepcore.StochasticGreedy(ARGS, EVERY, 4, epsilon=0.5).select(
+        function.calc_gain, function.update_state
+    )
+    draw, cover, chosen = np.random.RandomState(7), np.zeros(40), []
+    size = round(np.log(2) * 40 / 4)
+    for _ in range(4):
+        free = np.setdiff1d(EVERY, chosen)
+        sample = draw.choice(free, replace=False, size=size)
+        gain = np.maximum(0, s[:, sample] - cover[:, None]).sum(0)
+        chosen.append(int(sample[gain.argmax()]))
+        cover = np.maximum(cover, s[:, chosen[-1]])
+    assert found.tolist() == sorted(chosen)
+
+
+def test_batched_gain_misses_the_rows_that_the_official_loop_misses() -> None:
+    s = cosines(X, X)
+    function = deepcore.FacilityLocation(index=EVERY, similarity_matrix=s)
+    none = np.zeros(40, dtype=bool)
+    got = function.calc_gain_batch(~none, none, batch=5)
+    rows = [*range(5), *range(25, 30)]  # then 50, beyond the end
+    np.testing.assert_allclose(got, s[rows].sum(0), rtol=1e-6)
