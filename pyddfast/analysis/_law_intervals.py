@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyddfast._extras import require
 from pyddfast.analysis._inputs import Array
 from pyddfast.analysis._law import Problem
+from pyddfast.analysis._student import half_width
 from pyddfast.random import Purpose, numpy_generator
 
-__all__ = ["LEVEL", "noisy_copies", "profile", "profile_limit"]
-
-LEVEL = 0.95  # of the intervals, the usual one
+__all__ = ["noisy_copies", "profile", "profile_limit"]
 
 
 def noisy_copies(fitted: Array, rss: float, free: int, n_boot: int, seed: int) -> Array:
@@ -29,8 +27,7 @@ def noisy_copies(fitted: Array, rss: float, free: int, n_boot: int, seed: int) -
 
 def profile_limit(rss: float, free: int) -> float:
     """The sum of squares that a parameter inside its interval stays below."""
-    quantile = require("scipy.special", "methods").stdtrit(free, (1 + LEVEL) / 2)
-    return rss * (1 + float(quantile) ** 2 / free)
+    return rss * (1 + half_width(free) ** 2 / free)
 
 
 def profile(problem: Problem, best: Array, rss: float) -> Array:

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values, vector
+from pyddfast.analysis._student import LEVEL
 from pyddfast.random import Purpose, numpy_generator
 
 __all__ = ["DCS", "Adjust", "dcs", "dcs_difference"]
@@ -30,8 +31,6 @@ __all__ = ["DCS", "Adjust", "dcs", "dcs_difference"]
 Adjust: TypeAlias = Literal["partial", "stratified", "none"]
 Index: TypeAlias = npt.NDArray[np.intp]
 
-# Of the intervals: the usual 95 %.
-_LEVEL = 0.95
 # The partial correlation of three variables needs as many points and one degree of freedom.
 _FEWEST = 4
 # Resamples are taken in blocks of about so many cells, 8 MiB an array.
@@ -301,7 +300,7 @@ def _interval(draws: Array) -> tuple[float, float]:
     found = draws[~np.isnan(draws)]
     if not len(found):
         return math.nan, math.nan
-    low, high = np.quantile(found, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -311,6 +310,6 @@ def _formula(rho: float, z: Array, adjust: Adjust) -> tuple[float, float]:
     free = sum(len(own) - 1 for own in _strata(z, adjust)) - 2 - (adjust == "partial")
     if math.isnan(rho) or free <= 0:
         return math.nan, math.nan
-    half = NormalDist().inv_cdf((1 + _LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / free)
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / free)
     middle = math.atanh(rho) if abs(rho) < 1 else math.copysign(math.inf, rho)
     return math.tanh(middle - half), math.tanh(middle + half)

@@ -29,7 +29,8 @@ from pyddfast.analysis._law_inputs import (
     of_curve,
     whole_epochs,
 )
-from pyddfast.analysis._law_intervals import LEVEL, noisy_copies, profile, profile_limit
+from pyddfast.analysis._law_intervals import noisy_copies, profile, profile_limit
+from pyddfast.analysis._student import LEVEL
 
 __all__ = ["LawMethod", "ScalingLaw", "fit_scaling_law", "scaling_law_difference"]
 
