@@ -15,6 +15,7 @@ from pyddfast.methods.minimax import MinimaxConfig, minimax
 from pyddfast.methods.prototypes import read_prompts, read_prototypes, write_prototypes
 from pyddfast.methods.rded import RDEDConfig, check_rded, rded
 from pyddfast.methods.recover import Job
+from pyddfast.methods.snapshots import snapshots
 from pyddfast.methods.sre2l import SRe2LConfig, sre2l
 from pyddfast.methods.synthesis import SynthesisConfig, TaskInfo
 from pyddfast.methods.tm import TMConfig, tm
@@ -53,6 +54,7 @@ __all__ = [
     "rded",
     "read_prompts",
     "read_prototypes",
+    "snapshots",
     "sre2l",
     "tm",
     "write_prototypes",

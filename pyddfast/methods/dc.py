@@ -163,6 +163,7 @@ def gradient_matching(
     loss = optimise(
         work, config.iterations * config.outer_loops, facts=facts, job=job, ranks=ranks,
         advice=f"lower lr_img ({config.lr_img:g}) or network_lr ({config.network_lr:g})",
+        snapshot_every=config.snapshot_every,
     )  # fmt: skip
     meta = {"method": name, **asdict(config), "model": describe_model(model), "loss": loss}
     return as_set(work.synthetic.images, real, meta)

@@ -108,6 +108,7 @@ def dm(
     loss = optimise(
         work, settings.iterations, facts=facts, job=job, ranks=ranks,
         advice=f"lower lr_img ({settings.lr_img:g})",
+        snapshot_every=settings.snapshot_every,
     )  # fmt: skip
     meta = {"method": "dm", **asdict(settings), "model": describe_model(model), "loss": loss}
     return as_set(work.synthetic.images, real, meta)

@@ -23,6 +23,7 @@ from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, ResidentDatas
 from pyddfast.data.resident import OnOverflow
 from pyddfast.methods.job_folder import JobFolder
 from pyddfast.methods.recover import Job
+from pyddfast.methods.snapshots import check_snapshots, keep_snapshot
 from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.ops.dsa import STANDARD_STRATEGY, DSAParams, draw_dsa, dsa, parse_strategy
 from pyddfast.random import Purpose, generator, normal, philox, uniform
@@ -66,6 +67,7 @@ class MatchingConfig:
         dsa_align_corners: Of DSA's scale and rotate.  False is what the official code computes on
             torch 1.3 and later.
         fused: Swap norm, ReLU and pooling of the networks for one operator.
+        snapshot_every: Keep the images every so many steps, in the run folder's ``snapshots``.
         seed: Of every draw.
     """
 
@@ -78,9 +80,11 @@ class MatchingConfig:
     dsa_strategy: str = STANDARD_STRATEGY
     dsa_align_corners: bool = False
     fused: bool = True
+    snapshot_every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_snapshots(self.snapshot_every)
         for name in ("ipc", "iterations", "real_batch"):
             value = getattr(self, name)
             if value is None and name == "iterations":
@@ -314,7 +318,14 @@ class Work(Protocol):
 
 
 def optimise(
-    work: Work, total: int, *, facts: Mapping[str, Any], job: Job, ranks: Ranks, advice: str
+    work: Work,
+    total: int,
+    *,
+    facts: Mapping[str, Any],
+    job: Job,
+    ranks: Ranks,
+    advice: str,
+    snapshot_every: int | None = None,
 ) -> float:
     """Run a distillation to its end, from its checkpoint if there is one.
 
@@ -328,6 +339,7 @@ def optimise(
         job: Where and how; several processes share the folder, the first one writes.
         ranks: Processes that divide the classes.
         advice: What to change when the loss is not finite.
+        snapshot_every: Steps between two snapshots of the images.
 
     Returns:
         The last row's mean loss.
@@ -356,6 +368,8 @@ def optimise(
             done = step + 1
             if job.on_progress is not None:
                 job.on_progress(done, total)
+            if folder is not None and folder.first:
+                keep_snapshot(folder.run, done, snapshot_every, work.tensors())
             reports = done % LOG_EVERY == 0 or done == total
             saves = folder is not None and ranks.agree(
                 time.perf_counter() - saved >= job.checkpoint_seconds or done == total

@@ -25,6 +25,7 @@ from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.data.stored import read_json
 from pyddfast.methods.recover import Job
 from pyddfast.methods.small_scale import peak_memory
+from pyddfast.methods.snapshots import check_snapshots, keep_snapshot
 from pyddfast.methods.synthesis import check_counts, initial_noise, initial_sources
 from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.ops.dsa import STANDARD_STRATEGY, draw_dsa, dsa, parse_strategy
@@ -84,6 +85,8 @@ class TrajectoryConfig:
         lr_floor: The students' learning rate is kept from falling below it; semantics="official"
             stops with an error where it turns negative.
         semantics: "paper", or "official": without guards that the published code lacks.
+        snapshot_every: Keep images, labels and learning rate every so many iterations, in the run
+            folder's ``snapshots``.
         seed: Of first images, batches, experts and augmentation.
     """
 
@@ -105,9 +108,11 @@ class TrajectoryConfig:
     threshold: float | None = None
     lr_floor: float = 1e-5
     semantics: Literal["paper", "official"] = "paper"
+    snapshot_every: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_snapshots(self.snapshot_every)
         counts = ("ipc", "iterations", "syn_steps", "expert_epochs", "max_start_epoch", "batch_syn")
         check_counts(self, *counts)
         if self.min_start_epoch is not None and self.min_start_epoch < 0:
@@ -478,6 +483,7 @@ def _iterate(
         done += 1
         if run is not None:
             run.log(row)
+            keep_snapshot(run, done, matching.config.snapshot_every, matching.state())
         if row.get("skipped"):
             skipped.append(row["start_epoch"])
             in_a_row.append(row["start_epoch"])

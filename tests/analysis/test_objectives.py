@@ -9,6 +9,7 @@ import pytest
 import small_scale_cases
 import synthesis_cases
 import torch
+from expert_cases import experts
 from PIL import Image
 from torch.nn import functional as F
 
@@ -23,7 +24,6 @@ from pyddfast.analysis.objectives import (
 )
 from pyddfast.analysis.objectives.batch_norm import slot_batches
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, normalize
-from pyddfast.data.trajectories import write_replay_buffer
 from pyddfast.methods import DCConfig, DMConfig, DWAConfig, SRe2LConfig, TMConfig, dwa, sre2l, tm
 from pyddfast.methods.dc import GradientWork
 from pyddfast.methods.dm import DMWork
@@ -221,27 +221,6 @@ def test_dc_of_all_real_images_in_float64():
 
     expected = [float(gradient_distance(gradient(one, c), gradient(SQUARES, c))) for c in range(3)]
     assert value.value == pytest.approx(sum(expected) / 3, rel=1e-4)
-
-
-def experts(folder, count=1, epochs=3):
-    """Parameters that drift from an initialisation."""
-    made = []
-    for number in range(count):
-        start = [p.detach() for p in tm_network(number).parameters()]
-        gen = torch.Generator().manual_seed(number)
-        noise = [torch.randn(p.shape, generator=gen) for p in start]
-        made.append(
-            [
-                [p + 0.02 * t * n for p, n in zip(start, noise, strict=True)]
-                for t in range(epochs + 1)
-            ]
-        )
-    write_replay_buffer(folder / "replay_buffer_0.pt", made)
-    return folder
-
-
-def tm_network(seed):
-    return create("convnet-d2", 3, in_channels=1, image_size=8, seed=seed, width=6)
 
 
 TM = {"syn_steps": 3, "expert_epochs": 1, "batch_syn": 4}
