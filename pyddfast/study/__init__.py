@@ -35,7 +35,7 @@ def prepare(study: Study) -> Plan:
         ValueError: They need a root, a method is unknown, or settings do not fit together.
     """
     plan(study)  # what is wrong with the study is said before the data are read
-    return plan(study, data_facts(_data(study)))
+    return plan(study, data_facts(study.data.facts()))
 
 
 def cost(study: Study, made: Plan, device: str | None = None) -> dict[str, float]:
@@ -46,7 +46,7 @@ def cost(study: Study, made: Plan, device: str | None = None) -> dict[str, float
         made: Its jobs, of :func:`prepare`.
         device: None: CUDA where there is one, else the CPU.
     """
-    data = _data(study)
+    data = study.data.facts()
     train, test = (images(**data, split=split) for split in ("train", "test"))
     return seconds(made, study, train, test, device)
 
@@ -84,9 +84,3 @@ def run_study(
     estimates = cost(study, made, device)
     run_jobs(made, store, workers, seconds=estimates, device=device, show=show)
     return write_results(study, made, store)
-
-
-def _data(study: Study) -> dict[str, str | int | None]:
-    data = study.data
-    return {"name": data.name, "root": str(data.root) if data.root else None,
-            "image_size": data.image_size}  # fmt: skip

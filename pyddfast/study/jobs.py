@@ -130,9 +130,7 @@ class _Planner:
             for name in (claim.first, claim.second):
                 if name not in self.labels:
                     raise ValueError(f"claims: {name!r} is no label of sets: {self.labels}")
-        data = study.data
-        self.data = {"name": data.name, "root": str(data.root) if data.root else None,
-                     "image_size": data.image_size}  # fmt: skip
+        self.data = study.data.facts()
 
     def run(self) -> Plan:
         study = self.study

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def to_dict(
             for (row, column), curves in measured.histories.items()
             if study.evaluations > 1
         ],
-        "analyses": {part.title: part.values for part in parts},
+        "analyses": _finite({part.title: part.values for part in parts}),
         "failures": [{k: f[k] for k in ("job", "error")} for f in measured.failures],
         "seconds": round(measured.seconds, 1),
         "jobs": len(plan.jobs),
@@ -131,6 +132,15 @@ def to_dict(
         "environment": environment(),
         "command": command(study),
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what an analysis cannot tell is null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command(study: Study) -> str:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from pyddfast.analysis.convergence import Convergence, convergence, convergence_ratio
 from pyddfast.analysis.dcs import dcs
+from pyddfast.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_law_difference
 from pyddfast.report.comparison import REGIMES
 from pyddfast.report.figures import COLORS, figure_of
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, column_of
 from pyddfast.study.runner import Store
 from pyddfast.study.spec import Study
+from pyddfast.study.steps import images
 from pyddfast.train import Regime
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Section", "sections"]
+
+
+# Of the best set's accuracy above chance at its size; less is "extremely poor" and left out of DCS.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,11 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
     points: dict[str, tuple[list[float], list[float], list[int]]] = {}
     for name, of_sets in _objective_values(plan, store).items():
         for regime in study.regimes:
-            objective, error, size, groups = _points(study, plan, measured, of_sets, regime)
+            pool = _points(study, plan, measured, of_sets, regime)
+            kept = _without_worst(pool)
+            objective = [point.objective for point in kept]
+            error = [point.error for point in kept]
+            size, groups = [point.size for point in kept], [point.group for point in kept]
             if len(set(size)) < 2 or len(set(groups)) < 4:
                 continue
             score = dcs(objective, error, size, groups=groups, seed=study.seed)
@@ -89,14 +101,16 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
             )
             values[shown] = {
                 "rho": score.rho, "ci": list(score.ci), "p": score.p, "raw_rho": score.raw_rho,
-                "n": score.n, "objective": objective, "error": error, "size": size,
+                "n": score.n, "dropped": [p.name for p in pool if p not in kept],
+                "names": [p.name for p in kept], "objective": objective, "error": error, "size": size,
             }  # fmt: skip
     if not rows:
         return None
     return Section(
         "Distillation correlation score",
         "Partial Spearman correlation of the objective with the students' test error, adjusted for "
-        "the number of images; 95 % interval by bootstrap over sets (a set and its repetition are "
+        "the number of images; sets whose students keep less than half of the best one's accuracy above "
+        "chance at their size are left out; 95 % interval by bootstrap over sets (a set and its repetition are "
         "one), p by permutation within sizes. 1: a lower objective always meant a lower error.",
         ("objective", "DCS", "95 % interval", "p", "unadjusted", "sets"),
         tuple(rows),
@@ -106,22 +120,46 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
     )
 
 
+@dataclass(frozen=True)
+class _Point:
+    name: str
+    objective: float
+    error: float
+    size: int
+    ipc: int
+    group: tuple[str, str, int]  # a set and its repetition
+    chance: float
+
+
 def _points(
     study: Study, plan: Plan, measured: Measured, of_sets: dict[str, Any], regime: Regime
-) -> tuple[list[float], list[float], list[int], list[tuple[str, str, int]]]:
-    objective, error, size, groups = [], [], [], []
+) -> list[_Point]:
     specs = dict(zip(measured.rows, study.sets, strict=True))
+    found = []
     for cell in plan.cells:
-        value = of_sets.get(f"{cell.row}, IPC {cell.ipc}", {}).get("value")
+        name = f"{cell.row}, IPC {cell.ipc}"
+        value = of_sets.get(name, {}).get("value")
         result = measured.cells.get((cell.row, column_of(study, cell)))
         if cell.regime != regime or value is None or result is None:
             continue
         spec = specs[cell.row]
-        objective.append(float(value))
-        error.append(1 - result.mean)
-        size.append(cell.ipc * spec.repeat)
-        groups.append((spec.method, repr(sorted(spec.options.items())), cell.ipc))
-    return objective, error, size, groups
+        group = (spec.method, repr(sorted(spec.options.items())), cell.ipc)
+        size = cell.ipc * spec.repeat
+        classes = images(**study.data.facts(), split="test").num_classes
+        found.append(
+            _Point(name, float(value), 1 - result.mean, size, cell.ipc, group, 1 / classes)
+        )
+    return found
+
+
+def _without_worst(points: list[_Point]) -> list[_Point]:
+    """Without the extremely poor, each with its repetition, by the rule of ``dcs_subsets``."""
+    poor = set()
+    for point in points:
+        best = max(1 - p.error - p.chance for p in points if p.ipc == point.ipc)
+        if 1 - point.error - point.chance < _LEAST * best:
+            poor.add(point.group)
+    return [point for point in points if point.group not in poor]
 
 
 def _scatter(points: dict[str, tuple[list[float], list[float], list[int]]]) -> Figure:
@@ -180,30 +218,164 @@ def _numbered(parts: dict[str, float]) -> dict[int, float]:
 # ---- curves ----------------------------------------------------------------------------------
 
 
-def error_curves(measured: Measured) -> dict[str, tuple[list[float], list[list[float]]]]:
-    """Error against epochs: by cell its epochs and, a list a seed, the test errors."""
+def _error_curves(study: Study, plan: Plan, store: Store, measured: Measured) -> dict[str, _Curve]:
+    """Error against epochs, by the name of the cell."""
     curves = {}
-    for (row, column), seeds in measured.histories.items():
-        if seeds and len(seeds[0]) > 1:
-            epochs = [point["epoch"] for point in seeds[0]]
+    for cell in plan.cells:
+        column = column_of(study, cell)
+        seeds = measured.histories.get((cell.row, column))
+        made = store.done(plan.sets[cell.row, cell.ipc])
+        if seeds and made is not None:
+            epochs = [round(point["epoch"]) for point in seeds[0]]
             errors = [[1 - point["accuracy"] for point in seed] for seed in seeds]
-            curves[f"{row}, {column}"] = (epochs, errors)
+            curves[f"{cell.row}, {column}"] = _Curve(
+                cell.row, column, epochs, errors, int(made["result"]["images"])
+            )
     return curves
 
 
-def curves_figure(measured: Measured) -> Figure:
-    """Mean test error over seeds against epochs, a line a cell."""
+@dataclass(frozen=True)
+class _Curve:
+    row: str
+    column: str
+    epochs: list[int]
+    errors: list[list[float]]  # a list a seed
+    samples: int  # an epoch
+
+    @property
+    def mean(self) -> list[float]:
+        """Over seeds."""
+        return [sum(at) / len(at) for at in zip(*self.errors, strict=True)]
+
+
+def _lines(curves: dict[str, _Curve], laws: dict[str, ScalingLaw] | None = None) -> Figure:
     figure, (axes,) = figure_of(1, 1)
-    for number, (name, (epochs, errors)) in enumerate(error_curves(measured).items()):
-        means = [100 * sum(at) / len(at) for at in zip(*errors, strict=True)]
-        axes.plot(epochs, means, color=COLORS[number % len(COLORS)], label=name)
+    for number, (name, curve) in enumerate(curves.items()):
+        color = COLORS[number % len(COLORS)]
+        means = [100 * error for error in curve.mean]
+        law = (laws or {}).get(name)
+        style: dict[str, Any] = {}
+        if law is not None:
+            style = {"linestyle": "none", "marker": "o", "markersize": 3}
+        axes.plot(curve.epochs, means, color=color, label=name, **style)
+        if law is not None:
+            axes.plot(curve.epochs, 100 * law.predict(curve.epochs), color=color, linewidth=1)
+    axes.set_xscale("log")
     axes.set_xlabel("epochs")
     axes.set_ylabel("test error (%)")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
+def _convergence(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """Epochs until each curve is within a point of its plateau."""
+    curves = _error_curves(study, plan, store, measured)
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    found: dict[str, Convergence] = {}
+    for name, curve in curves.items():
+        values[name] = {"epochs": curve.epochs, "errors": curve.errors}
+        try:
+            one = convergence(curve.epochs, curve.errors)
+        except ValueError as error:
+            rows.append((name, "", "", "", str(error)))
+            continue
+        found[name] = one
+        values[name] |= {
+            "within_a_point": one.epochs, "ci": list(one.ci), "plateau": one.plateau,
+            "settled": one.settled,
+        }  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{100 * one.plateau:.1f}",
+                f"{one.epochs:.0f}",
+                f"[{one.ci[0]:.0f}, {one.ci[1]:.0f}]",
+                "" if one.settled else "not settled: a lower bound",
+            )
+        )
+    for column in dict.fromkeys(curve.column for curve in curves.values()):
+        names = [n for n, curve in curves.items() if curve.column == column and n in found]
+        # The last row is the coreset that the distilled sets are compared with.
+        for name in names[:-1]:
+            ratio, (low, high) = convergence_ratio(found[name], found[names[-1]])
+            shown = f"{name}: times the epochs of {curves[names[-1]].row}"
+            values[shown] = {"ratio": ratio, "ci": [low, high]}
+            rows.append((shown, "", f"{ratio:.1f}", f"[{low:.1f}, {high:.1f}]", ""))
+    if not rows:
+        return None
+    return Section(
+        "Convergence",
+        "Epochs until the test error is within one point of its lowest, and 95 % intervals over "
+        "seeds. Along one training, whose learning rate falls to its end.",
+        ("curve", "plateau, error in %", "epochs", "95 % interval", ""),
+        tuple(rows),
+        values,
+        _lines(curves),
+        "Test error against epochs",
+    )
+
+
+def _scaling_law(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """The law of each curve, and the differences of rows within a regime."""
+    curves = _error_curves(study, plan, store, measured)
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    laws: dict[str, ScalingLaw] = {}
+    for name, curve in curves.items():
+        values[name] = {"epochs": curve.epochs, "errors": curve.errors}
+        try:
+            law = fit_scaling_law(curve.epochs, curve.mean, curve.samples, seed=study.seed)
+        except ValueError as error:
+            rows.append((name, "", "", "", "", str(error)))
+            continue
+        laws[name] = law
+        values[name] |= {
+            "a": law.a, "b": law.b, "tau": law.tau, "delta": law.delta, "d": law.d,
+            "ci": {key: list(ends) for key, ends in law.ci.items()},
+        }  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{law.b:.3f} {_ends(law.ci['b'])}",
+                f"{law.tau:.2f} {_ends(law.ci['tau'])}",
+                f"{law.delta:.3f}",
+                f"{law.d:.3f}",
+                "",
+            )
+        )
+    for column in dict.fromkeys(curve.column for curve in curves.values()):
+        names = [name for name in laws if curves[name].column == column]
+        for first, second in combinations(names, 2):
+            gaps = scaling_law_difference(laws[first], laws[second])
+            shown = f"{column}: {curves[first].row} − {curves[second].row}"
+            values[shown] = {key: [gap, *ends] for key, (gap, ends) in gaps.items()}
+            (b, of_b), (tau, of_tau) = gaps["b"], gaps["tau"]
+            rows.append(
+                (shown, f"{b:+.3f} {_ends(of_b)}", f"{tau:+.2f} {_ends(of_tau)}", "", "", "")
+            )
+    if not rows:
+        return None
+    return Section(
+        "Scaling law",
+        "Equation 7, fitted to the mean error over seeds: b is the utility of the samples at first, "
+        "τ its half-life in epochs, δ = 2^(−1/τ), d the error that stays; 95 % intervals by the "
+        "bootstrap of residuals. Along one training, whose learning rate falls to its end.",
+        ("curve", "b", "τ", "δ", "d", ""),
+        tuple(rows),
+        values,
+        _lines(curves, laws),
+        "Test error against epochs with the fitted law",
+    )
+
+
+def _ends(interval: tuple[float, float]) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
 _SECTIONS: dict[str, Callable[[Study, Plan, Store, Measured], Section | None]] = {
     "dcs": _dcs,
     "tm-curve": _tm_curve,
+    "convergence": _convergence,
+    "scaling-law": _scaling_law,
 }

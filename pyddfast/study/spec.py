@@ -51,6 +51,11 @@ class Data:
     root: Path | None = None
     image_size: int | None = None
 
+    def facts(self) -> dict[str, Any]:
+        """As jobs have it in their settings."""
+        root = str(self.root) if self.root else None
+        return {"name": self.name, "root": root, "image_size": self.image_size}
+
 
 @dataclass(frozen=True)
 class Network:

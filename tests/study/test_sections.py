@@ -29,6 +29,7 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
             sets=["random", {"method": "random", "repeat": 2}],
             ipc=[1, 2, 3, 4],
             seeds=1,
+            budgets=[{"epochs": 30}],
             teachers=[{"network": NETWORK, "epochs": 1}],
             objectives=[{"name": "sre2l"}],
             show=["dcs", "grid"],
@@ -40,7 +41,8 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
     score = found["sre2l, HL"]
     assert score["size"] == [1, 2, 2, 4, 3, 6, 4, 8]
     direct = dcs(score["objective"], score["error"], score["size"], groups=[0, 0, 1, 1, 2, 2, 3, 3])
-    assert (score["rho"], score["ci"], score["p"]) == (direct.rho, list(direct.ci), direct.p)
+    assert (score["rho"], score["ci"]) == (direct.rho, list(direct.ci))
+    assert score["p"] is None  # one set and its double at each size: nothing to permute
     # The objective is that of the set as it is stored.
     made, store = prepare(study), Store(tmp_path / "out")
     twice = DistilledSet.load(store.folder(made.sets["Random, 2 times", 3]) / "set")
@@ -56,6 +58,27 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
     page = result.report.read_text()
     assert f"{direct.rho:+.2f}" in page
     assert "The first five images of the class “Bag”, a row a set." in page
+
+
+def test_what_cannot_be_told_is_null(tiny, tmp_path):
+    study = read_study(
+        tiny(
+            sets=["random", "el2n-easy"],
+            ipc=[1, 2, 3],
+            seeds=1,
+            scoring={"young": [1, 1]},
+            # The network has one BatchNorm layer, whose distance then counts nothing.
+            objectives=[{"name": "sre2l", "options": {"first_multiplier": 0.0}}],
+            teachers=[
+                {"network": NETWORK, "epochs": 1}
+            ],
+            show=["dcs"],
+        )
+    )
+    with pytest.warns(UserWarning, match="the objective is 0 everywhere"):
+        result = run_study(study, tmp_path / "out", show=False)
+    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"]
+    assert found["sre2l, HL"]["rho"] is None
 
 
 def test_an_objective_has_the_jobs_that_it_needs(tiny):
