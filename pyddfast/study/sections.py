@@ -102,16 +102,18 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
             values[shown] = {
                 "rho": score.rho, "ci": list(score.ci), "p": score.p, "raw_rho": score.raw_rho,
                 "n": score.n, "dropped": [p.name for p in pool if p not in kept],
-                "names": [p.name for p in kept], "objective": objective, "error": error, "size": size,
+                "names": [p.name for p in kept], "objective": objective, "error": error,
+                "size": size,
             }  # fmt: skip
     if not rows:
         return None
     return Section(
         "Distillation correlation score",
         "Partial Spearman correlation of the objective with the students' test error, adjusted for "
-        "the number of images; sets whose students keep less than half of the best one's accuracy above "
-        "chance at their size are left out; 95 % interval by bootstrap over sets (a set and its repetition are "
-        "one), p by permutation within sizes. 1: a lower objective always meant a lower error.",
+        "the number of images. Sets whose students keep less than half of the best one's accuracy "
+        "above chance at their size are left out. 95 % interval by bootstrap over sets (a set and "
+        "its repetition are one), p by permutation within sizes. 1: a lower objective always meant "
+        "a lower error.",
         ("objective", "DCS", "95 % interval", "p", "unadjusted", "sets"),
         tuple(rows),
         values,
@@ -358,7 +360,7 @@ def _scaling_law(study: Study, plan: Plan, store: Store, measured: Measured) -> 
         return None
     return Section(
         "Scaling law",
-        "Equation 7, fitted to the mean error over seeds: b is the utility of the samples at first, "
+        "Equation 7, fitted to the mean error over seeds: b is the first utility of the samples, "
         "τ its half-life in epochs, δ = 2^(−1/τ), d the error that stays; 95 % intervals by the "
         "bootstrap of residuals. Along one training, whose learning rate falls to its end.",
         ("curve", "b", "τ", "δ", "d", ""),

@@ -29,7 +29,8 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
             sets=["random", {"method": "random", "repeat": 2}],
             ipc=[1, 2, 3, 4],
             seeds=1,
-            budgets=[{"epochs": 30}],
+            network={"model": "mlp", "options": {"width": 32}},
+            budgets=[{"epochs": 60}],
             teachers=[{"network": NETWORK, "epochs": 1}],
             objectives=[{"name": "sre2l"}],
             show=["dcs", "grid"],
@@ -69,9 +70,7 @@ def test_what_cannot_be_told_is_null(tiny, tmp_path):
             scoring={"young": [1, 1]},
             # The network has one BatchNorm layer, whose distance then counts nothing.
             objectives=[{"name": "sre2l", "options": {"first_multiplier": 0.0}}],
-            teachers=[
-                {"network": NETWORK, "epochs": 1}
-            ],
+            teachers=[{"network": NETWORK, "epochs": 1}],
             show=["dcs"],
         )
     )
@@ -89,3 +88,37 @@ def test_an_objective_has_the_jobs_that_it_needs(tiny):
     assert set(made.objectives["dm"].needs) == {"Random, IPC 1", "Random, IPC 2"}
     with pytest.raises(ValueError, match="show: dcs needs objectives"):
         read_study(tiny(show=["dcs"]))
+
+
+def test_curves_are_those_of_the_students(tiny, tmp_path):
+    from pyddfast.analysis.convergence import convergence, convergence_ratio
+    from pyddfast.analysis.scaling_law import fit_scaling_law
+
+    study = read_study(
+        tiny(
+            sets=["random", {"method": "random", "label": "Again", "repeat": 2}],
+            ipc=[5],
+            network={"model": "mlp", "options": {"width": 32}},
+            budgets=[{"epochs": 60}],
+            evaluations=20,
+            show=["convergence", "scaling-law"],
+        )
+    )
+    result = run_study(study, tmp_path / "out", show=False)
+    values = json.loads(result.results.read_text())["analyses"]
+    curve = values["Convergence"]["Random, HL IPC 5"]
+    assert curve["epochs"] == list(range(3, 61, 3))
+    seeds = result.measured.histories["Random", "HL IPC 5"]
+    assert curve["errors"] == [[1 - point["accuracy"] for point in seed] for seed in seeds]
+    direct = convergence(curve["epochs"], curve["errors"])
+    assert (curve["within_a_point"], curve["plateau"]) == (direct.epochs, direct.plateau)
+    other = values["Convergence"]["Again, HL IPC 5"]
+    ratio, _ = convergence_ratio(direct, convergence(other["epochs"], other["errors"]))
+    assert values["Convergence"]["Random, HL IPC 5: times the epochs of Again"]["ratio"] == ratio
+    law = values["Scaling law"]["Again, HL IPC 5"]
+    mean = [sum(at) / 2 for at in zip(*other["errors"], strict=True)]
+    fitted = fit_scaling_law(other["epochs"], mean, 100)  # an epoch has the doubled set's images
+    assert (law["b"], law["tau"], law["delta"]) == (fitted.b, fitted.tau, fitted.delta)
+    gap, low, high = values["Scaling law"]["HL IPC 5: Random − Again"]["b"]
+    assert gap == pytest.approx(values["Scaling law"]["Random, HL IPC 5"]["b"] - fitted.b)
+    assert low <= gap <= high
