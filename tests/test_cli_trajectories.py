@@ -126,7 +126,7 @@ def test_experts_of_other_or_unfinished_runs(
     command = ["distill", "tm", *folder, *NET, *SHORT]
     white = [*command, "--zca", "--experts", str(experts), "--out", str(tmp_path / "white")]
     assert main(white) == 2
-    assert "were trained on unwhitened images" in capsys.readouterr().err
+    assert "are not whitened, those of the data set ZCA-whitened" in capsys.readouterr().err
     stopped = tmp_path / "stopped"
     shutil.copytree(experts, stopped)
     file = stopped / "config.json"
@@ -163,7 +163,7 @@ def test_a_whitened_task_from_teacher_to_comparison(
     assert main([*command, "--out", str(plain)]) == 0
     capsys.readouterr()
     assert main(["check-set", str(plain), "--teacher", str(run)]) == 2
-    assert "was trained on whitened images" in capsys.readouterr().err
+    assert "learned are ZCA-whitened, these are not whitened" in capsys.readouterr().err
 
     relabel = ["relabel", "--set", str(made), "--teacher", str(run), "--epochs", "1"]
     assert main([*relabel, "--out", str(tmp_path / "labels")]) == 2

@@ -13,6 +13,7 @@ from pyddfast.cli.options import Flat, ModelOptions, WhitenableData
 from pyddfast.cli.sets import test_view
 from pyddfast.cli.tables import new_table, print_table
 from pyddfast.data import ImageDataset, Normalization, ResidentDataset
+from pyddfast.data.datasets import Whitened, describe_whitening
 from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.models import create
 from pyddfast.train import evaluate as accuracy
@@ -31,7 +32,7 @@ class _Trained:
     model: tuple[str, dict[str, Any]] | None
     side: int | None
     normalization: Normalization | None
-    whitened: bool | None
+    whitened: Whitened | None
 
 
 def evaluate(
@@ -69,10 +70,11 @@ def evaluate(
         raise ValueError(f"{weights} has no run beside it that tells its network: give --model")
     assert isinstance(spec, tuple)
     name, options = spec
-    if trained.whitened not in (None, data.zca):
+    if trained.whitened not in (None, data.whitened):
+        option = {True: "give --zca", "kip": "give --zca-kip"}.get(trained.whitened)
         raise ValueError(
-            f"{weights} was trained on {'' if trained.whitened else 'un'}whitened images: "
-            f"{'give --zca' if trained.whitened else 'leave --zca out'}"
+            f"the images that {weights} was trained on are {describe_whitening(trained.whitened)}: "
+            f"{option or 'leave --zca and --zca-kip out'}"
         )
     side = trained.side if image_size is None else image_size
     if data.of_any_size:
@@ -144,7 +146,7 @@ def _told(files: list[Path], folder: Path) -> _Trained:
             (model["name"], dict(model["options"])) if "name" in model else None,
             config["recipe"]["image_size"] or (shape[-1] if shape else None),
             Normalization(tuple(of["normalization"]["mean"]), tuple(of["normalization"]["std"])),
-            bool((config.get("test_set") or {}).get("whitened", False)),
+            (config.get("test_set") or {}).get("whitened", False),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not the configuration of a training: {error!r}") from error

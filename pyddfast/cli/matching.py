@@ -125,7 +125,7 @@ def _distill(
 
 def refuse_whitened_png(data: WhitenableData, png: bool) -> None:
     """Before any work: the set of whitened data cannot be shown."""
-    if png and data.zca:
+    if png and data.whitened:
         raise ValueError("whitened images have no pixels: leave --png or --zca out")
 
 

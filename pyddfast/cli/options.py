@@ -15,10 +15,12 @@ from pyddfast.cli.tables import note
 from pyddfast.data import (
     ImageDataset,
     ImageFolder,
+    KIPWhitening,
     ZCAWhitening,
     load,
     whiten,
 )
+from pyddfast.data.datasets import Whitened
 from pyddfast.train import Teacher, teacher_recipe, train_teacher
 from pyddfast.train.distributed import Ranks, join_ranks
 from pyddfast.train.models import ModelSpec
@@ -79,21 +81,35 @@ class WhitenableData(DataOptions):
         zca: Whiten the images (ZCA, fitted to the train split) in place of normalising them, as
             trajectory matching was published with for CIFAR and Tiny-ImageNet.  The fit is kept in
             the user's cache folder.
+        zca_kip: Whiten them as KIP does, for its sets.
     """
 
     zca: bool = False
+    zca_kip: bool = False
+
+    @property
+    def whitened(self) -> Whitened:
+        """How its images are whitened."""
+        if self.zca and self.zca_kip:
+            raise ValueError("give one of --zca and --zca-kip")
+        return "kip" if self.zca_kip else self.zca
 
     def load(
         self, split: str, image_size: int | None = None, resize: int | None = None
     ) -> ImageDataset | ImageFolder:
         """The data set; in memory if it is whitened."""
         loaded = super().load(split, image_size, resize)
-        if not self.zca:
+        if not self.whitened:
             return loaded
         held = loaded if isinstance(loaded, ImageDataset) else loaded.resident()
         train = held if split == "train" else self._training(image_size, resize)
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyddfast"
-        return whiten(held, ZCAWhitening(compute_inv=False, cache=cache).fit(train.images))
+        made = (
+            KIPWhitening(cache=cache)
+            if self.whitened == "kip"
+            else ZCAWhitening(compute_inv=False, cache=cache)
+        )
+        return whiten(held, made.fit(train.images))
 
     def _training(self, image_size: int | None, resize: int | None) -> ImageDataset:
         loaded = super().load("train", image_size, resize)

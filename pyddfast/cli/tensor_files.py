@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias
 
 from pyddfast.cli.sets import load_set
 from pyddfast.data import codebase_normalization, read_tensor_layout, write_tensor_layout
+from pyddfast.data.datasets import describe_whitening
 
 __all__ = ["set_export", "set_import"]
 
-LayoutName: TypeAlias = Literal["vico", "mtt", "datm", "ddranking"]
+LayoutName: TypeAlias = Literal["vico", "mtt", "datm", "ddranking", "kip"]
 
 
 def set_import(
@@ -29,8 +30,8 @@ def set_import(
     """Make a set of the tensor files that an official code wrote.
 
     Args:
-        path: vico: the file res_....pt (DC, DSA, DM); others: the folder with images_best.pt (MTT,
-            DATM) or images.pt (DD-Ranking).
+        path: vico: the file res_....pt (DC, DSA, DM); kip: the file kip_....npz; others: the folder
+            with images_best.pt (MTT, DATM) or images.pt (DD-Ranking).
         out: Folder of the set.
         layout: Whose files.
         data: The data set; with the codebase it tells what the images were normalised by.
@@ -38,7 +39,8 @@ def set_import(
         iteration: Which files of mtt and datm: best or a number.
         experiment: Which one of the experiments in a vico file; -1 is the last.
         lr: The learned learning rate, which MTT does not save.
-        whitened: The images are ZCA-whitened; default as the codebase and its files say.
+        whitened: The images are ZCA-whitened; default as the codebase and its files say.  KIP's
+            have a whitening of their own.
     """
     classes = {"cifar100": 100, "tiny-imagenet": 200}.get(data, 10)
     made = read_tensor_layout(
@@ -54,7 +56,8 @@ def set_import(
     )
     made.save(out)
     height, width = made.images.shape[-2:]
-    what = "ZCA-whitened" if made.whitened else f"normalised as {layout} normalises {data}"
+    normalised = f"normalised as {layout} normalises {data}"
+    what = describe_whitening(made.whitened) if made.whitened else normalised
     print(f"{len(made):,} images of {height}x{width}, {made.ipc} for each class, {what}")
     print(f"learning rate: {'none' if made.lr is None else f'{made.lr:.4g}'}")
     print(f"labels: {'hard' if made.soft_labels is None else 'learned logits'}")
@@ -66,7 +69,7 @@ def set_export(set: Path, out: Path, /, *, layout: LayoutName, iteration: str = 
 
     Args:
         set: Folder of a set, or of the run that made it.
-        out: vico: a new file res_....pt; others: a new folder.
+        out: vico: a new file res_....pt; kip: a new file kip_....npz; others: a new folder.
         layout: Whose files.
         iteration: In the names of mtt and datm.
     """

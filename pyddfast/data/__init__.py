@@ -17,6 +17,7 @@ from pyddfast.data.distilled import DistilledSet, export_png
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
 from pyddfast.data.folder import ImageFolder
 from pyddfast.data.idx import read_idx, write_idx
+from pyddfast.data.kip import KIPWhitening
 from pyddfast.data.layouts import Layout, open_layout, read_layout, write_layout
 from pyddfast.data.pipelines import (
     Batch,
@@ -64,6 +65,7 @@ __all__ = [
     "ImageFolder",
     "ImagePipeline",
     "ImageSource",
+    "KIPWhitening",
     "LabelBatch",
     "Layout",
     "Normalization",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ __all__ = [
     "normalize",
     "to_pixels",
 ]
+
+# By which transformation images were whitened in place of normalised: none, ZCA as the
+# trajectory-matching codes have it, or KIP's.
+Whitened: TypeAlias = bool | Literal["kip"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ class ImageDataset(Labelled):
         normalization: Mean and std of the pixels, one value a channel.
         name: Name of the data set, for messages and records.
         split: ``"train"``, ``"test"`` or what the source calls it.
-        whitened: The float32 images are ZCA-whitened in place of normalised.
+        whitened: The float32 images are ZCA-whitened in place of normalised; ``"kip"``: by KIP's
+            whitening (:class:`pyddfast.data.KIPWhitening`).
 
     Raises:
         TypeError: ``images`` is neither uint8 nor float32, or ``labels`` is not int64.
@@ -136,7 +141,7 @@ class ImageDataset(Labelled):
     normalization: Normalization
     name: str = "images"
     split: str = "train"
-    whitened: bool = False
+    whitened: Whitened = False
 
     def __post_init__(self) -> None:
         check_images("images", self.images, self.normalization, whitened=self.whitened)
@@ -236,14 +241,21 @@ def _columns(
     return mean, std
 
 
+def describe_whitening(whitened: Whitened) -> str:
+    """In words, behind "the images are"."""
+    return {False: "not whitened", True: "ZCA-whitened", "kip": "whitened as KIP does"}[whitened]
+
+
 def check_images(
-    name: str, images: Tensor, normalization: Normalization, *, whitened: bool = False
+    name: str, images: Tensor, normalization: Normalization, *, whitened: Whitened = False
 ) -> None:
     """Raise unless ``images`` is uint8 or finite float32 (N, C, H, W) with its channels."""
     if images.dtype not in (torch.uint8, torch.float32):
         raise TypeError(f"{name} must be uint8 or float32, got {images.dtype}")
     if images.dtype == torch.float32 and not bool(images.isfinite().all()):
         raise ValueError(f"{name} must be finite; some values are NaN or infinite")
+    if whitened not in (False, True, "kip"):
+        raise ValueError(f"whitened must be False, True or 'kip', got {whitened!r}")
     if whitened and images.dtype != torch.float32:
         raise TypeError(f"{name} must be float32 where they are whitened, got {images.dtype}")
     if images.ndim != 4 or 0 in images.shape[1:]:

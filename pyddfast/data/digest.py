@@ -22,9 +22,9 @@ _known: WeakKeyDictionary[ImageSource, tuple[tuple[int, ...], str]] = WeakKeyDic
 def describe_data(source: ImageSource) -> dict[str, Any]:
     """A data set for a configuration: two sets that train differently differ here; JSON values."""
     normalization = source.normalization
-    whitened = {"whitened": True} if getattr(source, "whitened", False) else {}
+    whitened = getattr(source, "whitened", False)
     return {
-        **whitened,
+        **({"whitened": whitened} if whitened else {}),
         "name": getattr(source, "name", None),
         "split": getattr(source, "split", None),
         "count": len(source),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast.data.atomic import new_folder, refuse_non_empty
-from pyddfast.data.datasets import Normalization, check_images, check_labels, to_pixels
+from pyddfast.data.datasets import Normalization, Whitened, check_images, check_labels, to_pixels
 from pyddfast.data.stored import read_json
 
 __all__ = ["KINDS", "DistilledSet", "export_png"]
@@ -45,7 +45,7 @@ class DistilledSet:
         kind: ``"real"``, ``"patches"`` or ``"synthetic"``.
         lr: The learning rate that was learned with the images (TM, DATM), or None.
         whitened: The float32 images are ZCA-whitened in place of normalised: students of them are
-            measured on images that are whitened likewise.
+            measured on images that are whitened likewise.  ``"kip"``: by KIP's whitening.
         meta: Where the set comes from (method, seed, source indices ...); JSON values only.
 
     Raises:
@@ -63,7 +63,7 @@ class DistilledSet:
     kind: str = "real"
     meta: Mapping[str, Any] = field(default_factory=dict)
     lr: float | None = None
-    whitened: bool = False
+    whitened: Whitened = False
 
     def __post_init__(self) -> None:
         check_images("images", self.images, self.normalization, whitened=self.whitened)
@@ -165,7 +165,7 @@ class DistilledSet:
         if self.lr is not None:
             record["lr"] = self.lr
         if self.whitened:
-            record["whitened"] = True
+            record["whitened"] = self.whitened
         record["record_sha256"] = _record_digest(record)
         with new_folder(path) as new:
             (new / _TENSORS).write_bytes(content)

@@ -92,7 +92,7 @@ class ResidentDataset(Labelled):
         self.factor = factor if distilled is None else distilled.factor
         self.soft_labels = None if distilled is None else distilled.soft_labels
         self.lr = None if distilled is None else distilled.lr
-        self.whitened = bool(getattr(source, "whitened", False))
+        self.whitened = getattr(source, "whitened", False)
         self.labels, self.normalization = source.labels.cpu(), source.normalization
         self.class_names = tuple(source.class_names)
         self._num_classes = source.num_classes

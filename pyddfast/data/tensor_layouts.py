@@ -1,4 +1,4 @@
-"""Distilled sets as the small-scale codebases store them: PyTorch files of tensors.
+"""Distilled sets as the small-scale codebases store them: PyTorch files of tensors, KIP's arrays.
 
 These files carry neither the normalisation nor, mostly, the learned rate, and whether images are
 whitened is known by their names at best; a :class:`DistilledSet` carries all of it.  Nothing in a
@@ -25,10 +25,13 @@ from pyddfast.data.datasets import (
     IMAGENET_NORMALIZATION,
     ImageDataset,
     Normalization,
+    Whitened,
+    describe_whitening,
     network_input,
 )
 from pyddfast.data.distilled import DistilledSet
 from pyddfast.data.fashion_mnist import FASHION_MNIST_NORMALIZATION
+from pyddfast.data.kip import kip_bytes, read_kip
 
 __all__ = [
     "TensorLayout",
@@ -40,7 +43,7 @@ __all__ = [
 ]
 
 # vico: DC, DSA, DM and DC-BENCH; datm: DATM; mtt: MTT and TESLA; ddranking: DD-Ranking.
-TensorLayout: TypeAlias = Literal["vico", "mtt", "datm", "ddranking"]
+TensorLayout: TypeAlias = Literal["vico", "mtt", "datm", "ddranking", "kip"]
 
 # What the codebases normalise by; MTT and its descendants take CIFAR-10's numbers for CIFAR-100.
 _BY_DATA = {
@@ -86,12 +89,13 @@ def read_tensor_layout(
     iteration: str | int = "best",
     experiment: int = -1,
     lr: float | None = None,
-    whitened: bool | None = None,
+    whitened: Whitened | None = None,
 ) -> DistilledSet:
     """Read the set that an official code wrote.
 
     Args:
-        path: ``"vico"``: the file ``res_METHOD_DATA_MODEL_IPCipc.pt``; others: the folder with
+        path: ``"vico"``: the file ``res_METHOD_DATA_MODEL_IPCipc.pt``; ``"kip"``: the file
+            ``kip_DATA_MODEL_ssizeN_....npz``; others: the folder with
             ``images_best.pt`` (``"datm"``: it or the folder with ``Normal`` in it), or
             ``images.pt`` (``"ddranking"``).
         layout: Whose layout.
@@ -100,12 +104,13 @@ def read_tensor_layout(
             official values.  The test images of students are normalised by it too.
         class_names: Names in label order, or empty.
         method: For the record, and for ``protocol="official"``; None: that of the file's name, or
-            ``"tm"``, ``"datm"``.
+            ``"tm"``, ``"datm"``, ``"kip"``.
         iteration: Which files of ``"mtt"`` and ``"datm"``: ``"best"`` or a number.
         experiment: Which one of the experiments in a ``"vico"`` file; -1: the last, as DC-BENCH.
         lr: The learned learning rate where the layout has no file for it (``"mtt"``).
         whitened: Whether the images are ZCA-whitened; None: DATM's are, MTT's where a file
-            ``images_zca_*`` lies beside them (the pictures of whitened ones), no others.
+            ``images_zca_*`` lies beside them (the pictures of whitened ones), KIP's by KIP's
+            whitening, no others.
 
     Returns:
         A set of kind ``"synthetic"`` of float32 images.  Labels with a value a class become
@@ -121,6 +126,11 @@ def read_tensor_layout(
         images, labels = _vico(path, experiment)
         given = path.stem.split("_")
         method = method or (given[1].lower() if given[0] == "res" and len(given) > 1 else None)
+    elif layout == "kip":
+        if whitened not in (None, "kip"):
+            raise ValueError(f"whitened of the layout 'kip' is 'kip', got {whitened!r}")
+        images, labels = read_kip(path)
+        method, whitened = method or "kip", "kip"
     else:
         folder = path / "Normal" if layout == "datm" and (path / "Normal").is_dir() else path
         suffix = "" if layout == "ddranking" else f"_{iteration}"
@@ -139,7 +149,7 @@ def read_tensor_layout(
             stacklevel=2,
         )
     return _made(
-        path, images, labels, num_classes, normalization, class_names, lr, bool(whitened),
+        path, images, labels, num_classes, normalization, class_names, lr, whitened or False,
         {"method": method, "layout": layout, "file": path.name},
     )  # fmt: skip
 
@@ -151,7 +161,7 @@ def write_tensor_layout(
 
     Args:
         distilled: uint8 images are normalised; float32 ones are written as they are.
-        path: ``"vico"``: a new file; others: a folder that does not exist or is empty.
+        path: ``"vico"``, ``"kip"``: a new file; others: a folder that does not exist or is empty.
         layout: Whose layout.
         iteration: In the names of ``"mtt"`` and ``"datm"``.
 
@@ -162,32 +172,43 @@ def write_tensor_layout(
         FileExistsError: It is there already.
         ValueError: ``"datm"`` without soft labels or learning rate; soft labels of classes with
             unequal numbers of images, as an image's class is its place beside soft labels (images
-            are written class after class then); or whitened images for ``"vico"``, whose
-            evaluation whitens nothing.
+            are written class after class then); whitened images for ``"vico"``, whose evaluation
+            whitens nothing; others than KIP's whitening for ``"kip"``, or its for another layout.
 
     Warns:
-        UserWarning: Soft labels are left out (``"vico"``, ``"mtt"``: hard labels alone), or the
+        UserWarning: Soft labels are left out (``"vico"``, ``"mtt"``, ``"kip"``: hard ones), or the
             files do not tell that the images are whitened (``"datm"``: that they are not), which
             :func:`read_tensor_layout` then needs to be told.
     """
     _check_layout(layout)
     path = Path(path)
-    if distilled.soft_labels is not None and layout in ("vico", "mtt"):
+    if distilled.soft_labels is not None and layout in ("vico", "mtt", "kip"):
         warnings.warn(
             f"the layout {layout!r} holds hard labels: the set's soft_labels are left out",
             stacklevel=2,
         )
     elif distilled.soft_labels is not None:
         distilled = _in_class_order(distilled, distilled.soft_labels)
+    if (distilled.whitened == "kip") != (layout == "kip") or (
+        distilled.whitened and layout == "vico"
+    ):
+        wanted = {"vico": "normalised", "kip": describe_whitening("kip")}.get(
+            layout, "normalised or ZCA-whitened"
+        )
+        raise ValueError(
+            f"images of the layout {layout!r} are {wanted}, these are "
+            f"{describe_whitening(distilled.whitened)}"
+        )
     images = network_input(distilled.images, distilled.normalization).cpu().contiguous()
-    if layout == "vico":
-        if distilled.whitened:
-            raise ValueError("the layout 'vico' is for normalised images, these are whitened")
+    if layout in ("vico", "kip"):
         if path.exists():
             raise FileExistsError(f"{path} exists")
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"data": [[images, distilled.labels.cpu()]], "accs_all_exps": {}}
-        write_bytes(path, _bytes(content))
+        labels = distilled.labels.cpu()
+        if layout == "kip":
+            write_bytes(path, kip_bytes(images, labels, distilled.num_classes))
+        else:
+            write_bytes(path, _bytes({"data": [[images, labels]], "accs_all_exps": {}}))
         return path
     tensors: dict[str, Tensor] = {"images": images, "labels": distilled.labels.cpu()}
     if layout == "datm" and (distilled.soft_labels is None or distilled.lr is None):
@@ -216,7 +237,7 @@ def write_tensor_layout(
 
 def read_dcbench(
     root: str | Path,
-    method: Literal["dc", "dsa", "dm", "tm", "random", "kmeans"],
+    method: Literal["dc", "dsa", "dm", "tm", "random", "kmeans", "kip"],
     data: Literal["cifar10", "cifar100", "tiny-imagenet"],
     ipc: int,
     *,
@@ -234,7 +255,7 @@ def read_dcbench(
         data: Of which data set.
         ipc: Images a class.
         lr: Of TM: its learned learning rate, which is not stored.
-        whitened: None: what the published settings say.
+        whitened: Of TM; None: what the published settings say.
 
     Raises:
         FileNotFoundError: There is no such file; the message names it.
@@ -242,20 +263,22 @@ def read_dcbench(
     """
     if data not in _DCBENCH:
         raise ValueError(f"data must be one of {', '.join(_DCBENCH)}, got {data!r}")
-    known = ("dc", "dsa", "dm", "tm", "random", "kmeans")
+    known = ("dc", "dsa", "dm", "tm", "random", "kmeans", "kip")
     if method not in known:
         raise ValueError(f"method must be one of {', '.join(known)}, got {method!r}")
     name = {"random": "Random", "kmeans": "Kmeans"}.get(method, method.upper())
     folder = Path(root) / name / _DCBENCH[data] / f"IPC{ipc}"
     classes = {"cifar10": 10, "cifar100": 100, "tiny-imagenet": 200}[data]
     if method != "tm":
-        files = sorted(folder.glob("*.pt"))
+        kind = ".npz" if method == "kip" else ".pt"
+        files = sorted(folder.glob(f"*{kind}"))
         if len(files) != 1:
-            raise FileNotFoundError(f"{folder} must hold one .pt file, it holds {len(files)}")
-        images, labels = _vico(files[0], -1)
+            raise FileNotFoundError(f"{folder} must hold one {kind} file, it holds {len(files)}")
+        images, labels = read_kip(files[0]) if method == "kip" else _vico(files[0], -1)
         return _made(
             files[0], images, labels, classes, codebase_normalization("vico", data), (), None,
-            False, {"method": method, "layout": "dcbench", "file": files[0].name},
+            "kip" if method == "kip" else False,
+            {"method": method, "layout": "dcbench", "file": files[0].name},
         )  # fmt: skip
     if whitened is None:
         whitened = (data, ipc) in {
@@ -335,7 +358,7 @@ def _made(
     normalization: Normalization,
     class_names: Sequence[str],
     lr: float | None,
-    whitened: bool,
+    whitened: Whitened,
     meta: dict[str, Any],
 ) -> DistilledSet:
     if not images.is_floating_point() or not len(images):

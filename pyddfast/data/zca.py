@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyddfast.data.datasets import ImageDataset, ImageSource
+from pyddfast.data.datasets import ImageDataset, ImageSource, Whitened
 from pyddfast.data.stored import read_tensors, tensors_digest, write_tensors
 
 __all__ = ["ZCAWhitening", "whiten"]
@@ -48,6 +48,9 @@ class ZCAWhitening:
     matrix: Tensor
     inverse: Tensor | None
     image_shape: tuple[int, ...]
+    # What ``whitened`` of its data sets says; it names the files of the cache too.
+    mark: Whitened = True
+    _centred = True
 
     def __init__(
         self, eps: float = 0.1, *, compute_inv: bool = True, cache: str | Path | None = None
@@ -82,11 +85,13 @@ class ZCAWhitening:
         file = None
         if self.cache is not None:
             digest = tensors_digest({"images": images})
-            file = self.cache / f"zca-{digest[:32]}-eps{self.eps!r}.safetensors"
+            name = "zca" if self.mark is True else self.mark
+            file = self.cache / f"{name}-{digest[:32]}-eps{self.eps!r}.safetensors"
         if file is None or not file.exists():
-            self.mean, values, vectors = _eigen(images)
-            self.matrix = (vectors * (values + self.eps).rsqrt()) @ vectors.T
-            self.inverse = (vectors * (values + self.eps).sqrt()) @ vectors.T
+            self.mean, values, vectors = self._eigen(images)
+            values = values + self._added(values)
+            self.matrix = (vectors * values.rsqrt()) @ vectors.T
+            self.inverse = (vectors * values.sqrt()) @ vectors.T
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 kept = {"mean": self.mean, "matrix": self.matrix, "inverse": self.inverse}
@@ -145,7 +150,32 @@ class ZCAWhitening:
                 f"images must be (..., C, H, W) with C, H, W = {self.image_shape} as fitted, "
                 f"got {tuple(images.shape)}"
             )
-        return _unit(images).reshape(-1, self.mean.numel())
+        return self._prepare(_unit(images).reshape(-1, self.mean.numel()))
+
+    def _eigen(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, eigenvalues and eigenvectors of the covariance, float64."""
+        size, count = images[0].numel(), len(images)
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean = torch.zeros(size, dtype=torch.float64, device=images.device)
+        if self._centred:
+            for part in torch.split(images, _CHUNK):
+                mean += part.flatten(1).double().sum(0)
+            mean /= scale * count
+        covariance = torch.zeros(size, size, dtype=torch.float64, device=images.device)
+        for part in torch.split(images, _CHUNK):
+            rows = self._prepare(part.flatten(1).double() / scale) - mean
+            covariance.addmm_(rows.T, rows)
+        values, vectors = torch.linalg.eigh(covariance / (count - 1 if self._centred else count))
+        # Rounding may leave -1e-17 for directions in which the images do not vary.
+        return mean, values.clamp(min=0), vectors
+
+    def _prepare(self, rows: Tensor) -> Tensor:
+        """What is done to each image before; rows of values in [0, 1]."""
+        return rows
+
+    def _added(self, values: Tensor) -> Tensor | float:
+        """What is added to every eigenvalue."""
+        return self.eps
 
     def _parts(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and matrix on the device and in the type of the images."""
@@ -169,7 +199,7 @@ def whiten(dataset: ImageDataset, whitening: ZCAWhitening) -> ImageDataset:
         whitening: Fitted to the training split, for the test split too.
 
     Returns:
-        The data set with float32 images and ``whitened=True``.
+        The data set with float32 images and ``whitened=True`` (``"kip"`` by KIP's).
 
     Raises:
         ValueError: It is whitened or normalised already, or of another image size.
@@ -178,7 +208,7 @@ def whiten(dataset: ImageDataset, whitening: ZCAWhitening) -> ImageDataset:
     if dataset.images.dtype != torch.uint8:
         raise ValueError(f"whitening takes uint8 images, {dataset.name} has {dataset.images.dtype}")
     parts = [whitening(part) for part in torch.split(dataset.images, _CHUNK)]
-    return replace(dataset, images=torch.cat(parts), whitened=True)
+    return replace(dataset, images=torch.cat(parts), whitened=whitening.mark)
 
 
 def _read(source: ImageSource) -> Tensor:
@@ -211,20 +241,3 @@ def _unit(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images.float() / 255
     return images if images.dtype == torch.float64 else images.float()
-
-
-def _eigen(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, eigenvalues and eigenvectors of the covariance, float64."""
-    size, count = images[0].numel(), len(images)
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
-    mean = torch.zeros(size, dtype=torch.float64, device=images.device)
-    for part in torch.split(images, _CHUNK):
-        mean += part.flatten(1).double().sum(0)
-    mean /= scale * count
-    covariance = torch.zeros(size, size, dtype=torch.float64, device=images.device)
-    for part in torch.split(images, _CHUNK):
-        centred = part.flatten(1).double() / scale - mean
-        covariance.addmm_(centred.T, centred)
-    values, vectors = torch.linalg.eigh(covariance / (count - 1))
-    # Rounding may leave -1e-17 for directions in which the images do not vary.
-    return mean, values.clamp(min=0), vectors

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet, ImageDataset, Trajectories, network_input
+from pyddfast.data.datasets import describe_whitening
 from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.data.stored import read_json
 from pyddfast.methods.recover import Job
@@ -546,11 +547,11 @@ def _check_run(experts: Trajectories, dataset: ImageDataset) -> None:
             "stopped; the same command with --resume goes on"
         )
     data = config["dataset"]
-    whitened = bool(data.get("whitened", False))
+    whitened = data.get("whitened", False)
     if whitened != dataset.whitened and data["sha256"] != data_digest(dataset):
         raise ValueError(
-            f"the experts in {experts.folder} were trained on {'' if whitened else 'un'}whitened "
-            f"images, and the data set is {'' if dataset.whitened else 'not '}whitened (--zca)"
+            f"the images of the experts in {experts.folder} are {describe_whitening(whitened)}, "
+            f"those of the data set {describe_whitening(dataset.whitened)} (--zca)"
         )
 
 

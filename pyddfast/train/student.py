@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyddfast.data import DistilledSet, ImageFolder, ImageSource, ResidentDataset, SoftLabels
+from pyddfast.data.datasets import describe_whitening
 from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.random import Purpose, generator
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, diverged, fit
@@ -40,6 +41,7 @@ __all__ = [
     "StudentResult",
     "check_student",
     "official_recipe_of",
+    "paper_recipe_of",
     "train_student",
 ]
 
@@ -455,9 +457,29 @@ def _recipe(
         if scale is not None and given.scale != scale:
             raise ValueError(f"recipe is for scale {given.scale!r}, scale is {scale!r}")
         return given
+    return paper_recipe_of(distilled_set, regime, scale)
+
+
+def paper_recipe_of(
+    distilled_set: DistilledSet | ResidentDataset,
+    regime: Regime,
+    scale: Scale | None = None,
+    **overrides: Any,
+) -> Recipe:
+    """The paper's recipe for the set, as :func:`pyddfast.train.recipe` gives it.
+
+    Args:
+        distilled_set: Its IPC, and its side where ``scale`` is None.
+        regime: As there.
+        scale: None: small up to 64 pixels, else large.
+        **overrides: As there.
+
+    Raises:
+        ValueError: As there.
+    """
     if scale is None:
         scale = "small" if max(distilled_set[0].shape[-2:]) <= SMALL_SIDE else "large"
-    return published_recipe(regime, scale, distilled_set.ipc)
+    return published_recipe(regime, scale, distilled_set.ipc, **overrides)
 
 
 def official_recipe_of(distilled_set: DistilledSet | ResidentDataset, regime: Regime) -> Recipe:
@@ -519,11 +541,12 @@ def _check(
         raise ValueError("test_set has no images")
     want = tuple(distilled_set[0].shape)
     have = tuple(test_set[0].shape)
-    if getattr(test_set, "whitened", False) != distilled_set.whitened:
-        which, other = ("set", "test set") if distilled_set.whitened else ("test set", "set")
+    whitened = distilled_set.whitened, getattr(test_set, "whitened", False)
+    if whitened[0] != whitened[1]:
+        made, tested = map(describe_whitening, whitened)
         raise ValueError(
-            f"the images of the {which} are ZCA-whitened, those of the {other} are not: whiten "
-            "both by the same transformation"
+            f"the images of the set are {made}, those of the test set are {tested}: both have to "
+            "be whitened by the same transformation (--zca, --zca-kip), or neither"
         )
     if used.augmentation == "rrc" and distilled_set[0].dtype != torch.uint8:
         raise ValueError(

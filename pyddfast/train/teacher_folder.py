@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyddfast.data import ImageSource
+from pyddfast.data.datasets import describe_whitening
 from pyddfast.models import create
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.teacher import RECORD, WEIGHTS, Teacher, load_weights, read_record
@@ -28,11 +29,12 @@ def load_teacher(folder: Path, data: ImageSource, device: str | None) -> Teacher
     channels, height, width = data[0].shape
     target = resolve_device(device)
     record = read_record(folder / RECORD)
-    whitened = record.get("config", {}).get("dataset", {}).get("whitened", False)
-    if whitened != getattr(data, "whitened", False):
+    learned = record.get("config", {}).get("dataset", {}).get("whitened", False)
+    whitened = getattr(data, "whitened", False)
+    if learned != whitened:
         raise ValueError(
-            f"the teacher in {folder} was trained on {'' if whitened else 'un'}whitened images, "
-            "these are not of that kind (--zca)"
+            f"the images that the teacher in {folder} learned are {describe_whitening(learned)}, "
+            f"these are {describe_whitening(whitened)} (--zca, --zca-kip)"
         )
     try:
         model = record["config"]["model"]

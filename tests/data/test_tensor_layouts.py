@@ -223,7 +223,7 @@ def test_the_tree_of_dc_bench(tmp_path):
     with pytest.raises(FileNotFoundError, match="IPC10"):
         read_dcbench(tmp_path, "dm", "cifar100", 10)
     with pytest.raises(ValueError, match="method must be one of"):
-        read_dcbench(tmp_path, "kip", "cifar100", 1)
+        read_dcbench(tmp_path, "frepo", "cifar100", 1)
 
 
 def test_normalisations_differ_between_codebases():

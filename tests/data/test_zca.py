@@ -96,11 +96,11 @@ def test_cache_is_keyed_by_images_and_eps(tmp_path, monkeypatch):
     first = ZCAWhitening(cache=tmp_path / "zca").fit(train)
     assert len(list((tmp_path / "zca").iterdir())) == 1
 
-    def refuse(images):
+    def refuse(self, images):
         raise AssertionError("fitted again")
 
     with monkeypatch.context() as context:
-        context.setattr("pyddfast.data.zca._eigen", refuse)
+        context.setattr("pyddfast.data.zca.ZCAWhitening._eigen", refuse)
         again = ZCAWhitening(cache=tmp_path / "zca").fit(train.clone())
         only = ZCAWhitening(cache=tmp_path / "zca", compute_inv=False).fit(train)
         with pytest.raises(AssertionError, match="fitted again"):

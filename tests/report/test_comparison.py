@@ -145,6 +145,18 @@ def test_hard_labels_alone_need_no_teacher(
     ]
 
 
+def test_batches_are_of_the_size_that_is_asked_for(
+    sets: dict[str, DistilledSet], test_set: ImageDataset, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, regimes=("hl",), batch_size=5)
+    compare_sets(sets, MODEL, config, test_set=test_set, out=tmp_path / "run", device="cpu")
+    stored = json.loads((tmp_path / "run/students/first-hl/result.json").read_text())["config"]
+    # 20 images: 4 steps in each of 2 epochs; all else is the paper's.
+    assert (stored["recipe"]["batch_size"], stored["budget"]["total_steps"]) == (5, 8)
+    assert (stored["recipe"]["lr"], stored["recipe"]["epochs"]) == (0.01, 300)
+    assert "Students take 5 images a step" in (tmp_path / "run/report.html").read_text()
+
+
 def test_refuses_before_any_work(
     tmp_path: Path, sets: dict[str, DistilledSet], test_set: ImageDataset
 ) -> None:
