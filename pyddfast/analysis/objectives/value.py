@@ -127,7 +127,7 @@ def check_like(one: ImageSource, shape: Sequence[int], real: RealImages) -> None
         ("num_classes", one.num_classes, len(real.members)),
         ("image shape", tuple(shape), real.shape),
         ("normalization", one.normalization, data.normalization),
-        ("whitened", bool(getattr(one, "whitened", False)), data.whitened),
+        ("whitened", getattr(one, "whitened", False), data.whitened),
     ):
         if given != needed:
             raise ValueError(f"{name} of the set is {given}, the data's {needed}")
