@@ -12,7 +12,18 @@ import diffusers
 import torch
 import transformers
 
-__all__ = ["small_dit", "small_text", "small_unet", "small_vae", "write_dit", "write_sd"]
+__all__ = [
+    "random_weights",
+    "scheduler",
+    "sd_pipeline",
+    "small_dit",
+    "small_text",
+    "small_unet",
+    "small_vae",
+    "tokenizer",
+    "write_dit",
+    "write_sd",
+]
 
 # Prompts of class names: words are spelt letter by letter.
 _LETTERS = string.ascii_lowercase + string.digits + ",/.-'"
@@ -68,9 +79,15 @@ def small_unet(width: int = 8, side: int = 4, text: int = 16) -> Any:
 
 
 def small_dit(
-    width: int = 16, layers: int = 2, side: int = 4, classes: int = 3, *, learn_sigma: bool = False
+    width: int = 16,
+    layers: int = 2,
+    side: int = 4,
+    classes: int = 3,
+    patch: int = 2,
+    *,
+    learn_sigma: bool = False,
 ) -> Any:
-    """A class-conditional DiT with two patches a latent's side fewer than pixels."""
+    """A class-conditional DiT on patches of ``patch`` latents a side."""
     return diffusers.DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=width // 2,
@@ -78,12 +95,12 @@ def small_dit(
         out_channels=8 if learn_sigma else 4,
         num_layers=layers,
         sample_size=side,
-        patch_size=2,
+        patch_size=patch,
         num_embeds_ada_norm=classes,
     ).eval()
 
 
-def _noise(kind: str) -> Any:
+def scheduler(kind: str) -> Any:
     """Stable Diffusion's own and DiT's own schedule."""
     if kind == "sd":
         return diffusers.PNDMScheduler(
@@ -93,7 +110,8 @@ def _noise(kind: str) -> Any:
     return diffusers.DDIMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
+    """Letters as tokens."""
     vocabulary: dict[str, int] = {}
     for end in ("", "</w>"):
         for letter in _LETTERS:
@@ -112,9 +130,9 @@ def sd_pipeline(vae: Any, unet: Any, text: Any) -> Any:
     return diffusers.StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
-        tokenizer=_tokenizer(),
+        tokenizer=tokenizer(),
         unet=unet,
-        scheduler=_noise("sd"),
+        scheduler=scheduler("sd"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -129,7 +147,7 @@ def write_sd(folder: Path, vae: Any, unet: Any, text: Any) -> Path:
 
 def write_dit(folder: Path, vae: Any, dit: Any) -> Path:
     """Save a DiT; its folder."""
-    diffusers.DiTPipeline(dit, vae, _noise("dit")).save_pretrained(folder)
+    diffusers.DiTPipeline(dit, vae, scheduler("dit")).save_pretrained(folder)
     return folder
 
 

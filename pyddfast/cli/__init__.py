@@ -38,6 +38,8 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("distill", "dc"): ("matching.distill_dc", "synthesise by gradient matching, DC"),
     ("distill", "dsa"): ("matching.distill_dsa", "synthesise by augmented gradient matching, DSA"),
     ("distill", "dm"): ("matching.distill_dm", "synthesise by distribution matching, DM"),
+    ("distill", "d4m"): ("generative.distill_d4m", "denoise prototypes of latents, D4M"),
+    ("distill", "minimax"): ("generative.distill_minimax", "sample a fine-tuned DiT, Minimax"),
     ("set", "import"): ("tensor_files.set_import", "tensor files of an official code to a set"),
     ("set", "export"): ("tensor_files.set_export", "a set to tensor files of an official code"),
     ("experts",): ("trajectories.experts", "train experts, keep their way: for tm and datm"),

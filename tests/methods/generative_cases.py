@@ -22,9 +22,9 @@ def tiny_sd(folder: Path, **vae) -> Path:
     return write_sd(folder, *parts)
 
 
-def tiny_dit(folder: Path, **dit) -> Path:
+def tiny_dit(folder: Path, channels: int = 1, **dit) -> Path:
     """8-pixel images, latents of 4 x 4 x 4, three classes."""
-    parts = small_vae(), small_dit(**dit)
+    parts = small_vae(channels=channels), small_dit(**dit)
     random_weights(2, *parts)
     for block in parts[1].transformer_blocks[1:]:  # as in converted weights: one for all blocks
         block.norm1.emb.load_state_dict(parts[1].transformer_blocks[0].norm1.emb.state_dict())
