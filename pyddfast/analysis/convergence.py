@@ -10,7 +10,6 @@ import numpy as np
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values, vector
-from pyddfast.analysis._law_inputs import whole_epochs
 from pyddfast.analysis._student import difference_interval, mean_interval
 
 __all__ = ["Convergence", "convergence", "convergence_ratio"]
@@ -50,7 +49,7 @@ def convergence(
     fall linearly with their logarithm.
 
     Args:
-        epochs: (n,), whole numbers from 1, rising.
+        epochs: (n,), positive and rising.
         error: (n,) or (seeds, n), test errors as fractions, of trainings of so many epochs or along
             one training.
         within: How near to the plateau, as a fraction: 0.01 is the paper's point.
@@ -65,9 +64,11 @@ def convergence(
     """
     if not 0 < within < 1:
         raise ValueError(f"within must be in (0, 1), got {within}; a point is 0.01")
-    when = whole_epochs("epochs", epochs)
+    when = vector("epochs", epochs)
     if len(when) < 3:
         raise ValueError(f"epochs must be at least 3, got {len(when)}")
+    if when[0] <= 0 or (np.diff(when) <= 0).any():
+        raise ValueError(f"epochs must be positive and rise, got {when.tolist()}")
     curves = list(error) if len(error) and np.ndim(error[0]) else [error]
     rows = np.stack([_curve(number, curve, when, within) for number, curve in enumerate(curves)])  # type: ignore[arg-type]
     lowest = rows.min(1)
@@ -75,7 +76,7 @@ def convergence(
     settled = bool((np.exp(reached) <= when[-1] / 2).all())
     if not settled:
         warn_caller(
-            f"the error still falls in the second half of {when[-1]} epochs: its plateau may be "
+            f"the error still falls in the second half of {when[-1]:g} epochs: its plateau may be "
             "lower, and is then reached later than given"
         )
     low, high = mean_interval(reached)

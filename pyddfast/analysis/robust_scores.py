@@ -2,9 +2,9 @@
 
 They are meant to tell what the images are worth from what soft labels and augmentation are worth
 (NUS-HPC-AI-Lab/DD-Ranking 0.2.0, ``metrics/hard_label.py``, ``soft_label.py``, ``aug_robust.py``).
-With accuracies as fractions both lie in [0, 1], and 0.2689 is "as good as random images".  The
-official code puts percentages into the same formulas, so its values leave this range by orders of
-magnitude; they cannot be converted.
+With accuracies as fractions both lie in [0, 1].  0.2689 is, for LRS, as much above random images as
+below the full data, and for ARS as good as random images.  The official code puts percentages into
+the same formulas, so its values leave this range by orders of magnitude; they cannot be converted.
 """
 
 from __future__ import annotations

@@ -130,6 +130,17 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ("train",): ("training.train", "train students on a set in a label regime"),
     ("evaluate",): ("evaluation.evaluate", "measure trained weights on a test set"),
     ("study",): ("study.study", "run a study of the paper as jobs, with a report"),
+    ("analyze", "dcs"): ("analysis.analyze_dcs", "does an objective order subsets as errors do?"),
+    ("analyze", "scaling-law"): (
+        "analysis.analyze_scaling_law",
+        "how the error falls with epochs, by the paper's law",
+    ),
+    ("analyze", "convergence"): (
+        "analysis.analyze_convergence",
+        "epochs to the plateau of the error, and their ratios",
+    ),
+    ("analyze", "lrs"): ("robust_scores.analyze_lrs", "DD-Ranking's label-robust score"),
+    ("analyze", "ars"): ("robust_scores.analyze_ars", "DD-Ranking's augmentation-robust score"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
 
