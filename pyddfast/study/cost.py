@@ -45,6 +45,8 @@ def images_trained(job: Job, study: Study, train: ImageDataset, test: ImageDatas
         )
     if job.kind == "student":
         return _student_images(job, train, test)
+    if job.kind == "ood":
+        return len(s["severities"]) * (len(job.needs) - 2) * len(test) / 3
     return count / 3
 
 

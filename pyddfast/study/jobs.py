@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from pyddfast._version import __version__
+from pyddfast.analysis.corruptions import CORRUPTIONS
 from pyddfast.study.sets import METHODS
-from pyddfast.study.spec import Budget, Network, ObjectiveSpec, SetSpec, Study, Trained
+from pyddfast.study.spec import Budget, Corruptions, Network, ObjectiveSpec, SetSpec, Study, Trained
 from pyddfast.train import Regime
 
 __all__ = ["Cell", "Job", "Plan", "plan"]
@@ -95,12 +96,14 @@ class Plan:
         cells: Of the table.
         sets: Job of each set, by (label, ipc).
         objectives: Job of each objective, which evaluates all sets, by name.
+        ood: Job that measures a student on corrupted images, by the student's key.
     """
 
     jobs: dict[str, Job] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     sets: dict[tuple[str, int], Job] = field(default_factory=dict)
     objectives: dict[str, Job] = field(default_factory=dict)
+    ood: dict[str, Job] = field(default_factory=dict)
 
 
 def plan(study: Study, facts: Mapping[str, Any] | None = None) -> Plan:
@@ -145,7 +148,40 @@ class _Planner:
                             self.cells(label, made, regime, ipc, teacher, budget)
         for asked in study.objectives:
             self.made.objectives[asked.name] = self.objective(asked)
+        if study.ood is not None:
+            corrupted = self.corrupted(study.ood)
+            for cell in self.made.cells:
+                for student in (job for jobs in cell.students for job in jobs):
+                    self.made.ood[student.key] = self.measured_ood(student, study.ood, corrupted)
         return self.made
+
+    def corrupted(self, of: Corruptions) -> dict[str, Job]:
+        """Corrupted test images, a job a corruption; none where a tree of them is read."""
+        if of.root is not None:
+            return {}
+        if unknown := [name for name in of.names if name not in CORRUPTIONS]:
+            raise ValueError(
+                f"ood: names must be of {', '.join(CORRUPTIONS)}, got {', '.join(unknown)}"
+            )
+        severities, seed = list(of.severities), self.study.seed
+        return {
+            name: self.job(
+                "corrupt", {"name": name, "severities": severities, "seed": seed}, {},
+                f"test images, {name}",
+            )
+            for name in of.names or CORRUPTIONS
+        }  # fmt: skip
+
+    def measured_ood(self, student: Job, of: Corruptions, corrupted: dict[str, Job]) -> Job:
+        settings = {
+            "network": student.settings["network"],
+            "seed": student.settings["seed"],
+            "root": str(of.root) if of.root else None,
+            "names": list(of.names),
+            "severities": list(of.severities),
+        }
+        needs = {"set": student.needs["set"], "student": student, **corrupted}
+        return self.job("ood", settings, needs, f"{student.shown}, on corrupted images")
 
     def objective(self, spec: ObjectiveSpec) -> Job:
         """All sets at once: what they share, such as statistics of the data, is computed once."""

@@ -8,10 +8,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pyddfast.analysis.convergence import Convergence, convergence, convergence_ratio
-from pyddfast.analysis.dcs import dcs
+from pyddfast.analysis.dcs import DCS, dcs
+from pyddfast.analysis.ood import ood_dcs
 from pyddfast.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_law_difference
 from pyddfast.report.comparison import REGIMES
 from pyddfast.report.figures import COLORS, figure_of
+from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, column_of
 from pyddfast.study.runner import Store
@@ -125,6 +127,8 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
 @dataclass(frozen=True)
 class _Point:
     name: str
+    row: str
+    column: str
     objective: float
     error: float
     size: int
@@ -149,7 +153,17 @@ def _points(
         size = cell.ipc * spec.repeat
         classes = images(**study.data.facts(), split="test").num_classes
         found.append(
-            _Point(name, float(value), 1 - result.mean, size, cell.ipc, group, 1 / classes)
+            _Point(
+                name,
+                cell.row,
+                column_of(study, cell),
+                float(value),
+                1 - result.mean,
+                size,
+                cell.ipc,
+                group,
+                1 / classes,
+            )
         )
     return found
 
@@ -162,6 +176,59 @@ def _without_worst(points: list[_Point]) -> list[_Point]:
         if 1 - point.error - point.chance < _LEAST * best:
             poor.add(point.group)
     return [point for point in points if point.group not in poor]
+
+
+def _ood(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """Errors on corrupted images beside those on the test split, and their DCS."""
+    errors: dict[tuple[str, str], float] = {}
+    for cell in plan.cells:
+        done = [store.done(plan.ood[job.key]) for jobs in cell.students for job in jobs]
+        if done and all(done):
+            found = [one["result"]["accuracy"] for one in done if one is not None]
+            errors[cell.row, column_of(study, cell)] = 1 - sum(found) / len(found)
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    for (row, column), error in errors.items():
+        if (row, column) in measured.cells:
+            known = measured.cells[row, column].mean
+            rows.append((f"{row}, {column}", percent(known), percent(1 - error)))
+            values[f"{row}, {column}"] = {"accuracy": known, "ood_accuracy": 1 - error}
+    for name, of_sets in _objective_values(plan, store).items():
+        for regime in study.regimes:
+            pool = _without_worst(_points(study, plan, measured, of_sets, regime))
+            kept = [point for point in pool if (point.row, point.column) in errors]
+            size, groups = [p.size for p in kept], [p.group for p in kept]
+            if len(set(size)) < 2 or len(set(groups)) < 4:
+                continue
+            score = ood_dcs(
+                [p.objective for p in kept], [p.error for p in kept],
+                [errors[p.row, p.column] for p in kept], size, groups=groups, seed=study.seed,
+            )  # fmt: skip
+            shown = f"DCS of {name}, {REGIMES[regime]}"
+            rows.append((shown, _score(score.id), _score(score.ood)))
+            low, high = score.ci
+            rows.append((f"{shown}: difference", "", f"{score.difference:+.2f} {_ends(score.ci)}"))
+            values[shown] = {
+                "id": score.id.rho, "id_ci": list(score.id.ci), "ood": score.ood.rho,
+                "ood_ci": list(score.ood.ci), "difference": score.difference, "ci": [low, high],
+            }  # fmt: skip
+    if not rows:
+        return None
+    assert study.ood is not None
+    names = ", ".join(study.ood.names) or "all fifteen"
+    return Section(
+        "Out of distribution",
+        f"Accuracy in % on the test split and, mean over corruptions ({names}; severities "
+        f"{', '.join(map(str, study.ood.severities))}), on corrupted images of it, of the same "
+        "students; where objectives are there, the DCS on both errors with 95 % intervals.",
+        ("", "test split", "corrupted"),
+        tuple(rows),
+        values,
+    )
+
+
+def _score(score: DCS) -> str:
+    return f"{score.rho:+.2f} {_ends(score.ci)}"
 
 
 def _scatter(points: dict[str, tuple[list[float], list[float], list[int]]]) -> Figure:
@@ -378,6 +445,7 @@ def _ends(interval: tuple[float, float]) -> str:
 _SECTIONS: dict[str, Callable[[Study, Plan, Store, Measured], Section | None]] = {
     "dcs": _dcs,
     "tm-curve": _tm_curve,
+    "ood": _ood,
     "convergence": _convergence,
     "scaling-law": _scaling_law,
 }

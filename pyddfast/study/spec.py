@@ -16,6 +16,7 @@ __all__ = [
     "SCALES",
     "Budget",
     "Claim",
+    "Corruptions",
     "Data",
     "Experts",
     "Network",
@@ -30,7 +31,7 @@ __all__ = [
 
 STUDIES = Path(__file__).parent / "studies"
 SCALES = ("published", "full", "smoke")
-Show: TypeAlias = Literal["grid", "convergence", "scaling-law", "dcs", "tm-curve"]
+Show: TypeAlias = Literal["grid", "convergence", "scaling-law", "dcs", "tm-curve", "ood"]
 # Read by pydantic: an unknown key is an error, and a value of another type is not bent to fit.
 _STRICT = {"extra": "forbid"}
 
@@ -206,6 +207,23 @@ class ObjectiveSpec:
 
 
 @dataclass(frozen=True)
+class Corruptions:
+    """Corrupted test images that every student is measured on.
+
+    Attributes:
+        names: Of ``pyddfast.analysis.corruptions.CORRUPTIONS``; none: all fifteen.
+        severities: Of 1 to 5.
+        root: A tree in ImageNet-C's layout that is read; None: they are made of the test split.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    names: tuple[str, ...] = ()
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
 class Claim:
     """A statement of the paper that two rows of the table decide.
 
@@ -250,9 +268,11 @@ class Study:
         scoring: Trainings that coresets need.
         experts: Trajectories that TM and DATM need.
         objectives: Distillation objectives of every set.
+        ood: Corrupted images that every student is measured on, beside the test split.
         show: What the report has beside the table: images of the sets (``"grid"``); of the
             students' curves the epochs to their plateau (``"convergence"``) or the scaling law;
-            of the objectives the DCS, or TM's loss by starting epoch (``"tm-curve"``).
+            of the objectives the DCS, or TM's loss by starting epoch (``"tm-curve"``); errors
+            on corrupted images beside those on the test split, and their DCS (``"ood"``).
         grid_class: The class of the grid's images, a row a set; None: all, a row a class.
         published: Table of ``published.json`` to print beside.
         claims: What the paper says of it.
@@ -280,6 +300,7 @@ class Study:
     scoring: Scoring = Scoring()
     experts: Experts = Experts()
     objectives: tuple[ObjectiveSpec, ...] = ()
+    ood: Corruptions | None = None
     show: tuple[Show, ...] = ()
     grid_class: str | None = None
     published: str | None = None
@@ -297,7 +318,7 @@ class Study:
             raise ValueError(f"ipc must be different positive ints, got {self.ipc}")
         if any(spec.repeat < 1 for spec in self.sets):
             raise ValueError("repeat of a set must be at least 1")
-        for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives")):
+        for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives"), ("ood", "ood")):
             if shown in self.show and not getattr(self, needed):
                 raise ValueError(f"show: {shown} needs {needed}")
         if {"convergence", "scaling-law"} & set(self.show) and self.evaluations < 4:
@@ -404,13 +425,14 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _merge(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """Values of ``overlay`` in place of those of ``values``, mappings key by key.
 
-    A network's options belong to its model: another model does not inherit them.
+    What has a name (data, a network by its model) is replaced whole: the size of other images, or
+    the options of another model, are not inherited.
     """
     merged = dict(values)
     for key, value in overlay.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both and "model" not in value else value  # type: ignore[arg-type]
+        merged[key] = _merge(old, value) if both and not {"name", "model"} & set(value) else value  # type: ignore[arg-type]
     return merged
 
 

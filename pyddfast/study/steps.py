@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pyddfast import coresets
+from pyddfast.analysis.corruptions import corrupted
 from pyddfast.analysis.objectives import (
     DCObjective,
     DMObjective,
@@ -21,11 +23,12 @@ from pyddfast.analysis.objectives import (
     TMObjective,
     evaluate_objectives,
 )
+from pyddfast.analysis.ood import corruption_accuracy, corruption_sets
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.coresets.cad_prune import check_cad
-from pyddfast.data import DistilledSet, ImageDataset, load
+from pyddfast.data import DistilledSet, ImageDataset, ImageSource, load
 from pyddfast.data.digest import describe_data
-from pyddfast.data.stored import read_tensors, write_tensors
+from pyddfast.data.stored import read_json, read_tensors, write_tensors
 from pyddfast.study.sets import METHODS, Ingredients
 from pyddfast.train import (
     Budget,
@@ -37,6 +40,7 @@ from pyddfast.train import (
     train_student,
     train_teacher,
 )
+from pyddfast.train.distributed import resolve_device
 from pyddfast.train.models import ModelSpec, build_model
 from pyddfast.train.teacher_folder import load_teacher
 
@@ -239,16 +243,9 @@ def _student(step: Step) -> dict[str, Any]:
         budget=budget, seeds=(s["seed"],), evaluations=s["evaluations"], **options,
     )  # fmt: skip
     (seed,) = found.seeds
-    assert seed.weights is not None
-    size = found.config["recipe"]["image_size"]
-    height, width = made.images.shape[-2:] if size is None else (size, size)
-    network = build_model(
-        step.model, s["seed"], num_classes=made.num_classes, in_channels=made.images.shape[1],
-        image_size=(height, width),
-    )  # fmt: skip
-    network.load_state_dict(read_tensors(seed.weights)[0])
-    logits = predict(network, test, normalization=made.normalization, size=size, device="cpu")
-    right = logits.argmax(1) == test.labels
+    network, size = _trained(step, made, step.folder)
+    logits = predict(network, test, normalization=made.normalization, size=size)
+    right = logits.argmax(1).cpu() == test.labels.cpu()
     return {
         "accuracy": seed.last_accuracy,
         "epochs": seed.last_epoch,
@@ -260,6 +257,55 @@ def _student(step: Step) -> dict[str, Any]:
         # Image by image, for paired comparisons: eight to a byte.
         "right": np.packbits(right.numpy()).tobytes().hex(),
     }
+
+
+def _trained(step: Step, made: DistilledSet, folder: Path) -> tuple[nn.Module, int | None]:
+    """A student that a job has trained, and the side that its images are resized to."""
+    number = step.settings["seed"]
+    size = read_json(folder / "work" / "config.json")["config"]["recipe"]["image_size"]
+    height, width = made.images.shape[-2:] if size is None else (size, size)
+    network = build_model(
+        step.model, number, num_classes=made.num_classes, in_channels=made.images.shape[1],
+        image_size=(height, width),
+    )  # fmt: skip
+    network.load_state_dict(read_tensors(folder / "work" / f"seed{number}.safetensors")[0])
+    return network.to(resolve_device(step.device)), size
+
+
+def _corrupt(step: Step) -> dict[str, Any]:
+    s = step.settings
+    made = {
+        str(severity): corrupted(step.test, s["name"], severity, seed=s["seed"]).images
+        for severity in s["severities"]
+    }
+    write_tensors(step.folder / "images.safetensors", made)
+    return {"images": sum(len(images) for images in made.values())}
+
+
+def _ood(step: Step) -> dict[str, Any]:
+    s, test = step.settings, step.test
+    made = DistilledSet.load(step.needs["set"] / "set")
+    network, size = _trained(step, made, step.needs["student"])
+    sets: dict[tuple[str, int], ImageSource] = {}
+    if s["root"] is not None:
+        found = corruption_sets(
+            s["root"], test.class_names, normalization=made.normalization,
+            image_size=test.images.shape[-1],
+        )  # fmt: skip
+        sets = {
+            key: one
+            for key, one in found.items()
+            if key[1] in s["severities"] and (not s["names"] or key[0] in s["names"])
+        }
+    else:
+        for name in step.needs.keys() - {"set", "student"}:
+            tensors, _ = read_tensors(step.needs[name] / "images.safetensors")
+            for severity, pixels in tensors.items():
+                sets[name, int(severity)] = replace(test, images=pixels)
+    accuracies = corruption_accuracy(
+        {"student": network}, sets, normalization=made.normalization, size=size
+    )["student"]
+    return {"accuracy": accuracies.mean, "by_corruption": accuracies.by_corruption()}
 
 
 def unpack_right(result: Mapping[str, Any]) -> torch.Tensor:
@@ -278,4 +324,6 @@ STEPS: dict[str, Callable[[Step], dict[str, Any]]] = {
     "set": _set,
     "objective": _objective,
     "student": _student,
+    "corrupt": _corrupt,
+    "ood": _ood,
 }

@@ -122,3 +122,27 @@ def test_curves_are_those_of_the_students(tiny, tmp_path):
     gap, low, high = values["Scaling law"]["HL IPC 5: Random − Again"]["b"]
     assert gap == pytest.approx(values["Scaling law"]["Random, HL IPC 5"]["b"] - fitted.b)
     assert low <= gap <= high
+
+
+def test_ood_measures_the_same_students_on_corrupted_images(tiny, tmp_path):
+    from pyddfast.analysis.corruptions import corrupted
+    from pyddfast.data.stored import read_tensors
+    from pyddfast.models import create
+    from pyddfast.train import evaluate
+
+    study = read_study(
+        tiny(seeds=1, ood={"names": ["contrast", "brightness"], "severities": [2]}, show=["ood"])
+    )
+    result = run_study(study, tmp_path / "out", show=False)
+    values = json.loads(result.results.read_text())["analyses"]["Out of distribution"]
+    found = values["Random, HL IPC 2"]
+    made, store = prepare(study), Store(tmp_path / "out")
+    (job,) = [job for job in made.jobs.values() if job.kind == "student"]
+    network = create("mlp", 10, 1, 28, width=8)
+    network.load_state_dict(read_tensors(store.folder(job) / "work/seed0.safetensors")[0])
+    test = load("fashion-mnist-mini", split="test")
+    each = [evaluate(network, corrupted(test, name, 2)) for name in ("contrast", "brightness")]
+    assert found["ood_accuracy"] == pytest.approx(sum(each) / 2, rel=1e-12)
+    assert found["accuracy"] == evaluate(network, test)
+    with pytest.raises(ValueError, match=r"ood: names must be of gaussian_noise, .*, got rain"):
+        plan(read_study(tiny(ood={"names": ["rain"]}, show=["ood"])))

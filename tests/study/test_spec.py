@@ -6,7 +6,7 @@ import pytest
 
 from pyddfast.study import plan, read_study, shipped
 from pyddfast.study.results import published_table
-from pyddfast.study.spec import SCALES
+from pyddfast.study.spec import SCALES, Data
 
 
 def test_shipped_studies_can_be_planned_at_every_scale():
@@ -35,6 +35,9 @@ def test_scales_replace_data_and_merge_settings(tiny):
         "iterations": 9, "init": "noise", "real_batch": 64, "lr_img": 10.0,
     }  # fmt: skip
     assert (small.ipc, small.network.options, small.seeds) == ((3,), {"width": 16}, 3)
+    # Data and networks are replaced whole.
+    sized = tiny(data={"name": "imagenet", "image_size": 224})
+    assert read_study(sized, scale="smoke").data == Data("fashion-mnist-mini")
     assert read_study(file, scale="full").data.name == "fashion-mnist"
     assert read_study(file, seeds=7, root=Path("x")).seeds == 7
 
