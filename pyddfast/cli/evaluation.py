@@ -21,11 +21,11 @@ from pyddfast.train import sampling_error
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.teacher import RECORD, WEIGHTS
 
-__all__ = ["evaluate"]
+__all__ = ["Trained", "evaluate", "find_trained", "load_trained"]
 
 
 @dataclass(frozen=True)
-class _Trained:
+class Trained:
     """Weights and what their run tells about them; None where there is no run."""
 
     files: list[Path]
@@ -64,7 +64,7 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     target = resolve_device(device)
-    trained = _find(weights)
+    trained = find_trained(weights)
     spec = ModelOptions(model, model_option).spec() if model is not None else trained.model
     if spec is None:
         raise ValueError(f"{weights} has no run beside it that tells its network: give --model")
@@ -95,7 +95,7 @@ def evaluate(
             image_size=(size or height, size or width),
             **options,
         )
-        _load(network, file)
+        load_trained(network, file)
         found = accuracy(
             network.to(target),
             held,
@@ -110,7 +110,8 @@ def evaluate(
     print(f"{len(held):,} test images of {of}")
 
 
-def _load(network: nn.Module, file: Path) -> None:
+def load_trained(network: nn.Module, file: Path) -> None:
+    """Fill a network with the weights of a file."""
     tensors, _ = read_tensors(file)
     try:
         network.load_state_dict(tensors)
@@ -118,7 +119,8 @@ def _load(network: nn.Module, file: Path) -> None:
         raise ValueError(f"{file} does not fit the network: {error}") from error
 
 
-def _find(weights: Path) -> _Trained:
+def find_trained(weights: Path) -> Trained:
+    """The weights of a run of train, a teacher's folder, or one file, and what the run tells."""
     if weights.is_file():
         return _told([weights], weights.parent)
     if not weights.is_dir():
@@ -132,16 +134,16 @@ def _find(weights: Path) -> _Trained:
     raise FileNotFoundError(f"{weights} holds neither students nor a teacher")
 
 
-def _told(files: list[Path], folder: Path) -> _Trained:
+def _told(files: list[Path], folder: Path) -> Trained:
     """What the run in ``folder`` says about its network and images."""
     file = folder / "config.json"
     if not file.is_file():
-        return _Trained(files, None, None, None, None)
+        return Trained(files, None, None, None, None)
     try:
         config = read_json(file)["config"]
         model, of = config["model"], config.get("set") or config["dataset"]
         shape = of.get("image_shape")
-        return _Trained(
+        return Trained(
             files,
             (model["name"], dict(model["options"])) if "name" in model else None,
             config["recipe"]["image_size"] or (shape[-1] if shape else None),
