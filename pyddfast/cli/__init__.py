@@ -141,6 +141,25 @@ COMMANDS: dict[tuple[str, ...], tuple[str, str]] = {
     ),
     ("analyze", "lrs"): ("robust_scores.analyze_lrs", "DD-Ranking's label-robust score"),
     ("analyze", "ars"): ("robust_scores.analyze_ars", "DD-Ranking's augmentation-robust score"),
+    ("analyze", "objective"): (
+        "objectives.analyze_objective",
+        "distillation objectives of finished sets: SRe2L, DWA, DM, DC, TM",
+    ),
+    ("analyze", "subsets"): ("objectives.analyze_subsets", "the pool of subsets of DCS"),
+    ("analyze", "corrupt"): (
+        "robustness.analyze_corrupt",
+        "a test split under ImageNet-C's corruptions",
+    ),
+    ("analyze", "ood"): ("robustness.analyze_ood", "accuracy of weights on corrupted images"),
+    ("analyze", "dynamics"): (
+        "dynamics.analyze_dynamics",
+        "trend of a synthesis: its loss and its students' accuracy",
+    ),
+    ("analyze", "start-epochs"): (
+        "dynamics.analyze_start_epochs",
+        "TM's loss by starting epoch",
+    ),
+    ("analyze", "grid"): ("dynamics.analyze_grid", "images of a class, a row a set"),
     ("compare",): ("comparison.compare", "train students on several sets, judge the differences"),
 }
 

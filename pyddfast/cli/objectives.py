@@ -1,4 +1,4 @@
-"""``pyddfast analyze objective`` and ``subsets``: objectives' values, and the sets to take them of."""
+"""``pyddfast analyze objective`` and ``subsets``: objectives' values, and sets to take them of."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ObjectiveOptions:
 
 def analyze_objective(
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    options: Annotated[ObjectiveOptions, Flat] = ObjectiveOptions(),  # noqa: B008
+    options: Annotated[ObjectiveOptions, Flat] = ObjectiveOptions(),
     data: Annotated[WhitenableData, Flat] = WhitenableData(),  # noqa: B008
     model: Annotated[ModelOptions, Flat] = ModelOptions(),  # noqa: B008
     *,
@@ -104,7 +104,8 @@ def analyze_objective(
         data: The training set that the sets were made of.
         model: Network of dm, dc and tm.
         which: Objectives: sre2l dwa dm dc tm.
-        out: Run folder; the values go to OUT/objectives.json.
+        out: Run folder; the values go to OUT/objectives.json, a table of them (for
+            pyddfast analyze dcs, once it has the errors) to OUT/table.json.
         teacher: Folder of a trained teacher with BatchNorm, for sre2l and dwa.
         experts: Folder of trajectories, for tm.
         image_size: Side in pixels that images of a folder are resized and cut to.
@@ -112,12 +113,11 @@ def analyze_objective(
         device: cpu or cuda; default CUDA where there is one.
     """
     source = data.load("train", image_size)
-    found = {
-        name: one
-        for name, one in (item for folder in sets for item in _sets(folder, source))
-    }  # fmt: skip
-    if not found:
-        raise ValueError("give at least one set")
+    listed = [item for folder in sets for item in _sets(folder, source)]
+    found = {name: one for name, _, one in listed}
+    if len(found) < len(listed) or not found:
+        raise ValueError(f"give one set or more of different names, got {[x[0] for x in listed]}")
+    groups = {name: group for name, group, _ in listed}
     objectives = [
         _objective(name, options, source, model, teacher, experts, device) for name in which
     ]
@@ -137,6 +137,7 @@ def analyze_objective(
             record["sets"] = part["sets"]
             record["objectives"].update(part["objectives"])
         run.write_json("objectives.json", record)
+        run.write_json("table.json", _rows(record, groups))
     table = new_table("L(S, D)", "set", "images", *which)
     for name, one in found.items():
         values = [record["objectives"][each]["values"][name]["value"] for each in which]
@@ -218,9 +219,7 @@ def analyze_subsets(
             )
             scores.save(out / "el2n.npz")
         embedding = embed(source, trained.model, out=out / "embedding", device=device)
-        pool = dcs_subsets(
-            scores, embedding, ipcs=ipcs, offsets=offsets, errors=known, least=least
-        )
+        pool = dcs_subsets(scores, embedding, ipcs=ipcs, offsets=offsets, errors=known, least=least)
         for one in pool:
             folder = out / one.name
             folder.mkdir(exist_ok=True)
@@ -234,19 +233,34 @@ def analyze_subsets(
     print(f"{len(pool)} subsets: {out / 'pool.json'}")
 
 
-def _sets(folder: Path, source: Any) -> Iterator[tuple[str, ImageSet]]:
-    """Named sets of a path of the command line."""
+def _rows(record: dict[str, Any], groups: dict[str, str]) -> list[dict[str, Any]]:
+    """A row a set: sizes, its group for the bootstrap of DCS, and the values."""
+    values = {name: one["values"] for name, one in record["objectives"].items()}
+    return [
+        {
+            "set": name,
+            "group": groups[name],
+            "images": size["count"],
+            "ipc": size["ipc"],
+            **{each: found[name]["value"] for each, found in values.items()},
+        }
+        for name, size in record["sets"].items()
+    ]
+
+
+def _sets(folder: Path, source: Any) -> Iterator[tuple[str, str, ImageSet]]:
+    """Name, group and images of each set of a path of the command line."""
     if (folder / "pool.json").is_file():
         for entry in read_json(folder / "pool.json")["subsets"]:
             picks = Selection.load(folder / entry["name"] / "selection.npz")
-            yield entry["name"], subset_images(source, picks.indices)
+            yield entry["name"], entry["parent"], subset_images(source, picks.indices)
     elif folder.suffix == ".npz":
         # `selection.npz` tells nothing, the folder of the run does.
         name = folder.parent.name if folder.stem == "selection" else folder.stem
-        yield name, subset_images(source, Selection.load(folder).indices)
+        yield name, name, subset_images(source, Selection.load(folder).indices)
     else:
         named = folder.parent if folder.name == "set" else folder
-        yield named.name, load_set(folder)
+        yield named.name, named.name, load_set(folder)
 
 
 def _objective(
@@ -291,17 +305,15 @@ def _objective(
             seed=options.seed,
             device=device,
         )
-    kind = DMObjective if name == "dm" else DCObjective
-    own = {"per_class": options.per_class} if name == "dm" else {}
-    return kind(
-        source,
-        model.spec(),
-        networks=options.networks,
-        real_batch=options.real_batch,
-        seed=options.seed,
-        device=device,
-        **own,
-    )
+    random: dict[str, Any] = {
+        "networks": options.networks,
+        "real_batch": options.real_batch,
+        "seed": options.seed,
+        "device": device,
+    }
+    if name == "dm":
+        return DMObjective(source, model.spec(), per_class=options.per_class, **random)
+    return DCObjective(source, model.spec(), **random)
 
 
 def _errors(file: Path) -> dict[str, float]:

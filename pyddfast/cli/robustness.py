@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,7 +14,7 @@ from pyddfast.cli.evaluation import find_trained, load_trained
 from pyddfast.cli.options import DataOptions, Flat, ModelOptions
 from pyddfast.cli.sets import test_view
 from pyddfast.cli.tables import new_table, print_table
-from pyddfast.data.atomic import write_json
+from pyddfast.data.atomic import write_bytes
 from pyddfast.models import create
 from pyddfast.train import evaluate
 from pyddfast.train.distributed import resolve_device
@@ -86,7 +87,8 @@ def analyze_ood(
     if out.exists():
         raise FileExistsError(f"{out} exists; give another file")
     target = resolve_device(device)
-    record, columns = {}, []
+    record: dict[str, dict[str, Any]] = {}
+    columns: list[str] = []
     for path in weights:
         trained = find_trained(path)
         spec = ModelOptions(model, model_option).spec() if model is not None else trained.model
@@ -117,7 +119,7 @@ def analyze_ood(
             load_trained(network, file)
             network.to(target)
             name = f"{path.name}/{file.stem}" if file != path else file.stem
-            options = {
+            options: dict[str, Any] = {
                 "normalization": trained.normalization,
                 "size": size,
                 "batch_size": batch_size,
@@ -128,10 +130,13 @@ def analyze_ood(
                 "ood": found.mean,
                 "by_corruption": found.by_corruption(),
                 "by_severity": {str(k): v for k, v in found.by_severity().items()},
-                "accuracies": {f"{kind} {level}": v for (kind, level), v in found.accuracies.items()},
+                "accuracies": {
+                    f"{kind} {level}": v for (kind, level), v in found.accuracies.items()
+                },
             }
             columns.append(name)
-    write_json(out, {"tree": str(tree), "weights": record})
+    content = {"tree": str(tree), "weights": record}
+    write_bytes(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     table = new_table("Accuracy (%)", "images", *columns)
     kinds = list(record[columns[0]]["by_corruption"])
     for shown, key in (("ordinary test", "id"), ("corrupted, mean", "ood")):

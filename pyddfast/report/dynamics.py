@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyddfast._extras import require
 from pyddfast.analysis.dynamics import LossDynamics
-from pyddfast.report.figures import _FAINT, _INK, _STYLE, COLORS
+from pyddfast.report.figures import COLORS, figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,45 +34,39 @@ def dynamics_figure(dynamics: LossDynamics) -> Figure:
     Returns:
         A matplotlib figure.
     """
-    matplotlib = require("matplotlib", "methods")
-    figure_class = require("matplotlib.figure", "methods").Figure
-    with matplotlib.rc_context(_STYLE):
-        figure: Figure = figure_class(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        x, y = dynamics.iterations, dynamics.losses
-        axes.plot(x, y, color=COLORS[0], alpha=0.2, linewidth=0.6)
-        parts = min(_POINTS, len(x))
-        axes.plot(
-            [float(part.mean()) for part in np.array_split(x, parts)],
-            [float(part.mean()) for part in np.array_split(y, parts)],
-            color=COLORS[0],
-            linewidth=1.4,
+    figure, (axes,) = figure_of(1, 1, width=6.4, height=3.8)
+    x, y = dynamics.iterations, dynamics.losses
+    axes.plot(x, y, color=COLORS[0], alpha=0.2, linewidth=0.6)
+    parts = min(_POINTS, len(x))
+    axes.plot(
+        [float(part.mean()) for part in np.array_split(x, parts)],
+        [float(part.mean()) for part in np.array_split(y, parts)],
+        color=COLORS[0],
+        linewidth=1.4,
+    )
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(f"matching loss ({dynamics.column})", color=COLORS[0])
+    low, high = dynamics.loss.ci
+    title = f"loss: {dynamics.loss.slope:+.3g} in 1000 iterations [{low:.3g}, {high:.3g}]"
+    if dynamics.accuracies:
+        right = axes.twinx()
+        right.errorbar(
+            list(dynamics.accuracies),
+            [100 * statistics.fmean(each) for each in dynamics.accuracies.values()],
+            yerr=[
+                100 * statistics.stdev(each) if len(each) > 1 else 0.0
+                for each in dynamics.accuracies.values()
+            ],
+            color=COLORS[1],
+            marker="o",
+            capsize=3,
         )
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(f"matching loss ({dynamics.column})", color=COLORS[0])
-        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-        low, high = dynamics.loss.ci
-        title = f"loss: {dynamics.loss.slope:+.3g} in 1000 iterations [{low:.3g}, {high:.3g}]"
-        if dynamics.accuracies:
-            right = axes.twinx()
-            right.errorbar(
-                list(dynamics.accuracies),
-                [100 * statistics.fmean(each) for each in dynamics.accuracies.values()],
-                yerr=[
-                    100 * statistics.stdev(each) if len(each) > 1 else 0.0
-                    for each in dynamics.accuracies.values()
-                ],
-                color=COLORS[1],
-                marker="o",
-                capsize=3,
-            )
-            right.set_ylabel("test accuracy (%)", color=_INK)
-            right.spines["top"].set_visible(False)
-        if dynamics.accuracy is not None:
-            slope, (low, high) = dynamics.accuracy.slope, dynamics.accuracy.ci
-            title += f"\naccuracy: {100 * slope:+.3g} points [{100 * low:.3g}, {100 * high:.3g}]"
-        axes.set_title(title, fontsize=9, loc="left")
-        axes.spines["top"].set_visible(False)
+        right.set_ylabel("test accuracy (%)", color=COLORS[1])
+        right.spines["top"].set_visible(False)
+    if dynamics.accuracy is not None:
+        slope, (low, high) = dynamics.accuracy.slope, dynamics.accuracy.ci
+        title += f"\naccuracy: {100 * slope:+.3g} points [{100 * low:.3g}, {100 * high:.3g}]"
+    axes.set_title(title, fontsize=9, loc="left")
     return figure
 
 
@@ -98,8 +91,6 @@ def start_epoch_figure(
     values = [value for curve in curves.values() for value in curve.values()]
     if not values:
         raise ValueError("curves must hold at least one value")
-    matplotlib = require("matplotlib", "methods")
-    figure_class = require("matplotlib.figure", "methods").Figure
     top = limit if limit is not None else _SPIKE * statistics.median(values)
     spikes = [
         (name, epoch, value)
@@ -107,30 +98,25 @@ def start_epoch_figure(
         for epoch, value in curve.items()
         if value > top
     ]
-    with matplotlib.rc_context(_STYLE):
-        figure: Figure = figure_class(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        for number, (name, curve) in enumerate(curves.items()):
-            color = COLORS[number % len(COLORS)]
-            axes.plot(list(curve), list(curve.values()), color=color, marker="o", label=name)
-            for _, epoch, value in (spike for spike in spikes if spike[0] == name):
-                axes.plot([epoch], [top], color=color, marker="^", clip_on=False, zorder=3)
-                axes.annotate(
-                    f"{name} {value:.3g}",
-                    (epoch, top),
-                    xytext=(0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                    annotation_clip=False,
-                )
-        if spikes:
-            axes.set_ylim(top=top)
-        axes.set_xlabel("starting epoch of the expert")
-        axes.set_ylabel("normalised distance")
-        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.legend(frameon=False)
-        figure.spikes = spikes  # type: ignore[attr-defined]
+    figure, (axes,) = figure_of(1, 1, width=6.4, height=3.8)
+    for number, (name, curve) in enumerate(curves.items()):
+        color = COLORS[number % len(COLORS)]
+        axes.plot(list(curve), list(curve.values()), color=color, marker="o", label=name)
+        for _, epoch, value in (spike for spike in spikes if spike[0] == name):
+            axes.plot([epoch], [top], color=color, marker="^", clip_on=False, zorder=3)
+            axes.annotate(
+                f"{name} {value:.3g}",
+                (epoch, top),
+                xytext=(0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                annotation_clip=False,
+            )
+    if spikes:
+        axes.set_ylim(top=top)
+    axes.set_xlabel("starting epoch of the expert")
+    axes.set_ylabel("normalised distance")
+    axes.legend(frameon=False)
+    figure.spikes = spikes  # type: ignore[attr-defined]
     return figure

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "accuracy_figure", "figure_of", "png_uri", "sets_figure", "svg"]
+__all__ = [
+    "COLORS",
+    "accuracy_figure",
+    "figure_of",
+    "png_uri",
+    "sets_figure",
+    "shown_pixels",
+    "svg",
+]
 
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -179,7 +187,7 @@ def sets_figure(
         dtype=torch.uint8,
     )
     for number, one in enumerate(made):
-        shown = _shown(one).cpu()
+        shown = shown_pixels(one).cpu()
         for row, label in enumerate(classes):
             members = (one.labels == label).nonzero()[:columns, 0].tolist()
             for column, index in enumerate(members):
@@ -245,7 +253,7 @@ def png_uri(figure: Figure, *, dpi: int = 160) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _shown(made: DistilledSet) -> Tensor:
+def shown_pixels(made: DistilledSet) -> Tensor:
     """uint8 (N, C, H, W); whitened images, which have no pixels, each over its own range."""
     if not made.whitened:
         return made.pixels()

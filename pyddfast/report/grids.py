@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from pyddfast._extras import require
 from pyddfast.data import DistilledSet
-from pyddfast.report.figures import _STYLE, _shown
+from pyddfast.report.figures import figure_of, shown_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,35 +51,30 @@ def method_grid(sets: Mapping[str, DistilledSet], label: int | str, *, columns: 
         members = (one.labels == class_label(one, label)).nonzero()[:columns, 0]
         if not len(members):
             raise ValueError(f"{name} has no image of class {label!r}")
-        shown = F.interpolate(_shown(one)[members].float(), size=(side, side), mode="nearest")
+        shown = F.interpolate(shown_pixels(one)[members].float(), size=(side, side), mode="nearest")
         for column, image in enumerate(shown):
             top, left = row * step, column * step
             canvas[top : top + side, left : left + side] = image.long().permute(1, 2, 0)
-    matplotlib = require("matplotlib", "methods")
-    figure_class = require("matplotlib.figure", "methods").Figure
-    with matplotlib.rc_context(_STYLE):
-        scale = _INCHES / side
-        figure: Figure = figure_class(
-            figsize=(canvas.shape[1] * scale + 1.5, canvas.shape[0] * scale + 0.3),
-            layout="constrained",
-        )
-        axes = figure.add_subplot()
-        pixels = canvas.to(torch.uint8).numpy()
-        axes.imshow(
-            pixels[..., 0] if channels == {1} else pixels,
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-        )
-        axes.set_yticks([row * step + side / 2 - 0.5 for row in range(len(sets))], list(sets))
-        axes.set_xticks([])
-        axes.tick_params(length=0)
-        first = next(iter(sets.values()))
-        names = first.class_names
-        axes.set_title(names[class_label(first, label)] if names else f"class {label}")
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+    scale = _INCHES / side
+    figure, (axes,) = figure_of(
+        1, 1, width=canvas.shape[1] * scale + 1.5, height=canvas.shape[0] * scale + 0.3
+    )
+    pixels = canvas.to(torch.uint8).numpy()
+    axes.imshow(
+        pixels[..., 0] if channels == {1} else pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
+    axes.set_yticks([row * step + side / 2 - 0.5 for row in range(len(sets))], list(sets))
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    first = next(iter(sets.values()))
+    names = first.class_names
+    axes.set_title(names[class_label(first, label)] if names else f"class {label}")
+    axes.spines[:].set_visible(False)
     return figure
 
 
