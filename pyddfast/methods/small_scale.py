@@ -67,7 +67,7 @@ class MatchingConfig:
         dsa_align_corners: Of DSA's scale and rotate.  False is what the official code computes on
             torch 1.3 and later.
         fused: Swap norm, ReLU and pooling of the networks for one operator.
-        snapshot_every: Keep the images every so many steps, in the run folder's ``snapshots``.
+        snapshot_every: Keep the images every so many steps, in the run's folder snapshots/.
         seed: Of every draw.
     """
 

@@ -86,8 +86,8 @@ class TrajectoryConfig:
         lr_floor: The students' learning rate is kept from falling below it; semantics="official"
             stops with an error where it turns negative.
         semantics: "paper", or "official": without guards that the published code lacks.
-        snapshot_every: Keep images, labels and learning rate every so many iterations, in the run
-            folder's ``snapshots``.
+        snapshot_every: Keep images, labels and learning rate every so many iterations, in the
+            run's folder snapshots/.
         seed: Of first images, batches, experts and augmentation.
     """
 
