@@ -46,6 +46,13 @@ class Classes:
         """(N, D), sorted."""
         return self.embedding.features[self.rows]
 
+    def unit_features(self) -> Tensor:
+        """The same, of length 1, however short they are; zeros stay zeros."""
+        largest = self.features.abs().amax(1, keepdim=True)
+        scaled = self.features / torch.where(largest > 0, largest, 1.0)
+        length = scaled.norm(dim=1, keepdim=True)
+        return scaled / torch.where(length > 0, length, 1.0)
+
     def gradients(self, *, batch_means: bool = False) -> Tensor:
         """Gradients of the labels' cross entropy by the logits, (N, C), sorted.
 

@@ -45,7 +45,8 @@ class Embedding:
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: Shapes do not fit, a label is out of range, or a value is not finite.
+        ValueError: Shapes do not fit, a label is out of range, a value is not finite, or features
+            are so large that their products overflow.
     """
 
     logits: Tensor
@@ -70,10 +71,28 @@ class Embedding:
             unsound = (~value.isfinite().all(1)).nonzero()
             if len(unsound):
                 raise ValueError(f"{name} must be finite; sample {int(unsound[0])} is not")
+        self._check_lengths()
         if count and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.num_classes:
             raise ValueError(
                 f"labels must lie in [0, {self.num_classes}), got values from "
                 f"{int(self.labels.min())} to {int(self.labels.max())}"
+            )
+
+    def _check_lengths(self) -> None:
+        """Raise where distances and inner products of features would overflow, and picks with them.
+
+        A millionth of the root of the largest number: they are summed before they are squared.
+        """
+        if not self.features.numel():
+            return
+        # The operators compute with float64 of float64, else with float32.
+        double = self.features.dtype == torch.float64
+        limit = 1e-6 * torch.finfo(torch.float64 if double else torch.float32).max ** 0.5
+        largest, sample = self.features.abs().amax(1).double().max(0)
+        if float(largest) > limit:
+            raise ValueError(
+                f"features must lie within {limit:.1e}, so that their products do not overflow; "
+                f"sample {int(sample)} has {float(largest):.1e}: divide them by a constant"
             )
 
     def __len__(self) -> int:

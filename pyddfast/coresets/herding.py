@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch.nn import functional as F
-
 from pyddfast import ops
 from pyddfast.coresets.classes import by_class
 from pyddfast.coresets.embedding import Embedding
@@ -39,7 +37,7 @@ def herding(
     """
     check_semantics(semantics)
     classes = by_class(embedding, ipc, fraction)
-    features = F.normalize(classes.features, dim=1) if normalize else classes.features
+    features = classes.unit_features() if normalize else classes.features
     found = ops.herding(
         features, classes.budgets, farthest=semantics == "official", segments=classes.segments
     )

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyddfast import ops
 from pyddfast._extras import require
@@ -73,7 +72,7 @@ def k_centers(
         raise ValueError(f"init must be 'random' with semantics='official', got {init!r}")
     classes = by_class(embedding, ipc, fraction)
     first = first_picks(classes, seed, semantics) if init == "random" else init
-    features = _features(classes, normalize)
+    features = classes.unit_features() if normalize else classes.features
     found = ops.k_center(
         features, classes.budgets, metric=metric, init=first, segments=classes.segments
     )
@@ -120,7 +119,7 @@ def k_means_medoids(
     """
     clusters = require("scipy.cluster.vq", "methods")
     classes = by_class(embedding, ipc, fraction)
-    features = _features(classes, normalize).double()
+    features = (classes.unit_features() if normalize else classes.features).double()
     bounds = classes.segments.tolist()
     picks: list[Tensor] = []
     for label, budget in enumerate(classes.budgets):
@@ -167,8 +166,3 @@ def first_picks(classes: Classes, seed: int, semantics: Semantics) -> list[int]:
         return [int(value) for value in starts + torch.tensor(draws)]
     shares = uniform(seed, Purpose.SELECTION, torch.arange(len(starts)), lanes=_START_LANE)
     return [int(value) for value in starts + (shares * sizes).long()]
-
-
-def _features(classes: Classes, normalize: bool) -> Tensor:
-    features = classes.features
-    return F.normalize(features, dim=1) if normalize else features

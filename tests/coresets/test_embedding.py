@@ -114,6 +114,11 @@ def test_refuses(blobs: ImageDataset) -> None:
     x, y = torch.zeros(3, 2), torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match="features must be finite; sample 1 is not"):
         Embedding(x, torch.tensor([[0.0], [torch.nan], [0.0]]), y)
+    with pytest.raises(
+        ValueError, match=r"features must lie within 1\.8e\+13, .* sample 2 has 2\.0e"
+    ):
+        Embedding(x, torch.tensor([[0.0], [1e13], [2e13]]), y)
+    Embedding(x, torch.tensor([[0.0], [1e13], [2e13]]).double(), y)
     with pytest.raises(ValueError, match=r"logits must have shape \(3, width\)"):
         Embedding(x[:2], x, y)
     with pytest.raises(ValueError, match=r"labels must lie in \[0, 2\), got values from 0 to 2"):

@@ -150,3 +150,14 @@ def test_budgets() -> None:
 def test_a_matrix_is_no_embedding(method: Callable[..., Selection]) -> None:
     with pytest.raises(TypeError, match="embedding must be an Embedding, got Tensor; embed"):
         method(FEATURES, ipc=1)
+
+
+@pytest.mark.parametrize("power", [-120, -70, 40])
+def test_normalised_features_may_be_of_any_length(power: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    h, y = torch.randn(60, 6, generator=generator), torch.arange(60) % 3
+    plain = Embedding(torch.zeros(60, 3), h, y)
+    other = Embedding(torch.zeros(60, 3), h * 2.0**power, y)
+    for method in (k_centers, k_means_medoids, herding):
+        picks = [method(e, ipc=5, normalize=True).indices.tolist() for e in (plain, other)]
+        assert picks[0] == picks[1]
