@@ -2,6 +2,7 @@
 
 y_k = a n₁^{b₁} ∏_{j=2..k} (n_j / n_{j-1})^{b_j} + d with n_j = j n₁ and b_j = b 2^{-(j-1)/τ} is
 y_k = exp(log a + b X_k(τ)) + d with X_k = log n₁ + Σ_{j=2..k} 2^{-(j-1)/τ} log(j / (j-1)).
+Inside an epoch X grows with the utility of that epoch, so that the law has no jumps.
 """
 
 from __future__ import annotations
@@ -32,22 +33,28 @@ _GRID_TAU = 24
 
 @dataclass(frozen=True)
 class Curve:
-    """Errors (n,) at whole epochs (n,), with the samples that one epoch shows."""
+    """Errors (n,) after epochs (n,), with the samples that one epoch shows."""
 
-    epochs: npt.NDArray[np.int64]
+    epochs: Array
     error: Array
     samples: float
 
 
-def powers(tau: Array, epochs: npt.NDArray[np.int64], samples: float) -> tuple[Array, Array]:
+def powers(tau: Array, epochs: Array, samples: float) -> tuple[Array, Array]:
     """X (..., n) at half-lives (...), and its derivative by log τ."""
-    j = np.arange(2, int(epochs.max()) + 1)
-    age = (j - 1) * math.log(2) / tau[..., None]
+    rate = math.log(2) / tau[..., None]
+    whole = np.maximum(np.floor(epochs), 1.0)
+    j = np.arange(2, int(whole.max()) + 1)
+    age = (j - 1) * rate
     terms = np.exp(-age) * np.log(j / (j - 1))
     sums = [np.zeros((*tau.shape, len(j) + 1)) for _ in range(2)]
     np.cumsum(terms, -1, out=sums[0][..., 1:])
     np.cumsum(age * terms, -1, out=sums[1][..., 1:])
-    return math.log(samples) + sums[0][..., epochs - 1], sums[1][..., epochs - 1]
+    # Of the epoch under way; the first one has no age.
+    age = np.where(epochs < 1, 0.0, whole) * rate
+    rest = np.exp(-age) * np.log(epochs / whole)
+    at = whole.astype(int) - 1
+    return math.log(samples) + sums[0][..., at] + rest, sums[1][..., at] + age * rest
 
 
 class Problem:

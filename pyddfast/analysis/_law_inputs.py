@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from pyddfast.analysis._inputs import Values, vector
+from pyddfast.analysis._inputs import Array, Values, vector
 from pyddfast.analysis._law import Curve
 from pyddfast.analysis._law_grid import GRID_D
 
-__all__ = ["LawMethod", "check_options", "checked_curve", "of_curve", "whole_epochs"]
+__all__ = ["LawMethod", "check_options", "checked_curve", "checked_epochs", "of_curve"]
 
 LawMethod: TypeAlias = Literal["varpro", "grid"]
 
@@ -26,32 +25,32 @@ def of_curve(given: object, name: str, argument: str) -> Any:
     return given[name]
 
 
-def whole_epochs(argument: str, values: Values, *, rising: bool = True) -> npt.NDArray[np.int64]:
-    """Whole numbers from 1, ``rising`` where they are the epochs of a curve."""
+def checked_epochs(argument: str, values: Values, *, rising: bool = True) -> Array:
+    """Positive numbers, ``rising`` where they are the epochs of a curve."""
     array = vector(argument, values)
-    if not len(array) or (array < 1).any() or (array != array.round()).any():
-        raise ValueError(f"{argument} must be whole numbers from 1, got {array.tolist()}")
+    if not len(array) or (array <= 0).any():
+        raise ValueError(f"{argument} must be positive, got {array.tolist()}")
     if rising and (np.diff(array) <= 0).any():
         raise ValueError(f"{argument} must rise, got {array.tolist()}")
-    return array.astype(np.int64)
+    return array
 
 
 def checked_curve(of: str, epochs: Values, error: Values, samples: float) -> Curve:
     """A curve; ``of`` names it in the errors."""
-    whole = whole_epochs(f"epochs{of}", epochs)
-    array = vector(f"error{of}", error, length=len(whole))
+    when = checked_epochs(f"epochs{of}", epochs)
+    array = vector(f"error{of}", error, length=len(when))
     if array.min() <= 0 or array.max() > 1:
         raise ValueError(
             f"error{of} must be fractions in (0, 1], got {array.min():g} to {array.max():g}"
         )
     if array[-1] >= array[0]:
         raise ValueError(
-            f"error{of} must fall: it is {array[0]:g} at epoch {whole[0]} and {array[-1]:g} at "
-            f"epoch {whole[-1]}"
+            f"error{of} must fall: it is {array[0]:g} at epoch {when[0]:g} and {array[-1]:g} at "
+            f"epoch {when[-1]:g}"
         )
     if not samples > 0 or not math.isfinite(samples):
         raise ValueError(f"samples_per_epoch{of} must be positive, got {samples}")
-    return Curve(whole, array, float(samples))
+    return Curve(when, array, float(samples))
 
 
 def check_options(

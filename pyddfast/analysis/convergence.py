@@ -10,6 +10,7 @@ import numpy as np
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values, vector
+from pyddfast.analysis._law_inputs import checked_epochs
 from pyddfast.analysis._student import difference_interval, mean_interval
 
 __all__ = ["Convergence", "convergence", "convergence_ratio"]
@@ -64,11 +65,9 @@ def convergence(
     """
     if not 0 < within < 1:
         raise ValueError(f"within must be in (0, 1), got {within}; a point is 0.01")
-    when = vector("epochs", epochs)
+    when = checked_epochs("epochs", epochs)
     if len(when) < 3:
         raise ValueError(f"epochs must be at least 3, got {len(when)}")
-    if when[0] <= 0 or (np.diff(when) <= 0).any():
-        raise ValueError(f"epochs must be positive and rise, got {when.tolist()}")
     curves = list(error) if len(error) and np.ndim(error[0]) else [error]
     rows = np.stack([_curve(number, curve, when, within) for number, curve in enumerate(curves)])  # type: ignore[arg-type]
     lowest = rows.min(1)

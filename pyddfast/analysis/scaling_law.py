@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values
@@ -26,8 +25,8 @@ from pyddfast.analysis._law_inputs import (
     LawMethod,
     check_options,
     checked_curve,
+    checked_epochs,
     of_curve,
-    whole_epochs,
 )
 from pyddfast.analysis._law_intervals import noisy_copies, profile, profile_limit
 from pyddfast.analysis._student import LEVEL
@@ -53,7 +52,7 @@ class ScalingLaw:
         ci: 95 % intervals of the parameters that are not fixed, by the bootstrap.
         ci_profile: Likewise, by the profile of the residual sum of squares.
         residual: Standard deviation of what the law leaves of the error.
-        epochs: int64 (n,).
+        epochs: (n,), as given.
         error: (n,), observed.
         samples_per_epoch: Samples that an epoch shows.
         method: How it was fitted.
@@ -68,7 +67,7 @@ class ScalingLaw:
     ci: Mapping[str, Interval]
     ci_profile: Mapping[str, Interval]
     residual: float
-    epochs: npt.NDArray[np.int64]
+    epochs: Array
     error: Array
     samples_per_epoch: float
     method: LawMethod
@@ -76,7 +75,7 @@ class ScalingLaw:
     _fit: object = field(repr=False, compare=False)
 
     def predict(self, k: Values | float) -> Array:
-        """Error after ``k`` epochs, whole numbers from 1; of their shape."""
+        """Error after ``k`` epochs; of their shape."""
         errors: Array = _predict(np.array([[self.a, self.b, self.tau, self.d]]), self, k)[0]
         return errors
 
@@ -139,7 +138,7 @@ def fit_scaling_law(
     multiplies d by the product over the epochs, which eq. 7 does not.
 
     Args:
-        epochs: (n,), whole numbers from 1, rising; of several curves by name, or the same for all.
+        epochs: (n,), positive and rising; of several curves by name, or the same for all.
         error: (n,), test errors as fractions; of several curves by name.
         samples_per_epoch: n₁, the samples that an epoch shows.
         a: Fixed value, ``"shared"``: one for all curves, or None: each its own.
@@ -327,7 +326,7 @@ def _warn_undetermined(law: ScalingLaw, of: str) -> None:
 
 def _predict(parameters: Array, law: ScalingLaw, k: Values | float) -> Array:
     """(draws, k) from a, b, τ, d (draws, 4)."""
-    wanted = whole_epochs("k", np.atleast_1d(np.asarray(k)), rising=False)
+    wanted = checked_epochs("k", np.atleast_1d(np.asarray(k)), rising=False)
     a, b, tau, d = parameters.T[..., None]
     x, _ = powers(tau[:, 0], wanted, law.samples_per_epoch)
     errors: Array = a * np.exp(b * x) + d
