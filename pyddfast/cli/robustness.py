@@ -77,7 +77,9 @@ def analyze_ood(
         data: The task: its classes, and the ordinary test split.
         tree: ImageNet-C, or what pyddfast analyze corrupt wrote.
         out: JSON file for the accuracies.
-        model: Name of the network, where the weights have no run beside them.
+        model: Name of the network: convnet-d1 to convnet-d8, mlp, resnet18, resnet34, resnet50,
+            resnet101, resnet152, mobilenet_v2, efficientnet_lite0.  Needed where the weights have
+            no run beside them.
         model_option: Its options, each NAME=VALUE.
         image_size: Side that files are resized and cut to; default that of the training.
         test_resize: Shorter side before the centre is cut.
