@@ -39,10 +39,12 @@ def images() -> ImageDataset:
     return ImageDataset(pixels.to(torch.uint8), labels, names, CIFAR10_NORMALIZATION)
 
 
-def official(data: ImageDataset, ipc: int, batch: int) -> Callable[[int], None]:
-    """The iteration as the script has it, on normalised images in memory."""
-    everything = normalize(data.images, data.normalization)
-    synthetic = torch.randn(CLASSES * ipc, 3, 32, 32, requires_grad=True)
+def official(
+    data: ImageDataset, ipc: int, batch: int, device: torch.device
+) -> Callable[[int], None]:
+    """The iteration as the script has it, on normalised images on the device."""
+    everything = normalize(data.images, data.normalization).to(device)
+    synthetic = torch.randn(CLASSES * ipc, 3, 32, 32, device=device, requires_grad=True)
     optimizer = torch.optim.SGD([synthetic], lr=1.0, momentum=0.5)
     param: Any = SimpleNamespace(
         aug_mode="S", prob_flip=0.5, ratio_scale=1.2, ratio_rotate=15.0, ratio_crop_pad=0.125,
@@ -50,9 +52,9 @@ def official(data: ImageDataset, ipc: int, batch: int) -> Callable[[int], None]:
     )  # fmt: skip
 
     def step(iteration: int) -> None:
-        network: Any = create("convnet-d3", CLASSES, 3, 32, seed=iteration)
+        network: Any = create("convnet-d3", CLASSES, 3, 32, seed=iteration).to(device)
         network.requires_grad_(False)
-        loss: Tensor = torch.zeros(())
+        loss: Tensor = torch.zeros((), device=device)
         for label in range(CLASSES):
             real = everything[label * EACH + torch.randperm(EACH)[:batch]]
             ours = synthetic[label * ipc : (label + 1) * ipc]
@@ -81,7 +83,7 @@ def main() -> None:
     config = DMConfig(ipc=options.ipc, real_batch=options.real_batch, lr_img=1.0, init="real")
     work = DMWork(real, Networks("convnet-d3", real, 0, fused=True), config, Ranks())
     runs = {
-        "official expression": official(data, options.ipc, options.real_batch),
+        "official expression": official(data, options.ipc, options.real_batch, torch.device("cpu")),
         "methods.dm": work.run_step,
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}

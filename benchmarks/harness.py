@@ -43,6 +43,7 @@ class Case:
         bytes_floor: What any implementation has to move: inputs read once, outputs written once.
         make_inputs: Takes a seed; the same seed gives the same tensors.
         providers: Name to a function that binds inputs and returns the step.
+        own_draws: Providers that draw for themselves: their results are not those of the others.
     """
 
     op: str
@@ -52,6 +53,7 @@ class Case:
     bytes_floor: int
     make_inputs: Callable[[int], Mapping[str, Tensor]]
     providers: Mapping[str, Callable[[Mapping[str, Tensor]], Step]]
+    own_draws: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ def time_cpu(
     *,
     rounds: int,
     block_s: float = CPU_BLOCK_S,
+    warm_ups: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times every step, in turns.
@@ -97,11 +100,12 @@ def time_cpu(
         steps: Provider to step.
         rounds: Blocks a provider.
         block_s: Seconds that a block lasts at least (one call, where a call lasts longer).
+        warm_ups: Calls before the first measured one: allocator, threads, caches, compilation.
         clock: Seconds; a test gives its own.
     """
     calls: dict[str, int] = {}
     for name, step in steps.items():
-        for _ in range(3):  # allocator, thread pool, caches, lazy compilation
+        for _ in range(warm_ups):
             step()
         start = clock()
         step()

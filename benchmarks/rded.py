@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,7 @@ from pyddfast.random import Purpose
 
 CLASSES, POOL = 4, 24
 SIZE, FACTOR, CROPS, IPC = 224, 2, 5, 1
-CONFIG = RDEDConfig(
-    ipc=IPC, factor=FACTOR, image_size=SIZE, num_crops=CROPS, pool=POOL, semantics="official"
-)
+CONFIG = RDEDConfig(ipc=IPC, factor=FACTOR, image_size=SIZE, num_crops=CROPS, semantics="official")
 
 
 class Blind(nn.Module):
@@ -97,36 +96,50 @@ class OfficialCrops(Dataset[tuple[Tensor, int]]):
         return normalized, int(self.folder.labels[index])
 
 
+def pool_of(folder: ImageFolder) -> int:
+    """Photos a class; all have as many."""
+    return len(folder) // folder.num_classes
+
+
+def device_of(teacher: nn.Module) -> torch.device:
+    """Where the teacher is; without parameters, the CPU."""
+    return next((p.device for p in teacher.parameters()), torch.device("cpu"))
+
+
 @torch.no_grad()
 def official(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
     """The official synthesis, a batch a class; returns bytes."""
-    loader = DataLoader(OfficialCrops(folder), batch_size=POOL, num_workers=workers)
+    pool = pool_of(folder)
+    loader = DataLoader(OfficialCrops(folder), batch_size=pool, num_workers=workers)
     made = []
     side, count = SIZE // FACTOR, IPC * FACTOR**2
     border = ((SIZE - side) // 2,) * 4
-    mean, std = (torch.tensor(x)[:, None, None] for x in vars(folder.normalization).values())
-    for crops, labels in loader:
+    device = device_of(teacher)
+    moments = vars(folder.normalization).values()
+    mean, std = (torch.tensor(x, device=device)[:, None, None] for x in moments)
+    for crops, labels in ((c.to(device), y.to(device)) for c, y in loader):
         flat = crops.permute(1, 0, 2, 3, 4).reshape(-1, 3, side, side)
         padded = F.pad(flat, border)
-        logits = torch.cat([teacher(part) for part in padded.split(POOL)])
+        logits = torch.cat([teacher(part) for part in padded.split(pool)])
         scores = -logits.softmax(1).gather(1, labels.repeat(CROPS)[:, None]).log()
-        scores = scores.view(CROPS, POOL)
+        scores = scores.view(CROPS, pool)
         best = scores.argmin(0)
-        rows = torch.arange(POOL)
-        order = scores[best, rows].argsort()[:count]
-        patches = flat.view(CROPS, POOL, 3, side, side)[best, rows][order]
-        images = torch.zeros(IPC, 3, SIZE, SIZE)
+        rows = torch.arange(pool, device=device)
+        order = scores[best, rows].argsort(stable=True)[:count]
+        patches = flat.view(CROPS, pool, 3, side, side)[best, rows][order]
+        images = torch.zeros(IPC, 3, SIZE, SIZE, device=device)
         for tile in range(FACTOR**2):
             y, x = tile // FACTOR * side, tile % FACTOR * side
             part = patches[tile * IPC : (tile + 1) * IPC]
             images[:, :, y : y + side, x : x + side] = F.interpolate(part, (side, side))
         made.append(((images * std + mean) * 255).to(torch.uint8))
-    return torch.cat(made)
+    return torch.cat(made).cpu()
 
 
 def ours(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
     """The same by ``methods.rded``."""
-    return rded(folder, teacher, CONFIG, workers=workers).images
+    config = replace(CONFIG, pool=pool_of(folder))
+    return rded(folder, teacher, config, device=device_of(teacher), workers=workers).images
 
 
 PROVIDERS: dict[str, Callable[[ImageFolder, nn.Module, int], Tensor]] = {

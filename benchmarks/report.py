@@ -6,6 +6,8 @@ Nothing here measures, rounds in our favour or leaves a case out: every row of e
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import itertools
 import json
 import sys
@@ -59,9 +61,9 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Markdown; text columns first, then numbers to the right."""
-    ruler = ["---" if i < 4 else "---:" for i in range(len(header))]
+def table(header: list[str], rows: list[list[str]], text: int = 4) -> list[str]:
+    """Markdown; `text` columns first, then numbers to the right."""
+    ruler = ["---" if i < text else "---:" for i in range(len(header))]
     return ["| " + " | ".join(cells) + " |" for cells in (header, ruler, *rows)]
 
 
@@ -98,6 +100,7 @@ def timing_rows(rows: list[Row]) -> list[list[str]]:
                     number(row["gb_s"]),
                     f"{100 * row['copy_fraction']:.0f} %",
                     host,
+                    "" if row.get("error") is None else f"{row['error']:.0e}",
                     ours,
                 ]
             )
@@ -105,7 +108,34 @@ def timing_rows(rows: list[Row]) -> list[list[str]]:
 
 
 TIMING_HEADER = ["op", "shape", "dtype", "provider", "median µs", "IQR µs", "GB/s", "of copy"]
-TIMING_HEADER += ["host µs", "ours is faster by"]
+TIMING_HEADER += ["host µs", "error", "ours is faster by"]
+
+
+def step_rows(rows: list[Row]) -> list[list[str]]:
+    """One line a provider of a whole step."""
+    medians = {row["step"]: row["median_ms"] for row in rows if row["provider"] == "ours"}
+    lines = []
+    for row in rows:
+        factor = row["median_ms"] / medians[row["step"]]
+        mark = f"{factor:.2f}×" + (f" {SLOWER}" if factor < 1 else "")
+        difference = row["difference"]
+        lines.append(
+            [
+                row["step"],
+                row["setting"],
+                row["provider"],
+                number(row["median_ms"]),
+                number(row["iqr_ms"]),
+                "" if row["op_share"] is None else f"{row['op_share']:.1%}",
+                "" if difference is None else f"{difference:.0e}",
+                mark if is_peer(row) else "",
+            ]
+        )
+    return lines
+
+
+STEP_HEADER = ["step", "setting", "provider", "median ms", "IQR ms", "in our ops", "difference"]
+STEP_HEADER += ["ours is faster by"]
 
 
 def accuracy_rows(rows: list[Row]) -> list[list[str]]:
@@ -158,6 +188,17 @@ def slower_cases(rows: list[Row]) -> list[str]:
     return found
 
 
+def slower_steps(rows: list[Row]) -> list[str]:
+    """Every step in which the official expression is faster, in words."""
+    medians = {row["step"]: row["median_ms"] for row in rows if row["provider"] == "ours"}
+    return [
+        f"{row['step']}: {row['provider']} takes "
+        f"{row['median_ms'] / medians[row['step']]:.2f} of our time"
+        for row in rows
+        if is_peer(row) and row["median_ms"] < medians[row["step"]]
+    ]
+
+
 def noisy(rows: list[Row]) -> str:
     """How many rows spread too widely to compare closely."""
     wide = sum(row["iqr_us"] > NOISY * row["median_us"] for row in rows)
@@ -182,20 +223,25 @@ def page(runs: dict[str, Row]) -> str:
         return "\n".join([*lines, "No result has been committed yet.", ""])
     for stem, run in runs.items():
         lines += [f"## {stem}", "", machine(run["metadata"]) + ".", ""]
-        slower = slower_cases(run["results"])
+        steps = run.get("steps", [])
+        slower = slower_cases(run["results"]) + slower_steps(steps)
         if slower:
             lines += ["Where a peer is faster:", "", *(f"- {case}" for case in slower), ""]
         else:
             lines += ["No peer is faster in any case of this run.", ""]
-        lines += [f"![Speed-up of ours over each peer](img/{stem}-speed.svg)", ""]
-        lines += [
-            "### Time",
-            "",
-            noisy(run["results"]),
-            "",
-            *table(TIMING_HEADER, timing_rows(run["results"])),
-            "",
-        ]
+        if run["results"]:
+            lines += [
+                f"![Speed-up of ours over each peer](img/{stem}-speed.svg)",
+                "",
+                "### Time",
+                "",
+                noisy(run["results"]),
+                "",
+                *table(TIMING_HEADER, timing_rows(run["results"])),
+                "",
+            ]
+        if steps:
+            lines += ["### Whole steps", "", *table(STEP_HEADER, step_rows(steps), text=3), ""]
         if run["accuracy"]:
             lines += [
                 "### Accuracy",
@@ -378,18 +424,47 @@ def between_markers(text: str, part: str) -> str:
 
 def text_table(run: Row) -> str:
     """One run for the terminal."""
-    rows = [
-        [cell.replace("`", "").replace("*", "") for cell in r] for r in timing_rows(run["results"])
-    ]
-    widths = [max(map(len, column)) for column in zip(TIMING_HEADER, *rows, strict=True)]
-    lines = [
+    parts = [machine(run["metadata"])]
+    if run["results"]:
+        parts.append(_aligned(TIMING_HEADER, timing_rows(run["results"]), 4))
+    if steps := run.get("steps"):
+        parts.append(_aligned(STEP_HEADER, step_rows(steps), 3))
+    return "\n\n".join(parts)
+
+
+def _aligned(header: list[str], rows: list[list[str]], text: int) -> str:
+    plain = [[cell.replace("`", "").replace("*", "") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *plain, strict=True)]
+    return "\n".join(
         "  ".join(
-            cell.ljust(width) if i < 4 else cell.rjust(width)
+            cell.ljust(width) if i < text else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
-        for cells in (TIMING_HEADER, *rows)
-    ]
-    return "\n".join([machine(run["metadata"]), "", *lines])
+        for cells in (header, *plain)
+    )
+
+
+def digest(run: Row) -> str:
+    """Of what the figures show, and of how they are drawn."""
+    keys = ("op", "part", "shape", "dtype", "provider", "median_us")
+    shown = [[row[key] for key in keys] for row in run["results"]]
+    text = json.dumps([shown, run["accuracy"]]) + inspect.getsource(draw)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def figures(stem: str, run: Row) -> list[str]:
+    """The names of a run's figures."""
+    names = [f"{stem}-speed.svg"] if run["results"] else []
+    return [*names, f"{stem}-accuracy.svg"] if run["accuracy"] else names
+
+
+def up_to_date(stem: str, run: Row, folder: Path) -> bool:
+    """Whether the figures show this run; other fonts or another matplotlib are no reason to redraw.
+
+    Each carries the digest of what it was drawn from.
+    """
+    paths = [folder / name for name in figures(stem, run)]
+    return all(path.is_file() and digest(run) in path.read_text() for path in paths)
 
 
 def draw(stem: str, run: Row, folder: Path) -> None:
@@ -400,6 +475,7 @@ def draw(stem: str, run: Row, folder: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "pyddfast"  # the same run gives the same bytes
     from matplotlib import pyplot as plt
 
+    about = {"Date": None, "Creator": None, "Description": f"Drawn from {digest(run)}"}
     folder.mkdir(parents=True, exist_ok=True)
     groups = [g for g in grouped(run["results"]) if any(r["provider"] == "ours" for r in g)]
     peers = list(dict.fromkeys(r["provider"] for r in run["results"] if is_peer(r)))
@@ -419,7 +495,7 @@ def draw(stem: str, run: Row, folder: Path) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("peer's time over ours (log scale; left of the line the peer is faster)")
     axes.legend(fontsize=7)
-    figure.savefig(folder / f"{stem}-speed.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{stem}-speed.svg", metadata=about)
     plt.close(figure)
     if not run["accuracy"]:
         return
@@ -442,7 +518,7 @@ def draw(stem: str, run: Row, folder: Path) -> None:
         axes.set(xscale="log", yscale="log", title=f"T = {temperature:g}", xlabel="KL of the rows")
     panels[0][0].set_ylabel("norm-wise relative error")
     panels[0][-1].legend(fontsize=6)
-    figure.savefig(folder / f"{stem}-accuracy.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{stem}-accuracy.svg", metadata=about)
     plt.close(figure)
 
 
@@ -461,6 +537,7 @@ def main(*, check: bool = False) -> int:
     for path, text in pages.items():
         path.write_text(text)
     for stem, run in runs.items():
-        draw(stem, run, IMAGES)
+        if not up_to_date(stem, run, IMAGES) and run["results"]:
+            draw(stem, run, IMAGES)
     print(f"written: {', '.join(str(p.relative_to(ROOT)) for p in pages)}", file=sys.stderr)
     return 0

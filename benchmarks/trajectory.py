@@ -80,10 +80,13 @@ def compiled_step(model: nn.Module) -> InnerStep:
     return step  # type: ignore[no-any-return]
 
 
-def providers(width: int) -> dict[str, InnerStep]:
+CPU = torch.device("cpu")
+
+
+def providers(width: int, device: torch.device = CPU) -> dict[str, InnerStep]:
     """Every way to make an inner step of one network."""
     torch.manual_seed(0)
-    model = ConvNet(CLASSES, width=width)
+    model = ConvNet(CLASSES, width=width).to(device)
     fused = fuse_norm_relu_pool(copy.deepcopy(model))
     return {
         "official": plain_step(model),
@@ -96,16 +99,17 @@ def providers(width: int) -> dict[str, InnerStep]:
 class Problem:
     """Images, and the parameters that the student starts from and aims at."""
 
-    def __init__(self, width: int, batch: int) -> None:
+    def __init__(self, width: int, batch: int, device: torch.device = CPU) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.images = torch.randn(batch, 3, 32, 32, generator=generator).requires_grad_()
-        self.labels = torch.arange(batch) % CLASSES
-        self.lr = torch.tensor(LEARNING_RATE, requires_grad=True)
+        images = torch.randn(batch, 3, 32, 32, generator=generator)
+        self.images = images.to(device).requires_grad_()
+        self.labels = torch.arange(batch, device=device) % CLASSES
+        self.lr = torch.tensor(LEARNING_RATE, device=device, requires_grad=True)
         torch.manual_seed(2)
         named = ConvNet(CLASSES, width=width).named_parameters()
-        self.start = {name: p.detach() for name, p in named}
+        self.start = {name: p.detach().to(device) for name, p in named}
         self.target = {
-            name: p + 0.01 * torch.randn(p.shape, generator=generator)
+            name: p + 0.01 * torch.randn(p.shape, generator=generator).to(device)
             for name, p in self.start.items()
         }
 

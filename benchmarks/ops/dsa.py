@@ -109,6 +109,7 @@ def dsa_cases(device: torch.device, quick: bool) -> list[Case]:
             bytes_floor=2 * count * 3 * side * side * 4 * (1 if part == "forward" else 2),
             make_inputs=make_inputs(count, side, device),
             providers=providers(entry, part, (side, side), count, device),
+            own_draws=frozenset({"eager", "ours with draws"}),
         )
         for count, side in shapes
         for entry in ENTRIES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_restated_path_makes_the_same_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(benchmark, "POOL", 5)
-    monkeypatch.setattr(benchmark, "CONFIG", replace(benchmark.CONFIG, pool=5))
+def test_the_restated_path_makes_the_same_images(tmp_path: Path) -> None:
     write_photos(tmp_path, 2, 5)
     folder = ImageFolder(tmp_path)
     network = nn.Sequential(nn.AvgPool2d(16), nn.Flatten(), nn.Linear(3 * 14 * 14, 2))

@@ -30,6 +30,21 @@ def row(provider: str, median: float, **changes: object) -> dict[str, object]:
         "gb_s": 31744 / median / 1e3,
         "copy_fraction": 31744 / median / 1e3 / 10,
         "host_us": None,
+        "error": None,
+        **changes,
+    }
+
+
+def step(provider: str, median: float, **changes: object) -> dict[str, object]:
+    return {
+        "step": "DM",
+        "setting": "10 classes",
+        "provider": provider,
+        "median_ms": median,
+        "iqr_ms": 0.5,
+        "samples": 7,
+        "op_share": None,
+        "difference": None,
         **changes,
     }
 
@@ -78,6 +93,12 @@ def example() -> dict[str, object]:
             row("ours", 30.0, part="forward"),
             row("eager", 24.0, part="forward"),
         ],
+        "steps": [
+            step("ours", 20.0, op_share=0.25, difference=3e-7),
+            step("official", 30.0),
+            step("ours", 12.0, step="TM"),
+            step("official", 9.0, step="TM"),
+        ],
         "accuracy": [
             accuracy,
             {**accuracy, "provider": "eager", "loss_error": 52.0, "negative_losses": 0.5},
@@ -99,6 +120,9 @@ def test_a_result_survives_the_disk(example: dict[str, object], tmp_path: Path) 
         (("results", 0, "part"), "backward"),
         (("results", 0, "extra"), 1),
         (("results",), []),
+        (("results", 0, "error"), -1e-9),
+        (("steps", 0, "op_share"), 1.5),
+        (("steps", 0, "median_ms"), 0),
         (("accuracy", 0, "loss_error"), -1e-9),
         (("metadata", "created"), "yesterday"),
         (("metadata", "git_revision"), "main"),
@@ -113,6 +137,8 @@ def test_the_schema_refuses(example: dict[str, object], path: tuple, value: obje
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
+    if path == ("results",):  # nothing measured at all
+        broken["steps"] = []
     with pytest.raises(jsonschema.ValidationError):
         schema.validate(broken)
 
@@ -143,8 +169,8 @@ def test_the_pages_are_those_of_the_committed_results() -> None:
     assert report.PAGE.read_text() == report.page(runs)
     readme = report.README.read_text()
     assert report.between_markers(readme, report.readme_part(runs)) == readme
-    for stem in runs:
-        assert (report.IMAGES / f"{stem}-speed.svg").is_file()
+    for stem, run in runs.items():
+        assert report.up_to_date(stem, run, report.IMAGES)
 
 
 def test_a_shape_that_is_not_the_ops_names_what_it_is() -> None:
@@ -155,11 +181,16 @@ def test_a_shape_that_is_not_the_ops_names_what_it_is() -> None:
 
 def test_the_page_marks_what_is_slower(example: dict[str, object]) -> None:
     text = report.page({"cpu": example})
-    assert "| eager | 100 | 1.5 | 0.317 | 3 % |  | 5.00× |" in text
-    assert "| torch.compile | 50 | 1.5 | 0.635 | 6 % |  | 2.50× |" in text
-    assert "| eager | 24 | 1.5 | 1.32 | 13 % |  | 0.80× **slower** |" in text
+    assert "| eager | 100 | 1.5 | 0.317 | 3 % |  |  | 5.00× |" in text
+    assert "| torch.compile | 50 | 1.5 | 0.635 | 6 % |  |  | 2.50× |" in text
+    assert "| eager | 24 | 1.5 | 1.32 | 13 % |  |  | 0.80× **slower** |" in text
     assert "- `kd_loss` forward 256×10 float32: eager takes 0.80 of our time" in text
     assert "- kd_loss forward 1x1 float32: liger: ImportError: none" in text
+    assert "| DM | 10 classes | ours | 20 | 0.5 | 25.0% | 3e-07 |  |" in text
+    assert "| DM | 10 classes | official | 30 | 0.5 |  |  | 1.50× |" in text
+    assert "| TM | 10 classes | official | 9 | 0.5 |  |  | 0.75× **slower** |" in text
+    assert "- TM: official takes 0.75 of our time" in text
+    assert "- DM:" not in text
     assert "| eager | 1e-10 | 5.2e+01 | 3.4e-07 | 2.5e-07 | 50 % |" in text
 
 
@@ -173,6 +204,7 @@ def test_the_page_counts_the_rows_that_spread(example: dict[str, object]) -> Non
 
 def test_another_form_of_ours_is_no_peer(example: dict[str, object]) -> None:
     example["results"] = [row("ours", 20.0), row("ours (one pass)", 10.0), row("eager", 40.0)]
+    example["steps"] = []
     assert report.slower_cases(example["results"]) == []
     assert report.SLOWER not in report.page({"cpu": example})
 
@@ -217,11 +249,17 @@ def test_the_recorders_cost(tmp_path: Path) -> None:
 
 def test_figures_are_the_same_bytes_each_time(example: dict[str, object], tmp_path: Path) -> None:
     for folder in ("a", "b"):
+        assert not report.up_to_date("cpu", example, tmp_path / folder)
         report.draw("cpu", example, tmp_path / folder)
+        assert report.up_to_date("cpu", example, tmp_path / folder)
     for name in ("cpu-speed.svg", "cpu-accuracy.svg"):
         first, second = ((tmp_path / f / name).read_bytes() for f in ("a", "b"))
         assert first == second
         assert b"<svg" in first
+    example["results"][0]["iqr_us"] = 9.0  # not shown
+    assert report.up_to_date("cpu", example, tmp_path / "a")
+    example["results"][0]["median_us"] = 19.0
+    assert not report.up_to_date("cpu", example, tmp_path / "a")
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -244,14 +282,29 @@ def test_a_quick_run(tmp_path: Path) -> None:
     cases = [case for made in CASES.values() for case in made(torch.device("cpu"), True)]
     assert found == [(c.op, c.part, c.shape, name) for c in cases for name in ("ours", "eager")]
     assert found[0] == ("kd_loss", "forward+backward", (256, 100), "ours")
+    errors = {(r["op"], r["provider"]): r["error"] for r in run["results"]}
+    assert all(value is None or value < 1e-2 for value in errors.values())
+    for op in ("kd_loss", "soft_ce", "mse_ce", "channel_stats", "bn_eval_stats", "norm_relu_pool"):
+        assert 0 < errors[op, "ours"] < 1e-5
+    assert errors["k_center", "ours"] is None  # picks are no floats
     assert f"written: {out}" in done.stdout
     assert "kd_loss forward+backward" in done.stdout
 
 
-def test_an_unknown_op_is_named() -> None:
-    done = benchmarks("run", "--ops", "kd_los")
+@pytest.mark.parametrize(("option", "kind"), [("--ops", "ops"), ("--end-to-end", "steps")])
+def test_an_unknown_name_is_named(option: str, kind: str) -> None:
+    done = benchmarks("run", option, "kd_los")
     assert done.returncode == 2
-    assert "['kd_los'] are not known, allowed are" in done.stderr
+    assert f"{kind} ['kd_los'] are not known, allowed are" in done.stderr
+
+
+def test_what_does_not_begin_in_time_is_noted(tmp_path: Path) -> None:
+    out = tmp_path / "late.json"
+    done = benchmarks("run", "--quick", "--limit", "0", "--end-to-end", "dm", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    run = json.loads(out.read_text())
+    assert run["steps"] == run["results"] == []
+    assert run["metadata"]["left_out"] == {"dm": "not begun within 0 s"}
 
 
 def test_the_page_of_coresets_has_the_committed_correlations():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -39,14 +41,19 @@ class Backend:
 
 
 @pytest.fixture(scope="session")
-def emulated_library() -> str:
-    """Loads the CUDA kernels, compiled against the emulator, as operators for CPU tensors."""
+def emulated_library() -> Iterator[str]:
+    """Loads the CUDA kernels, compiled against the emulator, as operators for CPU tensors.
+
+    `PYDDFAST_SIMT_LAUNCHED` names a file for the kernels that the session has launched.
+    """
     sources = sorted(str(p.relative_to(build.REPO)) for p in operators() + kernels())
     library = build.build_torch_library(
         EMULATED, sources, defines=[f"PYDDFAST_NAMESPACE={EMULATED}", "PYDDFAST_SIMT"]
     )
     torch.ops.load_library(str(library))
-    return EMULATED
+    yield EMULATED
+    if path := os.environ.get("PYDDFAST_SIMT_LAUNCHED"):
+        Path(path).write_text("\n".join(build.load_host().launched_kernels()))
 
 
 def operators() -> list:

@@ -93,7 +93,7 @@ def distance(layers: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("layers", [1, 32, 33, 256])  # a warp a layer: one round, more, the most
-def test_distance_of_many_layers(host: ModuleType, layers: int) -> None:
+def test_configuration_of_the_distance(host: ModuleType, layers: int) -> None:
     got = distance(layers)
     with _native.emulated("pyddfast"):  # the CPU kernels
         want = distance(layers)

@@ -169,6 +169,7 @@ struct Runtime {
   int compute_capability = 90, multiprocessors = 4;
   std::string dropped;
   std::map<std::string, Barrier> barriers;  // by "file:line"; never shrinks
+  std::set<const void*> kernels;            // launched without an error; never shrinks
   // Direct-mapped cache of the sites of this launch.
   struct CachedSite {
     const char* file;
@@ -251,33 +252,43 @@ const char* op_name(WarpOp op) {
   return "?";
 }
 
-// The name of a function from its file's symbol table: kernels are local symbols, which dladdr does
-// not know.  Empty if the file was stripped.
-std::string function_name(const void* address) {
+// The mangled name of a function from its file's symbol table, read once a file: kernels are local
+// symbols, which dladdr does not know.  Empty if the file was stripped.
+std::string symbol_of(const void* address) {
+  static std::map<std::string, std::map<uintptr_t, std::string>> files;
   Dl_info info;
   link_map* map = nullptr;
   if (!dladdr1(address, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP)) return "";
-  std::ifstream file(info.dli_fname, std::ios::binary);
-  const std::string image((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (image.size() < sizeof(ElfW(Ehdr))) return "";
-  const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(image.data());
-  const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(image.data() + header->e_shoff);
-  const auto offset = reinterpret_cast<uintptr_t>(address) - map->l_addr;
-  for (int i = 0; i < header->e_shnum; ++i) {
-    if (sections[i].sh_type != SHT_SYMTAB) continue;
-    const auto* symbols = reinterpret_cast<const ElfW(Sym)*>(image.data() + sections[i].sh_offset);
-    const char* names = image.data() + sections[sections[i].sh_link].sh_offset;
-    for (size_t k = 0; k < sections[i].sh_size / sizeof(ElfW(Sym)); ++k) {
-      if (symbols[k].st_value != offset || (symbols[k].st_info & 0xf) != STT_FUNC) continue;
-      const char* name = names + symbols[k].st_name;
-      int status = 0;
-      char* readable = abi::__cxa_demangle(name, nullptr, nullptr, &status);
-      const std::string result = status == 0 ? readable : name;
-      std::free(readable);
-      return result;
+  auto& functions = files[info.dli_fname];
+  if (functions.empty()) {
+    std::ifstream file(info.dli_fname, std::ios::binary);
+    const std::string image((std::istreambuf_iterator<char>(file)),
+                            std::istreambuf_iterator<char>());
+    if (image.size() < sizeof(ElfW(Ehdr))) return "";
+    const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(image.data());
+    const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(image.data() + header->e_shoff);
+    for (int i = 0; i < header->e_shnum; ++i) {
+      if (sections[i].sh_type != SHT_SYMTAB) continue;
+      const auto* symbols =
+          reinterpret_cast<const ElfW(Sym)*>(image.data() + sections[i].sh_offset);
+      const char* names = image.data() + sections[sections[i].sh_link].sh_offset;
+      for (size_t k = 0; k < sections[i].sh_size / sizeof(ElfW(Sym)); ++k) {
+        if ((symbols[k].st_info & 0xf) != STT_FUNC) continue;
+        functions.emplace(symbols[k].st_value, names + symbols[k].st_name);
+      }
     }
   }
-  return "";
+  const auto found = functions.find(reinterpret_cast<uintptr_t>(address) - map->l_addr);
+  return found == functions.end() ? "" : found->second;
+}
+
+std::string function_name(const void* address) {
+  const std::string name = symbol_of(address);
+  int status = 0;
+  char* readable = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  const std::string result = status == 0 ? readable : name;
+  std::free(readable);
+  return result;
 }
 
 void switch_to_scheduler(bool for_good);
@@ -904,7 +915,9 @@ int run_erased(const Request& request, void (*body)(const void*), const void* co
       where = text + where;
     }
   }
-  if (r.error != kSuccess) {
+  if (r.error == kSuccess) {
+    r.kernels.insert(request.kernel);
+  } else {
     std::string name = function_name(request.kernel);
     if (name.empty()) name = "?";
     last_error_text = std::string(r.text) + " [kernel " + name + where + "]";
@@ -940,6 +953,12 @@ void visit_barriers(void (*visit)(void*, const char*, const char*, uint64_t), vo
   for (const auto& [site, barrier] : r.barriers) {
     if (barrier.arrivals > 0) visit(context, site.c_str(), barrier.kind.c_str(), barrier.arrivals);
   }
+}
+
+void visit_kernels(void (*visit)(void*, const char*), void* context) {
+  Runtime& r = runtime();
+  const std::lock_guard<std::mutex> lock(r.mutex);
+  for (const void* kernel : r.kernels) visit(context, symbol_of(kernel).c_str());
 }
 
 void reset() {

@@ -66,6 +66,8 @@ void set_multiprocessors(int value);
 bool drop_barrier(const char* site);  // "file:line", or null for none; false: no such barrier yet
 // Calls back with (site, kind, threads that arrived since reset()) for each barrier that was hit.
 void visit_barriers(void (*visit)(void*, const char*, const char*, uint64_t), void* context);
+// Calls back with the mangled name of each kernel that this process has launched without an error.
+void visit_kernels(void (*visit)(void*, const char*), void* context);
 void reset();
 
 // Device side.

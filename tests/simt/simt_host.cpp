@@ -5,6 +5,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -39,6 +40,16 @@ std::map<std::string, std::pair<std::string, uint64_t>> barrier_sites() {
   return sites;
 }
 
+std::set<std::string> launched_kernels() {
+  std::set<std::string> names;
+  emulator::visit_kernels(
+      [](void* context, const char* name) {
+        static_cast<std::set<std::string>*>(context)->insert(name);
+      },
+      &names);
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(simt_host, m) {
@@ -48,6 +59,8 @@ PYBIND11_MODULE(simt_host, m) {
         "Makes the barrier at 'file:line' do nothing; None: every barrier works.");
   m.def("barrier_sites", &barrier_sites,
         "{'file:line': (kind, arrivals of threads since reset())} of every barrier reached.");
+  m.def("launched_kernels", &launched_kernels,
+        "The mangled names of the kernels that this process has launched without an error.");
   m.def("reset", &emulator::reset,
         "Seed 0, no barrier dropped, compute capability 90, counters and last error cleared.");
   m.def("set_compute_capability", &emulator::set_compute_capability, py::arg("value"),
