@@ -119,7 +119,9 @@ def dc(
     """Distill by gradient matching.
 
     The gradient of the images is taken class by class, which gives what the official backward over
-    all classes gives in one class's memory.  Under ``torchrun`` the processes divide the classes.
+    all classes gives in one class's memory.  Under ``torchrun`` the processes divide the classes;
+    the training of the network between two updates is the same in each, as its batches, the
+    synthetic images, are too small to divide.
 
     Args:
         data: Training set of equally sized images.

@@ -463,7 +463,7 @@ def _iterate(
     matching: Matching, iterations: int, run: RunFolder | None, job: Job
 ) -> dict[str, Any]:
     """All iterations; what is worth recording of them."""
-    done, skipped, losses = 0, list[int](), list[float]()
+    done, skipped, losses, in_a_row = 0, list[int](), list[float](), list[int]()
     if run is not None:
         found = run.read_tensors(_CHECKPOINT)
         if found is not None:
@@ -471,6 +471,7 @@ def _iterate(
             try:
                 matching.restore(tensors)
                 done, skipped, losses = state["done"], state["skipped"], state["losses"]
+                in_a_row = state["in_a_row"]
             except Exception as error:
                 # A state that is no dict, lacks something or does not fit: each its own type.
                 raise ValueError(
@@ -478,7 +479,6 @@ def _iterate(
                 ) from error
         run.keep_metrics(lambda row: row.get("iteration", 0) < done)
     saved = time.monotonic()
-    in_a_row: list[int] = []
     while done < iterations:
         row = matching.step(done)
         done += 1
@@ -502,7 +502,7 @@ def _iterate(
             job.on_progress(done, iterations)
         due = time.monotonic() - saved >= job.checkpoint_seconds or done == iterations
         if run is not None and due:
-            state = {"done": done, "skipped": skipped, "losses": losses}
+            state = {"done": done, "skipped": skipped, "losses": losses, "in_a_row": in_a_row}
             run.write_tensors(_CHECKPOINT, matching.state(), state)
             saved = time.monotonic()
     return {

@@ -259,6 +259,11 @@ def test_a_useless_loss_moves_nothing_and_is_told(experts, tmp_path, monkeypatch
         tm(data(), experts, config, model=network, job=Job(device="cpu", out=tmp_path / "run"))
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [('"skipped": true' in row, '"loss": null' in row) for row in rows] == [(True, True)] * 4
+    # What went before counts when it goes on: three were saved, the fourth is taken again.
+    job = Job(device="cpu", out=tmp_path / "saved", checkpoint_seconds=0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="last 4 iterations, up to 3"):
+            tm(data(), experts, config, model=network, job=job)
 
 
 def test_a_threshold_keeps_images_and_momentum(experts):
@@ -303,6 +308,38 @@ def test_what_does_not_fit(experts, changes, message):
 def test_experts_of_another_architecture(experts):
     with pytest.raises(ValueError, match=r"of another architecture: .* has shape"):
         tm(data(), experts, TMConfig(**SETTINGS), model="mlp", job=Job(device="cpu"))
+
+
+def test_resnet_18_distils_at_64_pixels(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), generator=g, dtype=torch.uint8)
+    norm = Normalization((0.5,) * 3, (0.25,) * 3)
+    whole = ImageDataset(pixels, torch.arange(4) % 2, ("a", "b"), norm, "noise", "train")
+    # The stem that DC-BENCH's ResNets have at this size; the other costs 16 times as much.
+    net = ("resnet18", {"norm": "instance", "stem": "imagenet"})
+    found = train_experts(
+        whole, net, test_set=whole, out=tmp_path / "experts", count=1, epochs=1, progress=False,
+        device="cpu",
+    )  # fmt: skip
+    given = {
+        "ipc": 1, "iterations": 1, "syn_steps": 1, "expert_epochs": 1, "min_start_epoch": 0,
+        "max_start_epoch": 1, "batch_syn": 2, "lr_img": 1.0, "lr_lr": 1e-6, "lr_init": 0.01,
+    }  # fmt: skip
+    made = {}
+    for unroll in ("exact", "full"):
+        config = DATMConfig(
+            **given, unroll=unroll, init="real", lr_labels=1.0, first_max_start_epoch=1,
+            expansion_end=1, threshold=1e3,
+        )  # fmt: skip
+        made[unroll] = datm(whole, found, config, model=net, job=Job(device="cpu"))
+        assert made[unroll].meta["skipped_iterations"] == 0
+        # At least the images, the two vectors of parameters and the network.
+        assert made[unroll].meta["peak_memory_bytes"] > 3 * 4 * 11_000_000
+    exact, full = made["exact"], made["full"]
+    first = (pixels[:2].float() / 255 - 0.5) / 0.25
+    assert (exact.images - full.images).norm() < 1e-3 * (full.images - first).norm()
+    torch.testing.assert_close(exact.soft_labels, full.soft_labels, rtol=1e-4, atol=1e-4)
+    assert exact.lr == pytest.approx(full.lr, rel=1e-5)
 
 
 def test_no_expert_is_right(experts, tmp_path):
