@@ -12,7 +12,6 @@ from pyddfast.cli.tables import new_table, note, print_table
 from pyddfast.study import Store, Study, Workers, cost, prepare, read_study, run_jobs, shipped
 from pyddfast.study.jobs import Plan
 from pyddfast.study.page import write_results
-from pyddfast.study.results import sentences
 
 __all__ = ["study"]
 
@@ -66,7 +65,7 @@ def study(
         cells = [measured.cells.get((row, column)) for column in measured.columns]
         table.add_row(row, *("" if c is None else f"{100 * c.mean:.1f}" for c in cells))
     print_table(table)
-    for line in sentences(measured.verdicts):
+    for line in result.claims:
         print(line)
     for failure in measured.failures:
         note(f"failed: {failure['job']}: {failure['error']}")

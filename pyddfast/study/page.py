@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
 from pyddfast.report.html import write_report
 from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
-from pyddfast.study.results import Measured, Published, measure, published_table, sentences
+from pyddfast.study.results import Measured, Published, measure, points, published_table
 from pyddfast.study.runner import Store
 from pyddfast.study.sections import Section, sections
 from pyddfast.study.spec import Study
@@ -39,12 +39,14 @@ class StudyResult:
         report: ``report.html``.
         results: ``results.json``.
         measured: The values.
+        claims: Of the paper, a line each: whether it shows.
     """
 
     folder: Path
     report: Path
     results: Path
     measured: Measured
+    claims: tuple[str, ...]
 
 
 def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
@@ -65,7 +67,8 @@ def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
     write_bytes(folder / "results.json", text.encode())
     context = _context(study, plan, store, measured, published, parts)
     report = write_report(folder / "report.html", "study.html", context)
-    return StudyResult(folder, report, folder / "results.json", measured)
+    lines = tuple(said(claim) for claim in claims(measured, parts))
+    return StudyResult(folder, report, folder / "results.json", measured, lines)
 
 
 def to_dict(
@@ -78,6 +81,7 @@ def to_dict(
     """Everything that was measured, as JSON values."""
     return {
         "study": study.name,
+        "title": study.title,
         "scale": study.scale,
         "data": study.data.name,
         "complete": not measured.missing,
@@ -109,22 +113,21 @@ def to_dict(
             }
             for d in measured.judged
         ],
-        "claims": [
-            {
-                "says": v.claim.says,
-                "column": v.column,
-                "shows": v.shows,
-                "value": v.value,
-                "half_width": v.difference.half_width,
-            }
-            for v in measured.verdicts
-        ],
+        "claims": claims(measured, parts),
         "histories": [
             {"row": row, "column": column, "seeds": curves}
             for (row, column), curves in measured.histories.items()
             if study.evaluations > 1
         ],
-        "analyses": _finite({part.title: part.values for part in parts}),
+        "analyses": {
+            part.title: {
+                "note": part.note,
+                "columns": list(part.columns),
+                "rows": [list(row) for row in part.rows],
+                "values": _finite(part.values),
+            }
+            for part in parts
+        },
         "failures": [{k: f[k] for k in ("job", "error")} for f in measured.failures],
         "seconds": round(measured.seconds, 1),
         "jobs": len(plan.jobs),
@@ -132,6 +135,21 @@ def to_dict(
         "environment": environment(),
         "command": command(study),
     }
+
+
+def claims(measured: Measured, parts: Sequence[Section]) -> list[dict[str, Any]]:
+    """Every claim of the paper that the study decides: says, shows (or None), numbers."""
+    of_table = [
+        {"says": f"{v.claim.says} ({v.column})", "shows": v.shows, "numbers": points(v)}
+        for v in measured.verdicts
+    ]
+    return of_table + [asdict(claim) for part in parts for claim in part.claims]
+
+
+def said(claim: dict[str, Any]) -> str:
+    """A claim as a line."""
+    words = {True: "shows", False: "does not show", None: "cannot be told"}
+    return f"{claim['says']}: {words[claim['shows']]}; {claim['numbers']}."
 
 
 def _finite(value: Any) -> Any:
@@ -182,12 +200,20 @@ def _context(
             f"epoch: mean ± standard deviation over {study.seeds} seeds."
             + (f" Below, as published: {published.of}." if published else "")
         ),
+        "published_columns": published.columns if published else (),
+        "published_rows": [
+            {"name": row, "cells": [published.text(row, col) for col in published.columns]}
+            for row in published.rows
+        ]
+        if published and not set(published.columns) <= set(measured.columns)
+        else [],
         "marks": marks,
         "accuracy_svg": figure,
-        "claims": sentences(measured.verdicts),
+        "claims": [said(claim) for claim in claims(measured, parts)],
         "claims_note": (
-            "t-tests on seeds and test images, Holm's correction over all lines, level 5 %; the "
-            "interval is simultaneous. A lead that chance could have made “cannot be told”."
+            "Accuracies: t-tests on seeds and test images, Holm's correction over all of the "
+            "table's, level 5 %, simultaneous intervals. A lead that chance could have made "
+            "“cannot be told”; one said to be gone shows where no lead can be told from chance."
         ),
         "sections": [
             {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,8 +23,8 @@ __all__ = [
     "Verdict",
     "column_of",
     "measure",
+    "points",
     "published_table",
-    "sentences",
 ]
 
 
@@ -224,11 +223,10 @@ def published_table(name: str) -> Published:
     )
 
 
-def sentences(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line a verdict, with the interval."""
-    words = {True: "shows", False: "does not show", None: "cannot be told"}
-    return [
-        f"{v.claim.says} ({v.column}): {words[v.shows]}; {v.claim.first} − {v.claim.second} = "
-        f"{100 * v.value:+.1f} ± {100 * v.difference.half_width:.1f} points."
-        for v in verdicts
-    ]
+def points(verdict: Verdict) -> str:
+    """The difference that a claim was judged by, in points, with its simultaneous interval."""
+    claim = verdict.claim
+    return (
+        f"{claim.first} − {claim.second} = {100 * verdict.value:+.1f} ± "
+        f"{100 * verdict.difference.half_width:.1f} points"
+    )

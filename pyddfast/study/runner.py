@@ -124,7 +124,7 @@ class Workers:
         count: Workers at once.
         where: processes of this machine (joblib), or jobs of a Slurm cluster (submitit).
         slurm: Parameters of submitit's executor, e.g. ``{"slurm_partition": "gpu"}``.
-        executor: submitit's; ``"local"`` runs on this machine, as tests do.
+        executor: submitit's; default Slurm, ``"local"`` runs on this machine, as tests do.
     """
 
     count: int = 1
@@ -166,7 +166,7 @@ def run_jobs(
     call = (jobs, store, run, estimates, workers.count, device, show)
     if workers.where == "slurm":
         submitit = require("submitit", "cluster")
-        executor = submitit.AutoExecutor(store.path / "slurm", cluster=workers.executor)
+        executor = submitit.AutoExecutor(store.path / "slurm", cluster=workers.executor or "slurm")
         executor.update_parameters(**(workers.slurm or {}))
         with executor.batch():
             handles = [executor.submit(_work, *call) for _ in range(workers.count)]

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pyddfast.analysis.convergence import Convergence, convergence, convergence_ratio
-from pyddfast.analysis.dcs import DCS, dcs
+from pyddfast.analysis.dcs import DCS, dcs, dcs_difference
 from pyddfast.analysis.ood import ood_dcs
 from pyddfast.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_law_difference
 from pyddfast.report.comparison import REGIMES
@@ -24,11 +24,30 @@ from pyddfast.train import Regime
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Section", "sections"]
+__all__ = ["Finding", "Section", "sections"]
 
 
 # Of the best set's accuracy above chance at its size; less is "extremely poor" and left out of DCS.
 _LEAST = 0.5
+
+
+# A rank correlation below this is weak (Cohen's "medium" begins there): "near zero", "alike".
+_WEAK = 0.3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a claim of the paper shows.
+
+    Attributes:
+        says: The claim.
+        shows: None where the interval leaves it open.
+        numbers: What it was judged by.
+    """
+
+    says: str
+    shows: bool | None
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class Section:
         columns: Of its table.
         rows: Of its table, texts.
         values: The same as JSON values.
+        claims: What it says of the paper's claims.
         figure: Beside it, or None.
         alt: What the figure shows, for readers who cannot see it.
     """
@@ -50,6 +70,7 @@ class Section:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     values: dict[str, Any]
+    claims: tuple[Finding, ...] = ()
     figure: Figure | None = field(default=None, compare=False)
     alt: str = ""
 
@@ -79,6 +100,7 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
     rows: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
     points: dict[str, tuple[list[float], list[float], list[int]]] = {}
+    scores: dict[tuple[str, Regime], DCS] = {}
     for name, of_sets in _objective_values(plan, store).items():
         for regime in study.regimes:
             pool = _points(study, plan, measured, of_sets, regime)
@@ -89,6 +111,7 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
             if len(set(size)) < 2 or len(set(groups)) < 4:
                 continue
             score = dcs(objective, error, size, groups=groups, seed=study.seed)
+            scores[name, regime] = score
             shown = f"{name}, {REGIMES[regime]}"
             points[shown] = (objective, error, size)
             rows.append(
@@ -119,9 +142,26 @@ def _dcs(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
         ("objective", "DCS", "95 % interval", "p", "unadjusted", "sets"),
         tuple(rows),
         values,
+        _dcs_claims(scores),
         _scatter(points),
         "Test error of students against each objective, a point a set",
     )
+
+
+def _dcs_claims(scores: dict[tuple[str, Regime], DCS]) -> tuple[Finding, ...]:
+    found = []
+    for (name, regime), score in scores.items():
+        low, high = score.ci
+        if name in ("sre2l", "dwa"):
+            shows = False if low > 0 else True if high < _WEAK else None
+            says = f"DCS of {name} is zero or negative once size is adjusted ({REGIMES[regime]})"
+            found.append(Finding(says, shows, _score(score)))
+        if name == "dm" and ("tm", regime) in scores:
+            gap, (low, high) = dcs_difference(score, scores["tm", regime])
+            shows = True if low > 0 else False if high < 0 else None
+            says = f"DCS of DM is above TM's ({REGIMES[regime]})"
+            found.append(Finding(says, shows, f"{gap:+.2f} {_ends((low, high))}"))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -181,6 +221,7 @@ def _without_worst(points: list[_Point]) -> list[_Point]:
 def _ood(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
     """Errors on corrupted images beside those on the test split, and their DCS."""
     errors: dict[tuple[str, str], float] = {}
+    claims: list[Finding] = []
     for cell in plan.cells:
         done = [store.done(plan.ood[job.key]) for jobs in cell.students for job in jobs]
         if done and all(done):
@@ -207,6 +248,9 @@ def _ood(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
             shown = f"DCS of {name}, {REGIMES[regime]}"
             rows.append((shown, _score(score.id), _score(score.ood)))
             low, high = score.ci
+            alike = False if low > 0 or high < 0 else True if max(-low, high) < _WEAK else None
+            says = f"DCS of {name} is alike in and out of distribution ({REGIMES[regime]})"
+            claims.append(Finding(says, alike, f"{score.difference:+.2f} {_ends(score.ci)}"))
             rows.append((f"{shown}: difference", "", f"{score.difference:+.2f} {_ends(score.ci)}"))
             values[shown] = {
                 "id": score.id.rho, "id_ci": list(score.id.ci), "ood": score.ood.rho,
@@ -224,6 +268,7 @@ def _ood(study: Study, plan: Plan, store: Store, measured: Measured) -> Section 
         ("", "test split", "corrupted"),
         tuple(rows),
         values,
+        tuple(claims),
     )
 
 
@@ -275,6 +320,7 @@ def _tm_curve(study: Study, plan: Plan, store: Store, measured: Measured) -> Sec
             for name, c in curves.items()
         ),
         {name: {str(epoch): v for epoch, v in c.items()} for name, c in curves.items()},
+        (),
         figure,
         "TM loss of every set against the starting epoch",
     )  # fmt: skip
@@ -342,6 +388,7 @@ def _convergence(study: Study, plan: Plan, store: Store, measured: Measured) -> 
     rows: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
     found: dict[str, Convergence] = {}
+    claims: list[Finding] = []
     for name, curve in curves.items():
         values[name] = {"epochs": curve.epochs, "errors": curve.errors}
         try:
@@ -370,6 +417,9 @@ def _convergence(study: Study, plan: Plan, store: Store, measured: Measured) -> 
             ratio, (low, high) = convergence_ratio(found[name], found[names[-1]])
             shown = f"{name}: times the epochs of {curves[names[-1]].row}"
             values[shown] = {"ratio": ratio, "ci": [low, high]}
+            shows = True if low >= 2 else False if high < 2 else None
+            says = f"{name} converges at least 2 times as slowly as {curves[names[-1]].row}"
+            claims.append(Finding(says, shows, f"{ratio:.1f} {_ends((low, high))}"))
             rows.append((shown, "", f"{ratio:.1f}", f"[{low:.1f}, {high:.1f}]", ""))
     if not rows:
         return None
@@ -380,6 +430,7 @@ def _convergence(study: Study, plan: Plan, store: Store, measured: Measured) -> 
         ("curve", "plateau, error in %", "epochs", "95 % interval", ""),
         tuple(rows),
         values,
+        tuple(claims),
         _lines(curves),
         "Test error against epochs",
     )
@@ -391,6 +442,7 @@ def _scaling_law(study: Study, plan: Plan, store: Store, measured: Measured) -> 
     rows: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
     laws: dict[str, ScalingLaw] = {}
+    claims: list[Finding] = []
     for name, curve in curves.items():
         values[name] = {"epochs": curve.epochs, "errors": curve.errors}
         try:
@@ -420,6 +472,13 @@ def _scaling_law(study: Study, plan: Plan, store: Store, measured: Measured) -> 
             shown = f"{column}: {curves[first].row} − {curves[second].row}"
             values[shown] = {key: [gap, *ends] for key, (gap, ends) in gaps.items()}
             (b, of_b), (tau, of_tau) = gaps["b"], gaps["tau"]
+            differ = any(low > 0 or high < 0 for low, high in (of_b, of_tau))
+            numbers = f"Δb {b:+.3f} {_ends(of_b)}, Δτ {tau:+.2f} {_ends(of_tau)}"
+            pair = f"{column}: {curves[first].row} and {curves[second].row}"
+            if column.startswith("HL"):
+                claims.append(Finding(f"{pair} differ in their law", differ or None, numbers))
+            else:
+                claims.append(Finding(f"{pair} have the same law", not differ, numbers))
             rows.append(
                 (shown, f"{b:+.3f} {_ends(of_b)}", f"{tau:+.2f} {_ends(of_tau)}", "", "", "")
             )
@@ -433,6 +492,7 @@ def _scaling_law(study: Study, plan: Plan, store: Store, measured: Measured) -> 
         ("curve", "b", "τ", "δ", "d", ""),
         tuple(rows),
         values,
+        tuple(claims),
         _lines(curves, laws),
         "Test error against epochs with the fitted law",
     )

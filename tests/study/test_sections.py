@@ -15,6 +15,11 @@ from pyddfast.train.teacher_folder import load_teacher
 NETWORK = {"model": "convnet-d1", "options": {"width": 2, "norm": "batch"}}
 
 
+def analysis(result, title):
+    """The values of a section, as they are written."""
+    return json.loads(result.results.read_text())["analyses"][title]["values"]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads()
@@ -38,7 +43,9 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
         )
     )
     result = run_study(study, tmp_path / "out", show=False)
-    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"]
+    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"][
+        "values"
+    ]
     score = found["sre2l, HL"]
     assert score["size"] == [1, 2, 2, 4, 3, 6, 4, 8]
     direct = dcs(score["objective"], score["error"], score["size"], groups=[0, 0, 1, 1, 2, 2, 3, 3])
@@ -76,7 +83,9 @@ def test_what_cannot_be_told_is_null(tiny, tmp_path):
     )
     with pytest.warns(UserWarning, match="the objective is 0 everywhere"):
         result = run_study(study, tmp_path / "out", show=False)
-    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"]
+    found = json.loads(result.results.read_text())["analyses"]["Distillation correlation score"][
+        "values"
+    ]
     assert found["sre2l, HL"]["rho"] is None
 
 
@@ -105,7 +114,8 @@ def test_curves_are_those_of_the_students(tiny, tmp_path):
         )
     )
     result = run_study(study, tmp_path / "out", show=False)
-    values = json.loads(result.results.read_text())["analyses"]
+    parts = json.loads(result.results.read_text())["analyses"]
+    values = {title: part["values"] for title, part in parts.items()}
     curve = values["Convergence"]["Random, HL IPC 5"]
     assert curve["epochs"] == list(range(3, 61, 3))
     seeds = result.measured.histories["Random", "HL IPC 5"]
@@ -134,7 +144,7 @@ def test_ood_measures_the_same_students_on_corrupted_images(tiny, tmp_path):
         tiny(seeds=1, ood={"names": ["contrast", "brightness"], "severities": [2]}, show=["ood"])
     )
     result = run_study(study, tmp_path / "out", show=False)
-    values = json.loads(result.results.read_text())["analyses"]["Out of distribution"]
+    values = analysis(result, "Out of distribution")
     found = values["Random, HL IPC 2"]
     made, store = prepare(study), Store(tmp_path / "out")
     (job,) = [job for job in made.jobs.values() if job.kind == "student"]
