@@ -154,12 +154,17 @@ def test_what_does_not_fit_is_told_in_a_line(
     pool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "no.json").write_text("[1]")
+    other = data.Normalization((0.5,), (0.5,))
+    labels = torch.arange(10)
+    images = torch.zeros((10, 1, 28, 28), dtype=torch.uint8)
+    DistilledSet(images, labels, 10, other).save(tmp_path / "other")
     out = ["--out", str(tmp_path / "new")]
     for arguments, message in (
         (["objective", str(pool), "--which", "sre2l"], "sre2l needs --teacher"),
         (["objective", str(pool), "--which", "tm"], "tm needs --experts"),
         (["objective", "--which", "dm"], "give one set or more"),
         (["objective", str(pool), str(pool), "--which", "dm"], "different names"),
+        (["objective", str(tmp_path / "other"), "--which", "dm"], "other has normalization"),
         (["subsets", "--errors", str(tmp_path / "no.json")], "an object of subsets and errors"),
         (["corrupt", "--corruptions", "rain"], "got 'rain'"),
         (["ood", str(pool), "--tree", str(pool)], "holds no CORRUPTION/SEVERITY folders"),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, ImageSource
-from pyddfast.data.atomic import new_folder
+from pyddfast.data.atomic import new_folder, remove_leftovers
 from pyddfast.data.digest import describe_data
 from pyddfast.random import Purpose, philox
 from pyddfast.train import RunFolder, progress
@@ -171,6 +171,8 @@ def write_corruptions(
         pool,
         progress("corruptions", len(wanted) * len(dataset)) as advance,
     ):
+        for name in corruptions:
+            remove_leftovers(run.path / name)
         for name, level in wanted:
             folder = run.path / name / str(level)
             if folder.exists():

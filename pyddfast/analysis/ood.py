@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pyddfast.analysis._inputs import Values
 from pyddfast.analysis.corruptions import CORRUPTIONS, SEVERITIES
 from pyddfast.analysis.dcs import DCS, Adjust, dcs, dcs_difference
-from pyddfast.data import ImageFolder, ImageSource, Normalization
+from pyddfast.data import ImageDataset, ImageFolder, Normalization, ResidentDataset
 from pyddfast.data.folder import Listing
 from pyddfast.data.layouts import open_layout
 from pyddfast.train import evaluate, progress
@@ -109,7 +110,7 @@ class CorruptionAccuracy:
 
 def corruption_accuracy(
     models: Mapping[str, nn.Module],
-    sets: Mapping[tuple[str, int], ImageSource],
+    sets: Mapping[tuple[str, int], ImageDataset | ImageFolder],
     *,
     normalization: Normalization | None = None,
     size: int | None = None,
@@ -118,7 +119,7 @@ def corruption_accuracy(
     """Networks on every corrupted set.
 
     Args:
-        models: By name; each on its device.
+        models: By name; all on one device.
         sets: Of :func:`corruption_sets` or :func:`pyddfast.analysis.corruptions.corrupted`.
         normalization: Of the networks; None: each set's own.
         size: Side to resize to; None: as the images are.
@@ -130,11 +131,14 @@ def corruption_accuracy(
     if not models or not sets:
         raise ValueError(f"networks and sets are needed, got {len(models)} and {len(sets)}")
     found: dict[str, dict[tuple[str, int], float]] = {name: {} for name in models}
+    device = next(next(iter(models.values())).parameters(), torch.empty(0)).device
     with progress("corrupted sets", len(models) * len(sets)) as advance:
         for key, one in sets.items():
+            # Decoded once for all networks, and ahead.
+            held = ResidentDataset(one, device=device, on_overflow="stream")
             for name, model in models.items():
                 found[name][key] = evaluate(
-                    model, one, normalization=normalization, size=size, batch_size=batch_size
+                    model, held, normalization=normalization, size=size, batch_size=batch_size
                 )
                 advance(1)
     return {name: CorruptionAccuracy(accuracies) for name, accuracies in found.items()}

@@ -118,6 +118,8 @@ def analyze_objective(
     if len(found) < len(listed) or not found:
         raise ValueError(f"give one set or more of different names, got {[x[0] for x in listed]}")
     groups = {name: group for name, group, _ in listed}
+    for name, one in found.items():
+        _check(name, one, source)
     objectives = [
         _objective(name, options, source, model, teacher, experts, device) for name in which
     ]
@@ -231,6 +233,17 @@ def analyze_subsets(
     for gone in pool.dropped:
         note(f"dropped {gone['name']}: error {gone['error']:.3f} > {gone['largest_error']:.3f}")
     print(f"{len(pool)} subsets: {out / 'pool.json'}")
+
+
+def _check(name: str, one: ImageSet, source: Any) -> None:
+    """A set is of the data that the objectives compare it with."""
+    for what, given, needed in (
+        ("classes", one.num_classes, source.num_classes),
+        ("images of shape", tuple(one[0].shape), tuple(source[0].shape)),
+        ("normalization", one.normalization, source.normalization),
+    ):
+        if given != needed:
+            raise ValueError(f"{name} has {what} {given}, the data {needed}")
 
 
 def _rows(record: dict[str, Any], groups: dict[str, str]) -> list[dict[str, Any]]:

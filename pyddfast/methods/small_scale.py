@@ -115,6 +115,7 @@ class RealImages:
         device: Where its images go.
         seed: Of the draws.
         on_overflow: As of :class:`ResidentDataset`.
+        limit_bytes: As there.
     """
 
     def __init__(
@@ -123,8 +124,11 @@ class RealImages:
         device: torch.device,
         seed: int,
         on_overflow: OnOverflow = "error",
+        limit_bytes: int | None = None,
     ) -> None:
-        self.data = ResidentDataset(data, device=device, on_overflow=on_overflow)
+        self.data = ResidentDataset(
+            data, device=device, on_overflow=on_overflow, limit_bytes=limit_bytes
+        )
         self.seed = seed
         self.members = [
             (self.data.labels == label).nonzero()[:, 0].numpy() for label in range(data.num_classes)

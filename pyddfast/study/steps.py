@@ -26,7 +26,7 @@ from pyddfast.analysis.objectives import (
 from pyddfast.analysis.ood import corruption_accuracy, corruption_sets
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.coresets.cad_prune import check_cad
-from pyddfast.data import DistilledSet, ImageDataset, ImageSource, load
+from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, load
 from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import read_json, read_tensors, write_tensors
 from pyddfast.study.sets import METHODS, Ingredients
@@ -286,7 +286,7 @@ def _ood(step: Step) -> dict[str, Any]:
     s, test = step.settings, step.test
     made = DistilledSet.load(step.needs["set"] / "set")
     network, size = _trained(step, made, step.needs["student"])
-    sets: dict[tuple[str, int], ImageSource] = {}
+    sets: dict[tuple[str, int], ImageDataset | ImageFolder] = {}
     if s["root"] is not None:
         found = corruption_sets(
             s["root"], test.class_names, normalization=made.normalization,

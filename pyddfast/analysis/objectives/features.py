@@ -20,6 +20,7 @@ from pyddfast.methods.small_scale import (
     freeze_batch_norm,
 )
 from pyddfast.ops import feature_mean_distance
+from pyddfast.ops._memory import free_bytes
 from pyddfast.ops.dsa import STANDARD_STRATEGY, DSAParams
 from pyddfast.train import progress
 from pyddfast.train.distributed import resolve_device
@@ -125,7 +126,9 @@ class DMObjective:
             most = self.real_batch if source is real else None
             features = [
                 self._embed(network, images, params)
-                for images in class_images(source, label, step, most, self.batch_size)
+                for images in class_images(
+                    source, label, step, most, self.batch_size, real.data.device
+                )
             ]
             sums.append(torch.stack([part.double().sum(0) for part in features]).sum(0))
             counts.append(sum(map(len, features)))
@@ -161,27 +164,35 @@ def check_networks(networks: int, real_batch: int | None, batch_size: int) -> No
 def open_sets(
     data: ImageDataset | ImageFolder, sets: Sequence[ImageSet], device: torch.device, seed: int
 ) -> tuple[RealImages, list[RealImages]]:
-    """The data and the sets by class, streamed where they do not fit.
+    """The data on the device, and the sets by class in main memory; streamed where they do not fit.
 
     Raises:
         ValueError: A set is of another task, or lacks a class.
     """
     real = RealImages(data, device, seed, on_overflow="stream")
-    made = [RealImages(one, device, seed, on_overflow="stream") for one in sets]
+    host = torch.device("cpu")
+    # Sets of files share half of what is free: each alone would take most of the rest.
+    share = free_bytes(host) // (2 * max(1, len(sets)))
+    made = [RealImages(one, host, seed, on_overflow="stream", limit_bytes=share) for one in sets]
     for one, opened in zip(sets, made, strict=True):
         check_like(one, opened.shape, real)
     return real, made
 
 
 def class_images(
-    source: RealImages, label: int, step: int, most: int | None, batch_size: int
+    source: RealImages,
+    label: int,
+    step: int,
+    most: int | None,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     """A class's images as a network takes them, ``most`` drawn ones or all, in batches."""
     if most is not None:
-        yield from torch.split(source.batch(label, most, step), batch_size)
+        yield from torch.split(source.batch(label, most, step).to(device), batch_size)
         return
     for ids in torch.split(torch.as_tensor(source.members[label]), batch_size):
-        yield network_input(source.data.batch(ids), source.data.normalization)
+        yield network_input(source.data.batch(ids).to(device), source.data.normalization)
 
 
 def mean_of_networks(losses: Sequence[Tensor]) -> list[ObjectiveValue]:

@@ -123,7 +123,9 @@ class DCObjective:
         parameters = list(network.parameters())
         total = [torch.zeros_like(p) for p in parameters]
         count = 0
-        for images in class_images(source, label, step, most, self.batch_size):
+        for images in class_images(
+            source, label, step, most, self.batch_size, parameters[0].device
+        ):
             views = augmented(images, params, align_corners=self.dsa_align_corners)
             target = torch.full((len(views),), label, device=views.device)
             loss = F.cross_entropy(network(views), target, reduction="sum")
