@@ -83,7 +83,15 @@ def train_and_test(
         make_optimizer: Of the network and a rate, called again for the lower one.
         test_every: Also test after epochs that this divides, and print.
         keeps_labels: Whether labels keep their type; else they become int64.
+
+    Raises:
+        ValueError: Images and labels are not as many, or none.
     """
+    if not 0 < len(images_train) == len(labels_train):
+        raise ValueError(
+            f"images_train and labels_train must be as many, at least one; got {len(images_train)} "
+            f"and {len(labels_train)}"
+        )
     net = net.to(args.device)
     images = images_train.detach().float().to(args.device)
     labels = labels_train.detach().to(args.device)

@@ -144,7 +144,7 @@ class ZCAWhitening:
 
     def _flat(self, images: Tensor) -> Tensor:
         if not hasattr(self, "image_shape"):
-            raise RuntimeError("this ZCAWhitening is not fitted; call .fit(images) first")
+            raise RuntimeError(f"this {type(self).__name__} is not fitted; call .fit(images) first")
         if tuple(images.shape[-3:]) != self.image_shape or images.ndim < 3:
             raise ValueError(
                 f"images must be (..., C, H, W) with C, H, W = {self.image_shape} as fitted, "

@@ -23,10 +23,12 @@ from pyddfast.train.execution import Execution
 from pyddfast.train.models import ModelSpec, describe_model
 from pyddfast.train.plan import Budget
 from pyddfast.train.recipes import Protocol, Recipe, Regime, Scale
-from pyddfast.train.run import RunFolder
+from pyddfast.train.run import METRICS, RunFolder
 from pyddfast.train.student import StudentResult, check_student, train_student
 
 __all__ = ["TransferResult", "dcbench_students", "train_transfer"]
+
+_RESULT = "result.json"
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,15 @@ def train_transfer(
     """
     if students is None:
         students = dcbench_students(max(distilled_set[0].shape[1:]))
+    if not isinstance(students, Mapping):
+        raise TypeError(f"students must be models by name, got {type(students).__name__}")
     if not students:
         raise ValueError("students must name at least one model")
     for name, model in students.items():
-        if Path(name).name != name or name.startswith("."):
+        if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
             raise ValueError(f"a student's name becomes a folder's, which {name!r} cannot be")
+        if name in (_RESULT, "config.json", METRICS):
+            raise ValueError(f"{name!r} is a file of the run: give the student another name")
         used, *_ = check_student(
             distilled_set,
             regime,
@@ -205,5 +211,5 @@ def train_transfer(
             }
         )
         if folder is not None:
-            folder.write_json("result.json", result.to_dict())
+            folder.write_json(_RESULT, result.to_dict())
     return result

@@ -194,6 +194,13 @@ def test_dcbench_tests_between_and_logs(data):
     same(found[0], net)
 
 
+def test_sets_without_a_label_for_each_image_are_refused(data):
+    images, labels, test = data
+    for few in (labels[:5], labels[:0]):
+        with pytest.raises(ValueError, match=f"got 10 and {len(few)}"):
+            vico.evaluate_synset(0, network(), images, few, test, arguments())
+
+
 def test_what_only_the_official_functions_do_is_refused(data):
     for module, changes, options, message in (
         (mtt, {}, {"texture": True}, "texture"),

@@ -66,10 +66,13 @@ def test_nothing_is_trained_where_one_student_does_not_fit(data, tmp_path):
     for students, message in (
         ({}, "at least one model"),
         ({"a/b": linear}, "cannot be"),
+        ({"result.json": linear}, "is a file of the run"),
         ({"linear": linear, "small": ("resnet18", {"norm": "none"})}, "norm must be"),
     ):
         with pytest.raises(ValueError, match=message):
             train_transfer(made, "hl", students, test_set=data[1], out=tmp_path / "run", **QUIET)
+    with pytest.raises(TypeError, match="models by name, got list"):
+        train_transfer(made, "hl", [linear], test_set=data[1], **QUIET)
     with pytest.raises(ValueError, match="needs a teacher"):
         train_transfer(made, "sl", {"linear": linear}, test_set=data[1], **QUIET)
     assert not (tmp_path / "run").exists()
