@@ -67,7 +67,8 @@ class D4MConfig:
         semantics: "paper" fits all latents; "official" leaves the last incomplete batch of latents
             out, but of the class whose image happens to come last.
         seed: Of every draw.
-        batch_size: Images that are encoded or denoised together; no effect but rounding.
+        batch_size: Images that are encoded or denoised together; no effect but rounding.  A killed
+            run keeps whole batches: with a large model on a CPU take 1.
         precision: Arithmetic of the model: fp32, bf16 or fp16 (official).  None: bf16 on a GPU,
             fp32 elsewhere.
     """

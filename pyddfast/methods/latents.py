@@ -91,23 +91,33 @@ def open_pipeline(
     if kind != "DiTPipeline":
         options = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
         options["requires_safety_checker"] = False
-    bars = diffusers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # a job shows its own
     try:
-        pipe = getattr(diffusers, kind).from_pretrained(
-            str(path), dtype=dtype, local_files_only=True, use_safetensors=True, **options
-        )
+        with _without_bars():
+            pipe = getattr(diffusers, kind).from_pretrained(
+                str(path), dtype=dtype, local_files_only=True, use_safetensors=True, **options
+            )
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
         # Damaged or missing parts: what the loaders raise differs from part to part.
         raise ValueError(f"model: {path} cannot be loaded: {error}") from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
     pipe.set_progress_bar_config(disable=True)
     for part in _networks(pipe):
         part.eval().requires_grad_(False)
     return pipe.to(device)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading shows no bars of its own: a job has one."""
+    names = ("diffusers.utils.logging", "transformers.utils.logging")
+    logs = [require(name, "generative") for name in names]
+    shown = [log for log in logs if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 def pipeline_digest(pipe: Any) -> str:

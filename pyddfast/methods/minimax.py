@@ -65,7 +65,8 @@ class MinimaxConfig:
             themselves.
         steps: Of sampling.
         guidance_scale: Of sampling; 1: no guidance.
-        sample_batch: Images that are sampled together; no effect but rounding.
+        sample_batch: Images that are sampled together; no effect but rounding.  A killed run keeps
+            whole batches: with a large model on a CPU take 1.
         image_size: Side of the set's images.  None: the model's.
         semantics: "paper" follows the formulas; "official" takes one least and one greatest cosine
             for all samples of a class in a batch, adds the variational bound where the model has a

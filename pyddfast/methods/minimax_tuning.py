@@ -33,8 +33,9 @@ class Scaled(nn.Module):
 
     def __init__(self, inner: nn.Module, width: int) -> None:
         super().__init__()
+        like = next(inner.parameters())
         self.inner = inner
-        self.gamma = nn.Parameter(torch.ones(width))
+        self.gamma = nn.Parameter(torch.ones(width, dtype=like.dtype, device=like.device))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output, (..., width), scaled."""
@@ -61,7 +62,7 @@ def difffit(model: Any) -> dict[str, nn.Parameter]:
     if all(_equal(block.norm1.emb, first) for block in blocks[1:]):
         for block in blocks[1:]:
             block.norm1.emb = first
-    width, device, dtype = model.inner_dim, model.device, model.dtype
+    width = model.inner_dim
     for block in blocks[: len(blocks) // 2]:
         attention = block.attn1
         attention.to_q = Scaled(attention.to_q, width)
@@ -70,7 +71,7 @@ def difffit(model: Any) -> dict[str, nn.Parameter]:
         # The attention's own factor, and the block's.
         attention.to_out[0] = Scaled(Scaled(attention.to_out[0], width), width)
         block.ff = Scaled(block.ff, width)
-    model.to(device, dtype).requires_grad_(False)
+    model.requires_grad_(False)
     trained = {}
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):

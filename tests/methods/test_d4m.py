@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import diffusers
@@ -204,3 +206,14 @@ def test_bad_input_is_refused_by_name(sd, tmp_path, monkeypatch):
 
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", full)
     refused(r"denoising ran out of memory: lower batch_size \(3\)", MemoryError)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    refused(r"'diffusers', which is not installed.*pyddfast\[generative\]", ModuleNotFoundError)
+
+
+def test_nothing_of_the_extra_is_imported_before_it_is_used():
+    code = "import sys, pyddfast.methods, pyddfast.cli.generative as g; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "pyddfast.methods.d4m" in modules
+    assert not {"diffusers", "transformers", "accelerate", "sklearn"} & set(modules)
