@@ -293,11 +293,20 @@ def test_sets_from_one_scored_run(
     drawn = picks("beta", "--score", "dual", "--beta", "0.5")
     keys = beta_sampling(Scores(values["dual"], "dual", "hard"), values["one_minus_p"], pruned=0.5)
     assert drawn == expected(keys.values)
+    coded = picks("coded", *("--score", "dual", "--beta", "0.5", "--c-d", "11", "--c-total", "16"))
+    assert coded == expected(
+        beta_sampling(
+            Scores(values["dual"], "dual", "hard"),
+            values["one_minus_p"],
+            **{"pruned": 0.5, "c_d": 11.0, "c_total": 16},
+        ).values
+    )
     words = ["coreset", "recorded", "--scores", str(run), "--out", str(tmp_path / "no")]
     for wrong, message in (
         (["--score", "sharp"], "holds no sharp, only aum, cad"),
         (["--score", "aum", "--data", "other"], "scored other images or labels"),
         (["--score", "dual", "--beta", "0.5", "--strategy", "bottomk"], "strategy must be topk"),
+        (["--score", "dual", "--c-total", "16"], "are of DUAL's Beta sampling, which --beta"),
     ):
         assert main([*words, *wrong]) == 2
         assert message in capsys.readouterr().err

@@ -27,6 +27,8 @@ def coreset_recorded(
     bins: int = 50,
     mis_ratio: float = 0.0,
     beta: float | None = None,
+    c_d: float = 4.0,
+    c_total: int = 15,
 ) -> None:
     """Pick by a score of a finished "pyddfast score": no training, any number of sets from one run.
 
@@ -43,16 +45,22 @@ def coreset_recorded(
             needs aum in the run.
         beta: Draw by DUAL's Beta sampling for so large a share pruned (0.9 keeps a tenth) instead
             of taking the highest; needs one_minus_p in the run.
+        c_d: Of --beta: 4 in the paper for CIFAR, 11 for ImageNet-1k.
+        c_total: Of --beta: 15 in the paper, 16 in its code.
     """
     if beta is not None and strategy != "topk":
         raise ValueError(f"--beta draws by itself, so --strategy must be topk, got {strategy}")
+    if beta is None and (c_d, c_total) != (4.0, 15):
+        raise ValueError("--c-d and --c-total are of DUAL's Beta sampling, which --beta asks for")
     if mis_ratio and strategy != "stratified":
         raise ValueError(f"--mis-ratio is an option of --strategy stratified, got {strategy}")
     source = data.resident("train", to.image_size)
     known = read_scores(scores, score, source)
     if beta is not None:
         rest = read_scores(scores, "one_minus_p", source)
-        known = beta_sampling(known, rest.values, pruned=beta, seed=to.seed)
+        known = beta_sampling(
+            known, rest.values, pruned=beta, c_d=c_d, c_total=c_total, seed=to.seed
+        )
 
     aum = read_scores(scores, "aum", source) if mis_ratio else None
 
