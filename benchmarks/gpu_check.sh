@@ -4,46 +4,64 @@
 #
 #   benchmarks/gpu_check.sh OUT [WHEEL]
 #
-# OUT gets a log a stage, the benchmark results as JSON and summary.json; WHEEL is a wheel built
-# elsewhere (with a CPU-only torch, another Python), to be loaded here unchanged; without it, the
-# one under dist/ is taken, if there is one.
+# OUT gets a log and a record a stage, the benchmark results as JSON and summary.json; WHEEL is a
+# wheel built elsewhere (with a CPU-only torch, another Python), to be loaded here unchanged; without
+# it, the one under dist/ is taken, if there is one.
+#
+# A call lasts at most GPU_CHECK_SECONDS (570: machines may end a command after ten minutes).  Stages
+# that did not finish are left for the next call with the same OUT, which skips the finished ones;
+# such a call ends with status 75.  GPU_CHECK_DEVICE=cpu goes through the stages without a GPU.
 set -uo pipefail
 
 if [[ $# -lt 1 || $# -gt 2 ]]; then
   echo "usage: ${BASH_SOURCE[0]} OUT [WHEEL]" >&2
   exit 2
 fi
-mkdir -p "$1"
+mkdir -p "$1/stages"
 out=$(realpath "$1") wheel=${2:+$(realpath "$2")}
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [[ -z $wheel ]]; then
   prebuilt=(dist/pyddfast-*.whl)
   [[ ! -f ${prebuilt[0]} ]] || wheel=$(realpath "${prebuilt[0]}")
 fi
+readonly call_limit=${GPU_CHECK_SECONDS:-570} stage_limit=540 device=${GPU_CHECK_DEVICE:-cuda}
 export PYDDFAST_STRICT=1 # a fallback to the twin would hide a kernel that does not run
-readonly stage_limit=540 # seconds: short enough for machines that end a command after ten minutes
-stages=() status=0
+export PYTHONUNBUFFERED=1 GPU_CHECK_DEVICE=$device
+pending=()
 
 stage() {
-  local name=$1 code start=$SECONDS
+  local name=$1 code start=$SECONDS left=$((call_limit - SECONDS)) limit=$stage_limit
   shift
+  [[ ! -f $out/stages/$name.json ]] || return 0
+  if ((left < 20)); then # too short for anything: a Python with torch starts in ten seconds
+    pending+=("$name")
+    return 0
+  fi
+  ((left >= limit)) || limit=$left
   echo "== $name: $*"
-  timeout "$stage_limit" "$@" >"$out/$name.log" 2>&1
+  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
-  ((code == 0)) || { status=1 && tail -n 20 "$out/$name.log"; }
-  stages+=("{\"stage\": \"$name\", \"exit\": $code, \"seconds\": $((SECONDS - start))}")
+  # Cut off by the end of the call, after less than its own time: it starts again in the next one.
+  if ((code == 124 || code == 137)) && ((limit < stage_limit && start > 60)); then
+    pending+=("$name")
+    return 0
+  fi
+  ((code == 0)) || tail -n 20 "$out/$name.log"
+  printf '{"stage": "%s", "exit": %d, "seconds": %d}\n' "$name" "$code" $((SECONDS - start)) \
+    >"$out/stages/$name.tmp" && mv "$out/stages/$name.tmp" "$out/stages/$name.json"
 }
 
-# CUDA against the float64 twin, under whatever torch this is.
+# The kernels against the float64 twin, under whatever torch this is.
 values='
-import torch, pyddfast
+import os, torch, pyddfast
 from pyddfast import ops
-print(pyddfast.__file__, torch.__version__, torch.cuda.get_device_name())
+device = torch.device(os.environ["GPU_CHECK_DEVICE"])
+print(pyddfast.__file__, torch.__version__, torch.cuda.get_device_name() if device.type == "cuda" else "")
 generator = torch.Generator().manual_seed(0)
 for shape in [(256, 10), (64, 1000), (8, 21841)]:
     s, t = (3 * torch.randn(shape, generator=generator) for _ in range(2))
     results = []
-    for student, teacher in ((s.cuda(), t.cuda()), (s.double(), t.double())):
+    for student, teacher in ((s.to(device), t.to(device)), (s.double(), t.double())):
         student.requires_grad_()
         loss, score = ops.kd_loss(student, teacher, 4.0, return_score=True)
         loss.backward()
@@ -53,22 +71,52 @@ for shape in [(256, 10), (64, 1000), (8, 21841)]:
         print(shape, name, error)
         assert error <= 1e-6, (shape, name, error)
 '
+case $device in
+  cuda) cuda=1 marked=(-m cuda) bench=() ;;
+  cpu) cuda=0 marked=(-k "cpu and not simt") bench=(--quick) ;;
+  *) echo "GPU_CHECK_DEVICE is cuda or cpu, not $device" >&2 && exit 2 ;;
+esac
+# Packages that only oracles need may be missing: their files are errors, the others run.
+tests=(python3 -m pytest -q -p no:cacheprovider --continue-on-collection-errors "${marked[@]}")
+small=(python3 -m pytest -q -p no:cacheprovider "${marked[@]}" tests/ops/test_device.py -k values_are)
 
 stage facts bash -c 'nvidia-smi; nvcc --version; python3 -V; python3 -c "import torch; print(torch.__version__)"'
 if [[ -n $wheel ]]; then
   stage wheel_install python3 -m pip install --quiet --no-deps --no-index --target "$out/wheel" "$wheel"
   stage wheel_values env -C "$out" PYTHONPATH="$out/wheel" python3 -c "$values"
 fi
-stage build env PYDDFAST_CUDA=1 python3 setup.py --quiet build_ext --inplace
+stage build env PYDDFAST_CUDA="$cuda" python3 setup.py --quiet build_ext --inplace
 stage values python3 -c "$values"
-stage tests python3 -m pytest -m cuda tests/ops
-stage sanitizer compute-sanitizer --tool memcheck --error-exitcode 3 python3 -c "$values"
-stage racecheck compute-sanitizer --tool racecheck --error-exitcode 3 python3 -c "$values"
-for op in $(python3 -c 'from benchmarks.ops import CASES; print(*CASES)'); do
-  stage "bench_$op" python3 -m benchmarks run --device cuda --ops "$op" --out "$out/$op.json"
+stage tests_device "${tests[@]}" tests/ops/test_device.py # graphs, streams, every operator
+stage tests_ops "${tests[@]}" tests/ops --ignore tests/ops/test_device.py --ignore tests/ops/test_large.py
+stage tests_large "${tests[@]}" tests/ops/test_large.py # more than 2^31 elements
+stage tests_elsewhere "${tests[@]}" tests/methods tests/data tests/train
+stage memcheck compute-sanitizer --tool memcheck --error-exitcode 3 "${small[@]}"
+stage racecheck compute-sanitizer --tool racecheck --error-exitcode 3 "${small[@]}"
+names=$(python3 -c 'from benchmarks.ops import CASES; print(*CASES)')
+for op in $names; do
+  stage "bench_$op" python3 -m benchmarks run --device "$device" "${bench[@]}" --limit 420 \
+    --ops "$op" --out "$out/$op.json"
+done
+names=$(python3 -c 'from benchmarks.steps import STEPS; print(*STEPS)')
+for step in $names; do
+  stage "step_$step" python3 -m benchmarks run --device "$device" "${bench[@]}" --limit 420 \
+    --end-to-end "$step" --out "$out/step-$step.json"
 done
 
-(IFS=, && echo "[${stages[*]}]") >"$out/summary.json"
-rm -rf "$out/wheel"
+# In the order in which they ran.
+mapfile -t records < <(find "$out/stages" -name '*.json' -printf '%T@ %p\n' | sort -n | cut -d' ' -f2-)
+{
+  separator='['
+  for record in "${records[@]}"; do
+    printf '%s%s' "$separator" "$(<"$record")" && separator=', '
+  done
+  [[ $separator == '[' ]] && echo '[]' || echo ']'
+} >"$out/summary.json"
 cat "$out/summary.json"
-exit $status
+if ((${#pending[@]} > 0)); then
+  echo "left for the next call with the same OUT: ${pending[*]}"
+  exit 75
+fi
+rm -rf "$out/wheel"
+! grep -qv '"exit": 0,' <<<"$(cat "$out"/stages/*.json)"

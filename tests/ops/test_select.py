@@ -6,9 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-import submodlib
 import torch
-from apricot import GraphCutSelection
 from torch import Tensor
 
 from pyddfast import ops
@@ -249,6 +247,8 @@ def test_facility_location_by_brute_force(backend: Backend, metric: str, greedy:
 
 
 def test_facility_location_of_submodlib(backend: Backend) -> None:
+    import submodlib  # here: a machine with a GPU may be without the oracles
+
     x = features(90, dim=8, seed=5)
     s = similarity_matrix(x, "cosine01").astype(np.float32)
     peer = submodlib.FacilityLocationFunction(n=len(s), mode="dense", sijs=s, separate_rep=False)
@@ -344,6 +344,8 @@ def test_graph_cut_by_brute_force(backend: Backend, metric: str, given: str) -> 
 
 
 def test_graph_cut_of_apricot(backend: Backend) -> None:
+    from apricot import GraphCutSelection  # as submodlib
+
     x = features(80, dim=8, seed=7)
     s = similarity_matrix(x, "cosine01")
     peer = GraphCutSelection(15, metric="precomputed", alpha=2.5, optimizer="naive", verbose=False)
