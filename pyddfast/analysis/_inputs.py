@@ -29,7 +29,8 @@ def vector(name: str, values: Values, *, length: int | None = None, nan: bool = 
         ValueError: They have another shape or length, or are not finite.
     """
     if isinstance(values, Tensor):
-        values = values.numpy(force=True)
+        # numpy knows no bfloat16.
+        values = (values.double() if values.is_floating_point() else values).numpy(force=True)
     try:
         array = np.array(values)
     except ValueError as error:  # rows of unequal length

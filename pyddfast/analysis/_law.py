@@ -28,7 +28,7 @@ _LONGEST_TAU = 10.0  # times the last epoch: δ^k > 0.93 to the end, which no cu
 # Of the search for a start; the polish does the rest.
 _GRID_B = -np.geomspace(1e-3, 2.0, 40)
 _GRID_D = np.linspace(0.0, 1.0, 21)  # of the smallest error
-_GRID_TAU = 24
+_GRID_TAU = 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Problem:
         self.observed = np.concatenate([curve.error for curve in curves])
         self.index = np.full((len(curves), 4), -1)
         self._fixed = np.zeros((len(curves), 4))
-        last = max(int(curve.epochs.max()) for curve in curves)
+        last = max(float(curve.epochs.max()) for curve in curves)
         bounds: list[tuple[float, float]] = []
 
         def place(
@@ -131,9 +131,9 @@ class Problem:
         """Free vector (count,) of the least squares, and their sum.
 
         With a fixed or shared there may be several minima: a n^b b, the slope of the curve, has the
-        same value at two b.  So every d of the grid gives a start.
+        same value at two b; and at a bound of τ a step may end.  So there are many starts.
         """
-        starts = np.unique(self._starts(), axis=0)  # one, where d is fixed
+        starts = np.unique(self._starts(), axis=0)  # fewer, where d is fixed
         solved, squares = self.solve(np.tile(self.observed, (len(starts), 1)), starts)
         # A last start of what is best for each curve by itself, then all together.
         errors = (self.model(solved)[0] - self.observed) ** 2
@@ -148,10 +148,10 @@ class Problem:
         return solved[best], float(squares[best])
 
     def _starts(self) -> Array:
-        """Free vectors (starts, count): best b and τ at each d of a grid; a follows linearly."""
-        last = max(int(curve.epochs.max()) for curve in self.curves)
+        """Free vectors (starts, count): at each d and τ of a grid the best b; a is linear."""
+        last = max(float(curve.epochs.max()) for curve in self.curves)
         tau = np.geomspace(_SMALLEST_TAU * 3, _LONGEST_TAU * last, _GRID_TAU)
-        free = np.zeros((len(_GRID_D), self.count))
+        free = np.zeros((len(_GRID_D), len(tau), self.count))
         for number, (curve, index) in enumerate(zip(self.curves, self.index, strict=True)):
             ds = self._offsets(number)
             x, _ = powers(tau, curve.epochs, curve.samples)
@@ -166,18 +166,18 @@ class Problem:
                 scale = np.maximum(cross / square, 1e-12)
             rss = (left**2).sum(-1)[:, None, None] - 2 * scale * cross + scale**2 * square
             log_a = np.broadcast_to(np.log(scale) - log_first, rss.shape)
-            rows = np.arange(len(ds))
-            at_b, at_tau = np.unravel_index(rss.reshape(len(ds), -1).argmin(1), rss.shape[1:])
+            at_b = rss.argmin(1)
             found = {
                 B: _GRID_B[at_b],
-                LOG_TAU: np.log(tau[at_tau]),
-                LOG_A: log_a[rows, at_b, at_tau],
-                D: ds,
+                LOG_TAU: np.log(tau),
+                LOG_A: np.take_along_axis(log_a, at_b[:, None], 1)[:, 0],
+                D: ds[:, None],
             }
             for column, values in found.items():
                 if index[column] >= 0:  # of what is shared, the mean
-                    free[:, index[column]] += values / (self.index == index[column]).sum()
-        return free.clip(*self.bounds.T)
+                    free[..., index[column]] += values / (self.index == index[column]).sum()
+        starts: Array = free.reshape(-1, self.count).clip(*self.bounds.T)
+        return starts
 
     def _offsets(self, number: int) -> Array:
         if (column := self.index[number, D]) < 0:

@@ -14,6 +14,9 @@ from pyddfast.analysis._law_grid import GRID_D
 
 __all__ = ["LawMethod", "check_options", "checked_curve", "checked_epochs", "of_curve"]
 
+# The law's sum runs over every epoch, for every refit of the bootstrap.
+_MOST_EPOCHS = 10_000
+
 LawMethod: TypeAlias = Literal["varpro", "grid"]
 
 
@@ -28,8 +31,10 @@ def of_curve(given: object, name: str, argument: str) -> Any:
 def checked_epochs(argument: str, values: Values, *, rising: bool = True) -> Array:
     """Positive numbers, ``rising`` where they are the epochs of a curve."""
     array = vector(argument, values)
-    if not len(array) or (array <= 0).any():
-        raise ValueError(f"{argument} must be positive, got {array.tolist()}")
+    if not len(array) or (array <= 0).any() or (array > _MOST_EPOCHS).any():
+        raise ValueError(
+            f"{argument} must be positive and at most {_MOST_EPOCHS:g}, got {array.tolist()}"
+        )
     if rising and (np.diff(array) <= 0).any():
         raise ValueError(f"{argument} must rise, got {array.tolist()}")
     return array

@@ -20,6 +20,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values, vector
@@ -75,7 +76,7 @@ def dcs(
     size: Values | None = None,
     *,
     adjust: Adjust = "partial",
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable] | Tensor | None = None,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> DCS:
@@ -118,7 +119,9 @@ def dcs(
         raise ValueError(f"size must be positive, got {z.min():g}")
     if groups is not None and len(groups) != len(x):
         raise ValueError(f"groups must have {len(x)} values, got {len(groups)}")
-    names = list(range(len(x)) if groups is None else groups)
+    # A tensor's elements are all different objects, of whatever value.
+    own = groups.tolist() if isinstance(groups, Tensor) else groups
+    names = list(range(len(x)) if own is None else own)
 
     kept = np.flatnonzero(~(np.isnan(x) | np.isnan(y)))
     if len(kept) < _FEWEST:

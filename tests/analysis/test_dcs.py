@@ -77,6 +77,7 @@ def test_hand_worked() -> None:
     assert score(x, y, z).rho == pytest.approx((0.8 - 0.75) / 0.25)
     # Within the sizes: -1 with weight 1, 1/2 with weight 2.
     assert score(x, y, z, adjust="stratified").rho == pytest.approx(0.0)
+    assert score(torch.tensor(x, dtype=torch.bfloat16), y, z).rho == score(x, y, z).rho
     assert score(torch.tensor(x), np.array(y), torch.tensor(z)).raw_rho == pytest.approx(0.8)
     # Only the order counts; an infinite loss is the last.
     assert score([1.0, 2, 3, 4, math.inf], y, z).rho == score(x, y, z).rho
@@ -113,6 +114,7 @@ def test_bootstrap_draws_whole_groups_and_ranks_them_anew(adjust: Any) -> None:
     assert found.ci == pytest.approx(tuple(np.quantile(found.draws, [0.025, 0.975])))
     again = score(x, y, z, adjust=adjust, groups=groups, seed=5)
     assert again == found
+    assert score(x, y, z, adjust=adjust, groups=torch.arange(24) // 2, seed=5) == found
     assert score(x, y, z, adjust=adjust, groups=groups, seed=6).ci != found.ci
 
 
