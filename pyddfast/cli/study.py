@@ -12,6 +12,7 @@ from pyddfast.cli.tables import new_table, note, print_table
 from pyddfast.study import Store, Study, Workers, cost, prepare, read_study, run_jobs, shipped
 from pyddfast.study.jobs import Plan
 from pyddfast.study.page import write_results
+from pyddfast.study.runner import time_text
 
 __all__ = ["study"]
 
@@ -50,13 +51,13 @@ def study(
     if which == "list":
         _list()
         return
+    workers = Workers(jobs, "slurm" if cluster else "machine", assignments("slurm", slurm))
     chosen = read_study(which, scale=scale, root=root, seeds=seeds)
     made, store = prepare(chosen), Store(out)
     estimates = cost(chosen, made, device)
     _show_cost(chosen, made, store, estimates, jobs)
     if dry_run:
         return
-    workers = Workers(jobs, "slurm" if cluster else "machine", assignments("slurm", slurm))
     run_jobs(made, store, workers, seconds=estimates, device=device)
     result = write_results(chosen, made, store)
     measured = result.measured
@@ -85,7 +86,7 @@ def _show_cost(
     chosen: Study, made: Plan, store: Store, estimates: dict[str, float], workers: int
 ) -> None:
     """Seconds by kind of job; what is done costs nothing."""
-    table = new_table(f"Cost of {chosen.name}, {chosen.scale}", "jobs", "number", "done", "minutes")
+    table = new_table(f"Cost of {chosen.name}, {chosen.scale}", "jobs", "number", "done", "time")
     kinds: dict[str, list[str]] = {}
     for key, job in made.jobs.items():
         kinds.setdefault(job.kind, []).append(key)
@@ -94,8 +95,8 @@ def _show_cost(
         done = [key for key in keys if store.done(made.jobs[key]) is not None]
         left = sum(estimates[key] for key in keys if key not in done)
         total += left
-        table.add_row(kind, str(len(keys)), str(len(done)), f"{left / 60:.1f}")
-    table.add_row("all", str(len(made.jobs)), "", f"{total / 60:.1f}")
+        table.add_row(kind, str(len(keys)), str(len(done)), time_text(left))
+    table.add_row("all", str(len(made.jobs)), "", time_text(total))
     print_table(table)
     if workers > 1:
         note(f"{workers} workers share it")

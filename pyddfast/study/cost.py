@@ -81,8 +81,9 @@ def seconds(
         network = job.settings.get("network") or {"model": "convnet-d3", "options": {}}
         if job.kind == "embedding":
             network = job.needs["teacher"].settings["network"]
-        if job.kind == "set" and "teacher" in job.needs:
-            network = job.needs["teacher"].settings["network"]
+        asked = [need for need in job.needs.values() if need.kind == "teacher"]
+        if job.kind == "set" and asked:
+            network = asked[0].settings["network"]
         name = repr(network)
         if name not in rates:
             rates[name] = _images_per_second(network, train, device)

@@ -239,8 +239,13 @@ class _Planner:
 
     def set_of(self, label: str, spec: SetSpec, ipc: int) -> Job:
         method = _method(spec)
-        needs = {need: self.need(need, ipc) for need in method.needs}
         study = self.study
+        needs: dict[str, Job] = {}
+        for need in method.needs:
+            if need == "teachers":
+                needs |= {f"teacher {k}": self.teacher(t) for k, t in enumerate(study.teachers)}
+            else:
+                needs[need] = self.need(need, ipc)
         settings = {
             "method": spec.method,
             "options": {**study.settings.get(spec.method, {}), **spec.options},

@@ -29,7 +29,7 @@ from pyddfast.study.jobs import Job, Plan
 from pyddfast.study.steps import STEPS, Step
 from pyddfast.train import environment
 
-__all__ = ["Store", "Workers", "run_jobs"]
+__all__ = ["Store", "Workers", "run_jobs", "time_text"]
 
 DONE, FAILED, JOB = "done.json", "failed.json", "job.json"
 # Between two looks for a job that another worker has finished.
@@ -257,14 +257,18 @@ class _Teller:
             said = f"{accuracy}{self.known[job.key]:.0f} s"
         print(
             f"[{len(self.known)}/{len(self.jobs)}] {job.shown}: {said}; "
-            f"about {_time(left * factor / self.workers)} left",
+            f"about {time_text(left * factor / self.workers)} left",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def time_text(seconds: float) -> str:
+    """Seconds, minutes, hours or days, whichever says it shortest."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 48 * 3600)):
+        if seconds < most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
 
 
 def _write(file: Path, value: Any) -> None:

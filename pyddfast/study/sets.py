@@ -54,8 +54,13 @@ class Ingredients:
     @cached_property
     def teacher(self) -> nn.Module:
         """Observer, or the network that is inverted."""
-        found = load_teacher(self.needs["teacher"], self.train, self._device)
-        return found.model
+        return self.teachers[0]
+
+    @cached_property
+    def teachers(self) -> list[nn.Module]:
+        """All of them, in the study's order."""
+        folders = [folder for name, folder in self.needs.items() if name.startswith("teacher")]
+        return [load_teacher(folder, self.train, self._device).model for folder in folders]
 
     @cached_property
     def embedding(self) -> Embedding:
@@ -101,7 +106,8 @@ class Method:
 
     Attributes:
         shown: Its name in tables.
-        needs: Jobs that come first: teacher, embedding, young, recorded, cad, cad-early, experts.
+        needs: Jobs that come first: teacher (the first one), teachers (all), embedding, young,
+            recorded, cad, cad-early, experts.
         make: Called with the ingredients and the options.
         steps: Images that its own training passes forward and backward, from (train images,
             classes, ipc, epochs of a student, options); None: next to nothing.
@@ -164,14 +170,25 @@ def _ca2d(i: Ingredients, **options: Any) -> DistilledSet:
     )  # fmt: skip
 
 
-def _inverted(shown: str, method: Make, config: Callable[..., Any]) -> Method:
+def _inverted(
+    shown: str, method: Make, config: Callable[..., Any], need: str = "teacher"
+) -> Method:
     def make(i: Ingredients, **options: Any) -> DistilledSet:
-        return method(i.train, i.teacher, config(ipc=i.ipc, seed=i.seed, **options), job=i.job)
+        return method(i.train, i.teachers, config(ipc=i.ipc, seed=i.seed, **options), job=i.job)
 
     def steps(count: int, classes: int, ipc: int, epochs: int, o: Mapping[str, Any]) -> float:
         return float(o.get("iterations") or 1000) * classes * ipc
 
-    return Method(shown, ("teacher",), make, steps)
+    return Method(shown, (need,), make, steps)
+
+
+def _generated(shown: str, method: Make, config: Callable[..., Any]) -> Method:
+    """Of a diffusion model's folder."""
+
+    def make(i: Ingredients, *, model: str, **options: Any) -> DistilledSet:
+        return method(i.train, model, config(ipc=i.ipc, seed=i.seed, **options), job=i.job)
+
+    return Method(shown, (), make)
 
 
 def _matched(shown: str, method: Make, config: Callable[..., Any], *, loops: bool) -> Method:
@@ -256,6 +273,10 @@ METHODS: dict[str, Method] = {
     "cda": _inverted("CDA", methods.cda, methods.CDAConfig),
     "dwa": _inverted("DWA", methods.dwa, methods.DWAConfig),
     "fadrm": _inverted("FADRM", methods.fadrm, methods.FADRMConfig),
+    "gvbsm": _inverted("G-VBSM", methods.gvbsm, methods.GVBSMConfig, "teachers"),
+    "edc": _inverted("EDC", methods.edc, methods.EDCConfig, "teachers"),
+    "d4m": _generated("D4M", methods.d4m, methods.D4MConfig),
+    "minimax": _generated("Minimax", methods.minimax, methods.MinimaxConfig),
     "dc": _matched("DC", methods.dc, methods.DCConfig, loops=True),
     "dsa": _matched("DSA", methods.dsa, methods.DSAMatchingConfig, loops=True),
     "dm": _matched("DM", methods.dm, methods.DMConfig, loops=False),

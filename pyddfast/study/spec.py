@@ -465,6 +465,8 @@ def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
 def _said(error: Any) -> str:
     """One line of what pydantic found; the nearest names where a key is unknown."""
     where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":  # of our own checks, which say all
+        return str(error["ctx"]["error"])
     if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: {error['msg']}, got {error['input']!r:.60}"
     known = [f.name for f in fields(_kind_at(error["loc"][:-1]))]

@@ -147,7 +147,7 @@ def test_a_killed_runner_loses_nothing_and_counts_nothing_twice(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "workers",
-    [Workers(2), Workers(2, "slurm", {"timeout_min": 5}, executor="local")],
+    [Workers(2), Workers(1, "slurm", {"timeout_min": 5}, executor="local")],
     ids=["joblib", "submitit"],
 )
 def test_workers_of_other_processes_give_the_same(tiny, tmp_path, workers):
@@ -225,3 +225,14 @@ def test_the_command_runs_lists_and_estimates(tiny, tmp_path, capsys):
     assert f"report: {out}/tiny-published/report.html" in capsys.readouterr().out
     assert main(["study", "tabel-3"]) == 2
     assert "nearest are table-3" in capsys.readouterr().err
+    assert main(["study", "table-3"]) == 2
+    assert "root is needed for 'cifar100'" in capsys.readouterr().err
+    assert main(["study", file, "--jobs", "0"]) == 2
+    assert "jobs must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_time_in_the_unit_that_says_it_shortest():
+    from pyddfast.study.runner import time_text
+
+    shown = [time_text(s) for s in (89, 120, 5399, 7200, 86400, 5 * 86400)]
+    assert shown == ["89 s", "2 min", "90 min", "2 h", "24 h", "5 days"]

@@ -59,6 +59,7 @@ def test_published_values_are_the_papers():
         ({"sets": [{"metod": "random"}]}, "unknown key 'sets.0.metod'; nearest are method"),
         ({"ipc": ["ten"]}, "ipc.0: .*got 'ten'"),
         ({"ipc": [2, 2]}, "ipc must be different positive ints"),
+        ({"seeds": 0}, r"tiny.yaml: seeds and evaluations must be at least 1$"),
         ({"regimes": ["sl"]}, "teachers is empty: the regimes sl and sl-kd need one"),
         ({"budgets": [{"epochs": 1, "samples": 1}]}, "epochs or samples, not both"),
         ({"scales": {"small": {}}}, "scales must be a mapping of full, smoke"),
