@@ -1,4 +1,4 @@
-"""The CUDA kernel of ``augment`` on the emulator: every launch configuration, every barrier."""
+"""The CUDA kernel of ``augment`` on the emulator: every launch configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from pyddfast import ops
 from pyddfast.ops import AugmentParams
 from pyddfast.ops.reference import augment as reference
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 SIDES = (45, 39)  # no multiple of a tile or of the strips
@@ -102,30 +101,3 @@ def test_bits_do_not_depend_on_the_schedule(host: ModuleType) -> None:
         host.set_seed(seed)
         got = ops.augment(images, index, params, **factors(3), size=(7, 40))
         assert torch.equal(got, expected)
-
-
-def written_barriers() -> list[str]:
-    return sorted(build.written_barriers(["csrc/common/resample_kernels.h"]))
-
-
-def test_no_barrier_elsewhere() -> None:
-    files = [path for folder in ("augment", "patches") for path in build.CSRC.glob(f"{folder}/*")]
-    assert build.written_barriers(files) == set()
-    assert len(written_barriers()) == 2
-
-
-@pytest.mark.parametrize("site", written_barriers())
-def test_every_barrier_is_needed(host: ModuleType, site: str) -> None:
-    images, index, params = batch((7, 40))
-    expected = ops.augment(images, index, params, **factors(3), size=(7, 40))
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(4):
-        host.set_seed(seed)
-        try:
-            got = ops.augment(images, index, params, **factors(3), size=(7, 40))
-            caught |= not torch.equal(got, expected)
-        except RuntimeError:
-            caught = True
-    assert caught

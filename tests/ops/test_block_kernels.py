@@ -1,4 +1,4 @@
-"""The CUDA kernels of the block family on the emulator: launch configurations and barriers."""
+"""The CUDA kernels of the block family on the emulator: launch configurations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.ops.test_block import check, derivatives, inputs, ours
-from tests.simt import build
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Shape: by its tiles of 2 x 4 csrc/block/norm_relu_pool.cu chooses the threads of a plane.
@@ -46,18 +45,3 @@ def test_bits_do_not_depend_on_the_schedule(host: ModuleType, name: str) -> None
         host.set_seed(seed)
         got = derivatives(ours, tensors, 1e-5, True, True)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def test_barriers_are_those_of_the_reductions(host: ModuleType) -> None:
-    """The kernels have none of their own; the one in common/reduce.h is reached and needed."""
-    assert build.written_barriers([*build.CSRC.glob("block/*.cu")]) == set()
-    tensors = [t.float() for t in make("129 tiles: a CTA a plane")]
-    expected = derivatives(ours, tensors, 1e-5, True, True)
-    (site,) = (s for s in host.barrier_sites() if "reduce.h" in s)
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(8):
-        host.set_seed(seed)
-        got = derivatives(ours, tensors, 1e-5, True, True)
-        caught |= not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert caught

@@ -11,7 +11,6 @@ from torch import Tensor
 from pyddfast import ops
 from pyddfast.ops import DSAParams
 from pyddfast.ops.reference import dsa as twin
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -67,17 +66,3 @@ def test_bits_do_not_depend_on_the_schedule(host: ModuleType, stage: str) -> Non
         host.set_seed(seed)
         got = run(stage, "images across CTAs", torch.float32)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def test_the_reductions_barrier_is_needed(host: ModuleType) -> None:
-    """The family has none of its own."""
-    assert not list(build.written_barriers([*build.CSRC.glob("dsa/*.cu")]))
-    expected = run("color", "images across CTAs", torch.float32)
-    (site,) = [s for s in host.barrier_sites() if s.startswith("csrc/common/reduce.h")]
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(8):
-        host.set_seed(seed)
-        got = run("color", "images across CTAs", torch.float32)
-        caught |= not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert caught

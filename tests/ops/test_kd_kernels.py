@@ -1,4 +1,4 @@
-"""The CUDA kernels of the kd family on the emulator: every launch configuration, every barrier.
+"""The CUDA kernels of the kd family on the emulator: every launch configuration.
 
 Which kernel runs depends on the number of classes and on the GPU (csrc/common/row_kernels.h); the
 contract suite covers what an operator promises, this file what each kernel is made of.
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyddfast import ops
 from tests.ops.cases import CASES, OpCase
-from tests.simt import build
 from tests.tolerances import FLOAT32, assert_close
 
 # The first and the last number of classes of each kernel.
@@ -114,31 +113,3 @@ def test_bits_do_not_depend_on_the_schedule(
         host.set_seed(seed)
         for got, want in zip(kd(student, teacher), expected, strict=True):
             assert torch.equal(got, want)
-
-
-def written_barriers() -> list[str]:
-    return sorted(build.written_barriers(["csrc/common/reduce.h", "csrc/common/row_kernels.h"]))
-
-
-def test_no_barrier_elsewhere() -> None:
-    files = [*build.CSRC.glob("kd/*.cu"), *build.CSRC.glob("kd/*.h")]
-    assert build.written_barriers(files) == set()
-    assert len(written_barriers()) == 3
-
-
-@pytest.mark.parametrize("site", written_barriers())
-def test_every_barrier_is_needed(host: ModuleType, site: str) -> None:
-    """Without it, a block (3000 classes) or a cluster (12,001) gives something else, or fails."""
-    batches = [pair(2, 3000), pair(2, 12_001)]
-    expected = [kd(*batch) for batch in batches]
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(4):
-        host.set_seed(seed)
-        for batch, want in zip(batches, expected, strict=True):
-            try:
-                caught |= any(not torch.equal(x, y) for x, y in zip(kd(*batch), want, strict=True))
-            except RuntimeError:
-                caught = True
-    assert caught

@@ -1,4 +1,4 @@
-"""The CUDA kernels of ``patch_stats`` on the emulator: launch configurations and barriers."""
+"""The CUDA kernels of ``patch_stats`` on the emulator: launch configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from pyddfast import ops
 from pyddfast.ops.reference import stats as twin
 from tests.ops.test_stats import activation
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 # (batch, channels, height, width), cell: what csrc/stats/patch_stats.cu decides by.
@@ -50,22 +49,3 @@ def test_bits_do_not_depend_on_the_schedule(host: ModuleType) -> None:
         host.set_seed(seed)
         got = run((9, 3, 7, 20), 16, torch.float32, exact=False)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-
-
-def written_barriers() -> list[str]:
-    return sorted(build.written_barriers([build.CSRC / "stats/patch_stats.cu"]))
-
-
-def test_the_barrier_is_needed(host: ModuleType) -> None:
-    """The one between the warps' moments and their merge."""
-    (site,) = written_barriers()
-    shape = (2, 2, 16, 16)
-    expected = run(shape, 16, torch.float32, exact=False)
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(8):
-        host.set_seed(seed)
-        got = run(shape, 16, torch.float32, exact=False)
-        caught |= not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert caught

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the scores family on the emulator: every launch configuration and barrier."""
+"""The CUDA kernels of the scores family on the emulator: every launch configuration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT, written_barriers
+from tests.ops.test_kd_kernels import CLUSTER, LOOPED, RESIDENT
 from tests.ops.test_scores_contract import Inputs, check, inputs_for, run
-from tests.simt import build
 
 # Targets of probabilities take the looped kernel above 24,576 classes.
 CONFIGURATIONS = [
@@ -55,26 +54,3 @@ def test_bits_do_not_depend_on_the_schedule(
     for seed in range(1, 6):
         host.set_seed(seed)
         assert all(torch.equal(x, y) for x, y in zip(flat(inputs), expected, strict=True))
-
-
-def test_no_barrier_elsewhere() -> None:
-    files = [*build.CSRC.glob("scores/*.cu"), *build.CSRC.glob("scores/*.h")]
-    assert build.written_barriers(files) == set()
-
-
-@pytest.mark.parametrize("site", written_barriers())
-def test_every_barrier_is_needed(host: ModuleType, site: str) -> None:
-    """Without it, a block (3000 classes) or a cluster (12,001) gives something else, or fails."""
-    batches = [single(inputs_for("label", 2, classes)) for classes in (3000, 12_001)]
-    expected = [flat(batch) for batch in batches]
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(6):
-        host.set_seed(seed)
-        for batch, want in zip(batches, expected, strict=True):
-            try:
-                caught |= any(not torch.equal(x, y) for x, y in zip(flat(batch), want, strict=True))
-            except RuntimeError:
-                caught = True
-    assert caught

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from pyddfast import ops
 from pyddfast.ops.reference import select as twin
-from tests.simt import build
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Rows of the segments and features: what csrc/select/*.cu decides by.
@@ -93,28 +91,3 @@ def test_picks_do_not_depend_on_the_schedule(host: ModuleType) -> None:
     for seed in range(1, 5):
         host.set_seed(seed)
         assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-
-
-def test_the_barrier_is_needed(host: ModuleType) -> None:
-    """The one between the best row of each warp and that of the CTA."""
-    (site,) = build.written_barriers([*build.CSRC.glob("select/*")])
-    x, bounds = rows([130, 9], 20, torch.float32)
-
-    def run() -> list[Tensor]:
-        found = [ops.k_center(x, 4, segments=bounds), ops.herding(x, 4)]
-        return [*(each.picks for each in found), ops.facility_location(x, 4).picks]
-
-    expected = run()
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    assert any(_differs(host, seed, run, expected) for seed in range(8))
-
-
-def _differs(
-    host: ModuleType, seed: int, run: Callable[[], list[Tensor]], expected: list[Tensor]
-) -> bool:
-    host.set_seed(seed)
-    try:
-        return not all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
-    except RuntimeError:
-        return True

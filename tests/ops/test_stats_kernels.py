@@ -1,4 +1,4 @@
-"""The CUDA kernels of the stats family on the emulator: launch configurations and barriers."""
+"""The CUDA kernels of the stats family on the emulator: launch configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from pyddfast import ops
 from pyddfast.ops import _native
 from pyddfast.ops.reference import stats as twin
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 # (shape, channels last): what csrc/stats/channel_stats.cu decides by.
@@ -99,40 +98,3 @@ def test_configuration_of_the_distance(host: ModuleType, layers: int) -> None:
         want = distance(layers)
     for a, b in zip(got, want, strict=True):
         assert_close(a, b, FLOAT32)
-
-
-def written_barriers() -> list[str]:
-    return sorted(
-        build.written_barriers(
-            [build.CSRC / f"stats/{f}.cu" for f in ("channel_stats", "bn_distance")]
-        )
-    )
-
-
-def test_barriers_are_three() -> None:
-    """Planes, rows, and the distance of all layers."""
-    assert len(written_barriers()) == 3
-
-
-@pytest.mark.parametrize("site", written_barriers())
-def test_every_barrier_is_needed(host: ModuleType, site: str) -> None:
-    """Without it something else comes out, or the launch fails."""
-
-    def everything() -> list[Tensor]:
-        results = run(activation((3, 2, 40, 40), False), norm=False)
-        results += run(activation((3, 6, 20, 20), True), norm=False)
-        return results + distance(40)
-
-    expected = everything()
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(4):
-        host.set_seed(seed)
-        try:
-            caught |= any(
-                not torch.equal(a, b) for a, b in zip(everything(), expected, strict=True)
-            )
-        except RuntimeError:
-            caught = True
-    assert caught

@@ -1,4 +1,4 @@
-"""The CUDA kernels of ``crop_flip_roll`` on the emulator: launch configurations and barriers."""
+"""The CUDA kernels of ``crop_flip_roll`` on the emulator: launch configurations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from pyddfast import ops
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import synthesis as twin
-from tests.simt import build
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -62,26 +61,3 @@ def test_a_box_outside_gives_nan_both_ways(host: ModuleType, box: tuple[int, ...
     params, images = torch.tensor([*box, 0, 1, 1]), torch.zeros(1, 1, 16, 16)
     for adjoint in (False, True):
         assert bool(raw.crop_flip_roll(images, params, 16, 16, adjoint).isnan().all())
-
-
-def written_barriers() -> list[str]:
-    return sorted(build.written_barriers([*build.CSRC.glob("synthesis/*.cu")]))
-
-
-def test_barriers_are_two() -> None:
-    """Before and after a strip is read; those of the views are in common/resample_kernels.h."""
-    assert len(written_barriers()) == 2
-
-
-@pytest.mark.parametrize("site", written_barriers())
-def test_every_barrier_is_needed(host: ModuleType, site: str) -> None:
-    name = "one pixel to a view: the adjoint in two strips"
-    expected = run(name)
-    assert site in host.barrier_sites()
-    assert host.drop_barrier(site) is not False
-    caught = False
-    for seed in range(8):
-        host.set_seed(seed)
-        got = run(name)
-        caught |= not all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert caught
