@@ -164,7 +164,6 @@ struct Bordered {
 
   int64_t size() const { return int64_t(height + 2) * pitch * kQuad; }
   void clear() { std::fill_n(&values[0], size(), T(0)); }
-  PYDD_HD Quad<T>* pixels() { return reinterpret_cast<Quad<T>*>(&values[0]); }
   PYDD_HD T* row(int64_t i) { return &values[size_t(((i + 1) * pitch + 1) * kQuad)]; }
 };
 
@@ -196,27 +195,27 @@ PYDD_HD void separate(const DsaImages& images, const T* from, int64_t first, S* 
   }
 }
 
-// For a row of a view: where the first of four neighbours stands among bordered pixels, and the
-// shares of the right and of the lower ones.
+// For a row of a view: where the first of four neighbours stands among bordered pixels, counted in
+// values, and the shares of the right and of the lower ones.
 template <class T>
 struct Taps {
-  Scratch<int> place;
+  Scratch<uint32_t> place;
   Scratch<T> right, lower;
 
   explicit Taps(int64_t width)
-      : place(new_scratch<int>(width)),
+      : place(new_scratch<uint32_t>(width)),
         right(new_scratch<T>(width)),
         lower(new_scratch<T>(width)) {}
 
   PYDD_HD void find(const Warp<T>& warp, const Bordered<T>& plane, int i) {
-    int* const places = &place[0];
+    uint32_t* const places = &place[0];
     T *const rights = &right[0], *const lowers = &lower[0];
     const int width = plane.width, height = plane.height, pitch = plane.pitch;
 #pragma omp simd
     for (int j = 0; j < width; ++j) {
       const Neighbours<T> across(j, warp.right(T(i), T(j)), width);
       const Neighbours<T> along(i, warp.down(T(i), T(j)), height);
-      places[j] = (along.first + 1) * pitch + across.first + 1;
+      places[j] = uint32_t((along.first + 1) * pitch + across.first + 1) * kQuad;
       rights[j] = across.share;
       lowers[j] = along.share;
     }
@@ -233,8 +232,10 @@ PYDD_HD void warp_images(const DsaWarpParams& params, int64_t begin, int64_t end
   const Scratch<T> quads = new_scratch<T>(width * kQuad);  // a row of the views
   T* const row = &quads[0];
   Quad<T>* const own = reinterpret_cast<Quad<T>*>(row);
-  Quad<T>* const pixels = plane.pixels();
-  const int* const place = &taps.place[0];
+  // Neighbours stand as far from one as from the other of these.
+  T* const upper = &plane.values[0];
+  T* const under = upper + plane.pitch * kQuad;
+  const uint32_t* const place = &taps.place[0];
   const T *const right = &taps.right[0], *const lower = &taps.lower[0];
   for (int64_t n = begin; n < end; ++n) {
     const Warp<T> warp(params, n);
@@ -253,8 +254,8 @@ PYDD_HD void warp_images(const DsaWarpParams& params, int64_t begin, int64_t end
         if (params.adjoint) {
           interleave(images, in + i * images.stride_h, first, row);
           for (int64_t j = 0; j < width; ++j) {
-            Quad<T>* const above = pixels + place[j];
-            Quad<T>* const below = above + plane.pitch;
+            Quad<T>* const above = reinterpret_cast<Quad<T>*>(upper + place[j]);
+            Quad<T>* const below = reinterpret_cast<Quad<T>*>(under + place[j]);
             const Quad<T> low = own[j] * lower[j], high = own[j] - low;
             const Quad<T> high_right = high * right[j], low_right = low * right[j];
             above[0] += high - high_right;
@@ -263,11 +264,11 @@ PYDD_HD void warp_images(const DsaWarpParams& params, int64_t begin, int64_t end
             below[1] += low_right;
           }
         } else {
+#pragma GCC unroll 4
           for (int64_t j = 0; j < width; ++j) {
-            const Quad<T>* const above = pixels + place[j];
-            const auto* const upper = reinterpret_cast<const Pair<T>*>(above);
-            const auto* const under = reinterpret_cast<const Pair<T>*>(above + plane.pitch);
-            const Pair<T> blended = *upper + lower[j] * (*under - *upper);
+            const Pair<T> above = *reinterpret_cast<const Pair<T>*>(upper + place[j]);
+            const Pair<T> below = *reinterpret_cast<const Pair<T>*>(under + place[j]);
+            const Pair<T> blended = above + lower[j] * (below - above);
             Quad<T> halves[2];
             std::memcpy(halves, &blended, sizeof(blended));
             own[j] = halves[0] + right[j] * (halves[1] - halves[0]);

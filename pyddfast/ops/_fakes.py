@@ -151,6 +151,16 @@ def _views(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _gradient_distance(syn: list[Tensor], real: list[Tensor], metric: int) -> tuple[Tensor, Tensor]:
+    rows = sum(s.shape[0] for s in syn) if metric == 0 else 1
+    dtype = accumulation_dtype(syn[0])
+    return syn[0].new_empty((), dtype=dtype), syn[0].new_empty((rows, 2), dtype=dtype)
+
+
+def _gradient_distance_grad(grad: Tensor, syn: list[Tensor], *_: Any) -> Tensor:
+    return syn[0].new_empty((sum(s.numel() for s in syn),))
+
+
 def _greedy_rows(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     state, picks = rest[4], rest[5]
     return torch.empty_like(picks), state.new_empty(picks.shape), torch.empty_like(state)
@@ -195,6 +205,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "dsa_shift": _views,
     "dsa_warp": _views,
     "dynamics_update_": lambda *_: None,
+    "gradient_distance": _gradient_distance,
+    "gradient_distance_grad": _gradient_distance_grad,
     "greedy_rows": _greedy_rows,
     "facility_location": _facility_location,
 }

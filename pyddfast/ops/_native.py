@@ -54,6 +54,8 @@ OPERATORS = (
     "dsa_shift",
     "dsa_warp",
     "dynamics_update_",
+    "gradient_distance",
+    "gradient_distance_grad",
     "greedy_rows",
     "facility_location",
 )

@@ -1,17 +1,27 @@
 """What small-scale distillation matches: gradients (DC), mean features (DM), parameters (TM).
 
-Compositions of torch operators, differentiable to any order: next to the networks that they compare
-they are a few small launches.
+Differentiable to any order.  ``gradient_distance`` has kernels for its value and its gradient to
+the synthetic side; the other two are compositions of torch operators, next to the networks that
+they compare a few small launches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks
+from pyddfast.ops import _checks, _native
+from pyddfast.ops._autograd import (
+    differentiable_grads,
+    functorch_active,
+    leaves_to_twin,
+    needs_graph,
+    savable,
+)
+from pyddfast.ops._native import raw
 from pyddfast.ops.reference import match as reference
 
 __all__ = ["GradientMetric", "feature_mean_distance", "gradient_distance", "parameter_distance"]
@@ -50,7 +60,64 @@ def gradient_distance(
     """
     _checks.one_of(metric, METRICS, "metric")
     _check_lists(grads_syn, grads_real, "grads_syn", "grads_real")
-    return reference.gradient_distance(grads_syn, grads_real, metric)
+    matched = [i for i, s in enumerate(grads_syn) if metric != "ours" or s.ndim > 1]
+    syn, real = ([grads[i] for i in matched] for grads in (grads_syn, grads_real))
+    if not _has_kernel(syn, real):
+        return reference.gradient_distance(grads_syn, grads_real, metric)
+    if needs_graph(*syn):
+        distance: Tensor = _GradientDistance.apply(  # type: ignore[no-untyped-call]
+            metric, *map(savable, syn), *map(savable, real)
+        )
+        return distance
+    result: Tensor = raw.gradient_distance(syn, real, METRICS.index(metric))[0]
+    return result
+
+
+def _has_kernel(syn: list[Tensor], real: list[Tensor]) -> bool:
+    """Whether the kernels serve these lists.
+
+    They have no gradient to the real side, which no method asks for.  Inductor fuses the
+    composition with what is around it.
+    """
+    if not syn or torch.compiler.is_compiling() or functorch_active():
+        return False
+    dtype, device = syn[0].dtype, syn[0].device
+    if any(x.dtype is not dtype or x.device != device or x.numel() == 0 for x in [*syn, *real]):
+        return False
+    return not needs_graph(*real) and _native.usable(*syn)
+
+
+class _GradientDistance(torch.autograd.Function):
+    """The distance of two lists, the synthetic one first; double backward by the twin."""
+
+    @staticmethod
+    def forward(ctx: Any, metric: GradientMetric, *tensors: Tensor) -> Any:
+        half = len(tensors) // 2
+        distance, coefficients = raw.gradient_distance(
+            list(tensors[:half]), list(tensors[half:]), METRICS.index(metric)
+        )
+        ctx.save_for_backward(*tensors, coefficients)
+        ctx.metric = metric
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        *tensors, coefficients = ctx.saved_tensors
+        half = len(tensors) // 2
+        syn, real = tensors[:half], tensors[half:]
+        if leaves_to_twin(grad):
+
+            def twin(*values: Tensor) -> Tensor:
+                return reference.gradient_distance(values[:half], values[half:], ctx.metric)
+
+            wanted = ctx.needs_input_grad[1:]
+            return None, *differentiable_grads(twin, tuple(tensors), wanted, grad)
+        flat = raw.gradient_distance_grad(
+            grad.contiguous(), syn, real, coefficients, METRICS.index(ctx.metric)
+        )
+        parts = flat.split([s.numel() for s in syn])
+        grads = [part.view(s.shape) for part, s in zip(parts, syn, strict=True)]
+        return None, *grads, *[None] * half
 
 
 def feature_mean_distance(features_syn: Tensor, features_real: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyddfast import ops
+from pyddfast.ops import _native
 from tests.tolerances import FLOAT32, FLOAT64, assert_close
 
 METRICS = ("ours", "mse", "cos")
@@ -39,25 +40,43 @@ def official(gw_syn, gw_real, metric):
     return 1 - (s * r).sum() / (s.square().sum().sqrt() * r.square().sum().sqrt() + 0.000001)
 
 
+# Beside SHAPES: rows of more than one partial sum, and more tensors than a launch takes.
+LISTS = {"a network": SHAPES, "long": ((3, 5000), *[(2, 5)] * 70)}
+
+
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_gradient_distance(metric, dtype):
-    syn, real = gradients(0, dtype), gradients(1, dtype)
-    leaves = [s.requires_grad_() for s in syn]
-    exact = [s.detach().double().requires_grad_() for s in syn]
-    got = ops.gradient_distance(leaves, real, metric)
-    expected = official(exact, [r.double() for r in real], metric)
-    assert got.dtype == (torch.float32 if dtype.itemsize == 2 else dtype)
-    bound = FLOAT64 if dtype == torch.float64 else FLOAT32
-    assert_close(got, expected, bound)
-    (1.7 * got).backward()
-    (1.7 * expected).backward()
-    for name, s, e in zip(SHAPES, leaves, exact, strict=True):
-        if e.grad is None:
-            assert s.grad is None, name
-            continue
-        rounding = {torch.float16: 2e-3, torch.bfloat16: 8e-3}.get(dtype, bound)
-        assert_close(s.grad, e.grad, rounding)
+@pytest.mark.parametrize("shapes", LISTS.values(), ids=LISTS)
+def test_gradient_distance(backend, shapes, metric):
+    for dtype in backend.dtypes:
+        syn, real = (
+            [backend.put(x, dtype) for x in gradients(seed, shapes=shapes)] for seed in (0, 1)
+        )
+        leaves = [s.requires_grad_() for s in syn]
+        exact = [s.detach().double().requires_grad_() for s in syn]
+        got = ops.gradient_distance(leaves, real, metric)
+        expected = official(exact, [r.double() for r in real], metric)
+        assert got.dtype == (torch.float32 if dtype.itemsize == 2 else dtype)
+        bound = FLOAT64 if dtype == torch.float64 else FLOAT32
+        assert_close(got, expected, bound)
+        with torch.no_grad():
+            assert torch.equal(ops.gradient_distance(syn, real, metric), got)
+        (1.7 * got).backward()
+        (1.7 * expected).backward()
+        for shape, s, e in zip(shapes, leaves, exact, strict=True):
+            if e.grad is None:
+                assert s.grad is None, shape
+                continue
+            rounding = {torch.float16: 2e-3, torch.bfloat16: 8e-3}.get(dtype, bound)
+            assert_close(s.grad, e.grad, rounding)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_second_order_of_the_synthetic_side(metric):
+    shapes = ((2, 3), (2, 1, 2))
+    real = gradients(1, shapes=shapes)
+    inputs = tuple(x.requires_grad_() for x in gradients(0, shapes=shapes))
+    assert torch.autograd.gradcheck(lambda *s: ops.gradient_distance(s, real, metric), inputs)
+    assert torch.autograd.gradgradcheck(lambda *s: ops.gradient_distance(s, real, metric), inputs)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -74,8 +93,8 @@ def test_gradients_to_both_sides_and_second_order(metric):
     assert torch.autograd.gradgradcheck(distance, inputs)
 
 
-def test_rows_of_zeros_have_distance_one_and_no_gradient():
-    syn, real = torch.ones(3, 4), torch.ones(3, 4)
+def test_rows_of_zeros_have_distance_one_and_no_gradient(backend):
+    syn, real = (backend.put(torch.ones(3, 4)) for _ in range(2))
     syn[0] = 0
     real[1] = 0
     syn.requires_grad_()
@@ -85,8 +104,8 @@ def test_rows_of_zeros_have_distance_one_and_no_gradient():
     distance.backward()
     assert torch.isfinite(syn.grad).all()
     # The official expression: the row's norm has subgradient 0, <s, r> has the gradient r / 1e-6.
-    assert torch.equal(syn.grad[1], torch.zeros(4))
-    assert torch.equal(syn.grad[0], torch.full((4,), -1 / 1e-6))
+    assert torch.equal(syn.grad[1].cpu(), torch.zeros(4))
+    assert torch.equal(syn.grad[0].cpu(), torch.full((4,), -1 / 1e-6))
 
 
 def test_tensors_of_one_dimension_do_not_count_in_ours():
@@ -100,12 +119,63 @@ def test_tensors_of_one_dimension_do_not_count_in_ours():
     assert ops.gradient_distance(syn[1:2], real[1:2], "mse") > 0
 
 
-def test_strides_do_not_matter():
-    syn, real = gradients(0), gradients(1)
+def test_strides_do_not_matter(backend):
+    syn, real = ([backend.put(x).requires_grad_() for x in gradients(seed)] for seed in (0, 1))
+    real = [r.detach() for r in real]
     other = [x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in syn]
     for metric in METRICS:
-        got = ops.gradient_distance(other, real, metric)
-        assert_close(got, ops.gradient_distance(syn, real, metric), FLOAT64)
+        got, expected = (ops.gradient_distance(x, real, metric) for x in (other, syn))
+        assert_close(got, expected, FLOAT32)
+        pairs = ([x for x in xs if metric != "ours" or x.ndim > 1] for xs in (other, syn))
+        grads = [torch.autograd.grad(d, p) for d, p in zip((got, expected), pairs, strict=True)]
+        for a, b in zip(*grads, strict=True):
+            assert_close(a, b, FLOAT32)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_tensors_of_several_dtypes_or_without_values(metric):
+    syn, real = gradients(0, torch.float32), gradients(1, torch.float32)
+    exact = official([s.double() for s in syn], [r.double() for r in real], metric)
+    syn[0], real[-1] = syn[0].double(), real[-1].double()
+    empty = [torch.zeros(0, 3)]
+    assert_close(ops.gradient_distance(syn + empty, real + empty, metric).float(), exact, FLOAT32)
+
+
+def test_threads_do_not_change_bits():
+    shapes = ((128, 1152), (10, 2048), (128,))
+    syn, real = (gradients(seed, torch.float32, shapes) for seed in (0, 1))
+
+    def bits(threads, metric):
+        torch.set_num_threads(threads)
+        leaves = [s.clone().requires_grad_() for s in syn]
+        distance = ops.gradient_distance(leaves, real, metric)
+        wanted = [s for s in leaves if metric != "ours" or s.ndim > 1]
+        return [distance, *torch.autograd.grad(distance, wanted)]
+
+    before = torch.get_num_threads()
+    try:
+        for metric in METRICS:
+            for one, three in zip(bits(1, metric), bits(3, metric), strict=True):
+                assert torch.equal(one, three)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_compile():
+    syn, real = gradients(0, torch.float32), gradients(1, torch.float32)
+    compiled = torch.compile(ops.gradient_distance, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(syn, real), ops.gradient_distance(syn, real), FLOAT32)
+
+
+def test_opcheck():
+    syn, real = (gradients(seed, torch.float32, ((3, 4), (2, 2, 2))) for seed in (0, 1))
+    for metric in range(len(METRICS)):
+        _, coefficients = _native.raw.gradient_distance(syn, real, metric)
+        torch.library.opcheck(_native.raw.gradient_distance, (syn, real, metric))
+        torch.library.opcheck(
+            _native.raw.gradient_distance_grad,
+            (torch.tensor(0.7), syn, real, coefficients, metric),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
