@@ -541,6 +541,12 @@ def _check(
         raise ValueError("test_set has no images")
     want = tuple(distilled_set[0].shape)
     have = tuple(test_set[0].shape)
+    if distilled_set.lr not in (None, used.lr):
+        warnings.warn(
+            f"the learning rate {distilled_set.lr:.4g} was learned with the set, these students "
+            f"take {used.lr:g}: only protocol='official' takes the learned one",
+            stacklevel=4,
+        )
     whitened = distilled_set.whitened, getattr(test_set, "whitened", False)
     if whitened[0] != whitened[1]:
         made, tested = map(describe_whitening, whitened)

@@ -30,6 +30,14 @@ def test_the_committed_run() -> None:
     assert all(means[name, "HL"] < means["random", "HL"] - 0.15 for name in ("DC", "k-centers"))
 
 
+def test_the_committed_times_of_students_at_once() -> None:
+    run = json.loads((ROOT / "benchmarks/results/students/at_once.json").read_text())
+    times = [row["milliseconds"] for row in run["rows"]]
+    ratios = [round(row["at once"] / row["in turn"], 1) for row in times]
+    page = (ROOT / "docs" / "small-scale.md").read_text()
+    assert f"takes {min(ratios)} to {max(ratios)} times the processor time" in page
+
+
 def test_the_settings_of_a_scale_are_fields_of_the_methods() -> None:
     from pyddfast import methods
 

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -519,9 +520,14 @@ def test_the_official_protocol_takes_the_learned_rate_and_labels(data):
     soft = nn.functional.one_hot(data[0].labels, 3) * 8.0
     made = distilled(data[0], meta={"method": "datm"}, lr=0.07, soft_labels=soft)
     options = {"test_set": data[1], "protocol": "official", "seeds": (0,), "budget": Steps(3)}
-    result = train_student(made, "sl", linear, labels="stored", **options, **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = train_student(made, "sl", linear, labels="stored", **options, **QUIET)
     assert result.config["recipe"]["lr"] == 0.07
     assert result.config["recipe"]["temperature"] == 1.0
+    # The paper's protocol leaves it aside, which is told.
+    with pytest.warns(UserWarning, match=r"rate 0\.07 was learned with the set.* take 0\.01: only"):
+        train_student(made, "hl", linear, **{**options, "protocol": "paper"}, **QUIET)
     with pytest.raises(ValueError, match="official evaluation of datm is regime 'sl'"):
         train_student(made, "hl", linear, **options, **QUIET)
     with pytest.warns(UserWarning, match="without its learned learning rate"):
