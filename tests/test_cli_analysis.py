@@ -241,6 +241,18 @@ def test_refuses_a_table(
     assert not out.exists()
 
 
+def test_rows_without_a_group_are_no_group(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**row, "parent": "" if i in (3, 7) else row["parent"]} for i, row in enumerate(SUBSETS)
+    ]
+    table, out = write(tmp_path / "t.csv", rows), tmp_path / "out"
+    options = ["--objective", "dm", "--groups", "parent", "--out", str(out)]
+    assert main(["analyze", "dcs", table, *options]) == 2
+    assert "parent of row 4 is empty" in capsys.readouterr().err
+
+
 def test_columns_of_json_and_their_nulls(tmp_path: Path) -> None:
     table, out = tmp_path / "t.json", tmp_path / "out"
     columns = {"objective": [1, 3, 2, 4, None], "error": [0.1, 0.2, 0.3, 0.4, 0.5]}

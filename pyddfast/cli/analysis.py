@@ -74,7 +74,7 @@ def analyze_dcs(
     refuse_non_empty(out)
     given = read_measured(table)
     sizes = None if adjust == "none" else given.numbers(size)
-    dependent = None if groups is None else given.values(groups)
+    dependent = None if groups is None else given.names(groups)
     scores: dict[tuple[str, str], DCS] = {}
     points = {}
     for x in objective:

@@ -57,6 +57,18 @@ class Measured:
                 ) from None
         return found
 
+    def names(self, name: str) -> list[str]:
+        """A column of names, none of them empty.
+
+        Raises:
+            ValueError: As :meth:`values`, or a value is empty or null; the message names its row.
+        """
+        found = self.values(name)
+        for row, value in enumerate(found):
+            if value is None or value == "":
+                raise ValueError(f"{self.file}: {name} of row {row + 1} is empty")
+        return [str(value) for value in found]
+
     def parts(self, name: str) -> dict[str, Measured]:
         """The rows of each value of a column, in the order of the table.
 
@@ -65,8 +77,8 @@ class Measured:
         if name not in self.columns:
             return {self.file.stem: self}
         rows: dict[str, list[int]] = {}
-        for row, value in enumerate(self.columns[name]):
-            rows.setdefault(str(value), []).append(row)
+        for row, value in enumerate(self.names(name)):
+            rows.setdefault(value, []).append(row)
         return {
             value: Measured(
                 self.file, {column: [v[row] for row in at] for column, v in self.columns.items()}
