@@ -48,7 +48,7 @@ class Classes:
 
     def unit_features(self) -> Tensor:
         """The same, of length 1, however short they are; zeros stay zeros."""
-        largest = self.features.abs().amax(1, keepdim=True)
+        largest = torch.linalg.vector_norm(self.features, torch.inf, dim=1, keepdim=True)
         scaled = self.features / torch.where(largest > 0, largest, 1.0)
         length = scaled.norm(dim=1, keepdim=True)
         return scaled / torch.where(length > 0, length, 1.0)

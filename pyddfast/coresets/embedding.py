@@ -88,7 +88,8 @@ class Embedding:
         # The operators compute with float64 of float64, else with float32.
         double = self.features.dtype == torch.float64
         limit = 1e-6 * torch.finfo(torch.float64 if double else torch.float32).max ** 0.5
-        largest, sample = self.features.abs().amax(1).double().max(0)
+        largest_of = torch.linalg.vector_norm(self.features, torch.inf, dim=1)
+        largest, sample = largest_of.double().max(0)
         if float(largest) > limit:
             raise ValueError(
                 f"features must lie within {limit:.1e}, so that their products do not overflow; "

@@ -321,6 +321,8 @@ def test_craig_and_submodular_gradients() -> None:
         found = deepcore.cossim_np(alike[a], alike[b])
         np.testing.assert_allclose(found, cosines(every[a], every[b]), atol=2e-6)
     assert job.embedding_dim == 6
+    with pytest.raises(ValueError, match="or a class of it, holds no sample"):
+        craig.calc_gradient(job, EVERY[:0])
 
 
 @pytest.mark.parametrize("balance", [True, False])

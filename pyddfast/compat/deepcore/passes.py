@@ -23,9 +23,14 @@ def batches(
         method: An object of the official class.
         dataset: Its data set.
         index: (n,) positions in it; None: all.
+
+    Raises:
+        ValueError: There is no sample, as of a class without any.
     """
     method.model.eval()
     rows = dataset if index is None else torch.utils.data.Subset(dataset, index)
+    if not len(rows):
+        raise ValueError("the data set, or a class of it, holds no sample")
     loader: Any = torch.utils.data.DataLoader(
         rows, batch_size=method.args.selection_batch, num_workers=method.args.workers
     )
