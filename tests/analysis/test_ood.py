@@ -93,9 +93,12 @@ def test_a_tree_is_what_memory_has_and_goes_on(tmp_path):
     out = write_corruptions(small, tmp_path / "c", **wanted)
     file = next((out / "contrast" / "5").rglob("*.png"))
     file.write_bytes(b"mine")  # finished folders are not made again
-    (out / "shot_noise" / "5").rename(tmp_path / "away")
+    (out / "shot_noise" / "5").rename(
+        out / "shot_noise" / ".5.abcd1234.partial"
+    )  # as a kill leaves it
     write_corruptions(small, tmp_path / "c", **wanted)
     assert file.read_bytes() == b"mine"
+    assert [one.name for one in sorted((out / "shot_noise").iterdir())] == ["1", "5"]
     sets = corruption_sets(out, small.class_names, normalization=small.normalization)
     assert list(sets) == [
         ("shot_noise", 1), ("shot_noise", 5), ("contrast", 1), ("contrast", 5),
