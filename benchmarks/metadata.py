@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+PEERS = ("liger-kernel", "quack-kernels", "submodlib-py", "apricot-select")
 
 
 def _output(*command: str) -> str | None:
@@ -82,6 +83,6 @@ def collect(device: torch.device) -> dict[str, Any]:
         "versions": {
             "python": sys.version.split()[0],
             **{name: _version(name) for name in ("pyddfast", "torch", "numpy", "triton")},
-            **{name: _version(name) for name in ("liger-kernel", "quack-kernels")},
+            **{name: _version(name) for name in PEERS},
         },
     }

@@ -69,7 +69,9 @@ def test_an_unknown_command(bare: Path) -> None:
     assert "quickstart" in done.stderr
 
 
-def test_quiet_steps_say_what_they_do_and_that_they_take_minutes(bare: Path) -> None:
+@pytest.fixture
+def installed(bare: Path) -> Path:
+    """Its virtual environment was made before; the Python in it only tells what it is to do."""
     for tool in ("find", "sort", "xargs", "sha256sum"):
         (bare / "bin" / tool).symlink_to(shutil.which(tool) or "")
     executable(bare / "bin" / "g++", "#!/bin/sh\n")
@@ -77,10 +79,15 @@ def test_quiet_steps_say_what_they_do_and_that_they_take_minutes(bare: Path) -> 
     (bare / "pyddfast").mkdir()
     for file in ("pyproject.toml", "setup.py", "pyddfast/_version.py", "csrc/x"):
         (bare / file).touch()
-    (bare / ".venv" / "bin").mkdir(parents=True)  # made before; its Python only tells
+    (bare / ".venv" / "bin").mkdir(parents=True)
     executable(bare / ".venv" / "bin" / "python", '#!/bin/sh\necho "python $*"\n')
     for file, text in {"made-in": str(bare), "torch": "torch==9", "calling_bin": "bin"}.items():
         (bare / ".venv" / file).write_text(text)
+    return bare
+
+
+def test_quiet_steps_say_what_they_do_and_that_they_take_minutes(installed: Path) -> None:
+    bare = installed
     steps = [line for line in dev(bare, "docs").stdout.splitlines() if line]
     assert [line.split()[0] for line in steps] == ["==", "python", "==", "python", "python"]
     for said, done, words in ((steps[0], steps[1], "torch==9"), (steps[2], steps[3], "-e .[")):
@@ -93,10 +100,28 @@ def test_quiet_steps_say_what_they_do_and_that_they_take_minutes(bare: Path) -> 
     assert "build_ext" in steps[1]
 
 
+def test_a_release_has_every_architecture_and_no_spill(installed: Path) -> None:
+    for tool in ("sed", "rm"):
+        (installed / "bin" / tool).symlink_to(shutil.which(tool) or "")
+    shutil.copy(ROOT / "setup.py", installed)
+    (installed / "dist").mkdir()
+    (installed / "dist" / "pyddfast-0-old.whl").touch()
+    tells = '#!/bin/sh\necho "$TORCH_CUDA_ARCH_LIST $PYDDFAST_CUDA $*"\n'
+    executable(installed / ".venv" / "bin" / "python", tells)
+    done = dev(installed, "release", TORCH_CUDA_ARCH_LIST="9.0")
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in done.stdout.splitlines() if line and not line.startswith("==")][-3:]
+    assert all(step.startswith("8.0;8.6;8.9;9.0;10.0;12.0+PTX 1 ") for step in steps)
+    assert "tools/kernel_report.py --shipped" in steps[0]
+    assert "pip wheel" in steps[1]
+    assert "tools/check_installed.py" in steps[2]
+    assert not list((installed / "dist").iterdir())
+
+
 def test_help(bare: Path) -> None:
     done = dev(bare)
     assert done.returncode == 0
-    for command in ("quickstart", "test", "bench", "docs"):
+    for command in ("quickstart", "test", "bench", "docs", "release"):
         assert f"\n  {command} " in done.stdout
 
 

@@ -65,6 +65,21 @@ def test_a_new_kernel_has_to_be_committed() -> None:
     ]
 
 
+def test_an_architecture_of_a_release_may_not_spill_either() -> None:
+    measured = report()
+    kernel = measured["kernels"]["kd/kd_loss.cu"]["run<4>"]
+    kernel["sm_120"] = {"registers": 200, "shared_bytes": 0, "spill_bytes": 0}
+    assert kernel_report.violations(measured, report()) == []
+    kernel["sm_120"]["spill_bytes"] = 8
+    (found,) = kernel_report.violations(measured, report())
+    assert "on sm_120 spills 8 bytes" in found
+
+
+def test_a_release_has_the_architectures_of_the_report() -> None:
+    assert kernel_report.shipped() == (80, 86, 89, 90, 100, 120)
+    assert set(kernel_report.ARCHITECTURES) <= set(kernel_report.shipped())
+
+
 def test_committed_report() -> None:
     kernels = kernel_report.load()["kernels"]
     csrc = kernel_report.REPO / "csrc"

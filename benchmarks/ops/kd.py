@@ -183,13 +183,51 @@ def liger_kd() -> Expression | None:
     return expression
 
 
+def quack_kd() -> Expression | None:
+    """QuACK's softmax of both, the rest of KL and score from torch; None where not importable."""
+    try:
+        from quack.softmax import softmax
+    except ImportError:
+        return None
+
+    def expression(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        p = softmax(student.float() / TEMPERATURE)
+        q = softmax(teacher.float() / TEMPERATURE)
+        score = (p.detach() - q).norm(dim=1) / TEMPERATURE
+        return F.kl_div(p.log(), q, reduction="batchmean"), score
+
+    return expression
+
+
+def quack_mse_ce() -> Expression | None:
+    """QuACK's cross-entropy beside torch's mean squared difference."""
+    try:
+        from quack.cross_entropy import cross_entropy
+    except ImportError:
+        return None
+
+    def expression(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor]:
+        loss = F.mse_loss(student.float(), teacher.float())
+        return (loss + CE_WEIGHT * cross_entropy(student, target, reduction="mean"),)
+
+    return expression
+
+
+def importable(device: torch.device, **peers: Callable[[], Expression | None]) -> dict[str, Any]:
+    """Those packages' expressions that are here; their kernels are for CUDA."""
+    if device.type != "cuda":
+        return {}
+    found = {name: make() for name, make in peers.items()}
+    return {name: expression for name, expression in found.items() if expression is not None}
+
+
 # --- the cases -------------------------------------------------------------------------------
 
 
 def kd_loss_cases(device: torch.device, quick: bool) -> list[Case]:
     """KL with its score: forward and backward, and forward alone."""
     cases = []
-    liger = liger_kd() if device.type == "cuda" else None
+    peers = importable(device, liger=liger_kd, quack=quack_kd)
     pair = ("student", "teacher")
     for part in ("forward+backward", "forward"):
         run = forward_backward if part == "forward+backward" else forward
@@ -203,8 +241,7 @@ def kd_loss_cases(device: torch.device, quick: bool) -> list[Case]:
                 providers["ours (one pass)"] = forward(our_one_pass, *pair)
                 closed = forward(compiled(closed_form_kd), *pair)
                 providers["torch.compile (closed form)"] = closed
-            if liger is not None:
-                providers["liger"] = run(liger, *pair)
+            providers |= {name: run(peer, *pair) for name, peer in peers.items()}
             rows, classes = shape
             gradient = student.itemsize if part == "forward+backward" else 0
             cases.append(
@@ -256,6 +293,7 @@ def soft_ce_cases(device: torch.device, quick: bool) -> list[Case]:
 def mse_ce_cases(device: torch.device, quick: bool) -> list[Case]:
     """G-VBSM's loss: mean squared difference of logits, plus weighted cross-entropy."""
     names = ("student", "teacher", "target")
+    peers = importable(device, quack=quack_mse_ce)
     return [
         Case(
             op="mse_ce",
@@ -270,6 +308,7 @@ def mse_ce_cases(device: torch.device, quick: bool) -> list[Case]:
                 "ours": forward_backward(our_mse_ce, *names),
                 "eager": forward_backward(eager_mse_ce, *names),
                 "torch.compile": forward_backward(compiled(eager_mse_ce), *names),
+                **{name: forward_backward(peer, *names) for name, peer in peers.items()},
             },
         )
         for shape, student, teacher in grid(device, quick)

@@ -1,8 +1,13 @@
 """The kd cases: every provider computes the same values, and the float64 yardstick is right."""
 
+import sys
+from functools import partial
+from types import ModuleType
+
 import mpmath
 import pytest
 import torch
+from torch.nn import functional as F
 
 from benchmarks.ops import CASES, kd
 
@@ -109,3 +114,35 @@ def test_accuracy_rows_tell_exact_from_cancelling() -> None:
     assert max(tiny["ours"][f"{v}_error"] for v in ("loss", "gradient", "score")) <= 1e-6
     assert tiny["eager"]["loss_error"] > 1
     assert tiny["ours"]["negative_losses"] == 0
+
+
+def test_peers_that_are_importable_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their packages need a GPU: here torch stands for their kernels, by their signatures."""
+    modules = {
+        "quack": {},
+        "quack.softmax": {"softmax": lambda x: x.softmax(-1)},
+        "quack.cross_entropy": {"cross_entropy": F.cross_entropy},
+        "liger_kernel": {},
+        "liger_kernel.transformers": {
+            "LigerKLDIVLoss": lambda reduction: partial(F.kl_div, reduction=reduction)
+        },
+    }
+    peers = {"liger": kd.liger_kd, "quack": kd.quack_kd}
+    assert kd.importable(torch.device("cpu"), **peers) == {}
+    assert kd.importable(torch.device("cuda"), missing=lambda: None) == {}
+    for name, functions in modules.items():
+        module = ModuleType(name)
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, name, module)
+    inputs = kd.logits(0, (7, 11), torch.float32, torch.float32, torch.device("cpu"))
+    student, teacher, target = (inputs[n] for n in ("student", "teacher", "target"))
+    found = kd.importable(torch.device("cuda"), **peers)
+    assert set(found) == {"liger", "quack"}
+    for peer in found.values():
+        for got, want in zip(peer(student, teacher), kd.eager_kd(student, teacher), strict=True):
+            torch.testing.assert_close(got, want)
+    with_ce = kd.quack_mse_ce()
+    assert with_ce is not None
+    torch.testing.assert_close(
+        with_ce(student, teacher, target), kd.eager_mse_ce(student, teacher, target)
+    )
