@@ -12,7 +12,7 @@ from pyddfast.analysis._inputs import Array, Values, vector
 from pyddfast.analysis._law import Curve
 from pyddfast.analysis._law_grid import GRID_D
 
-__all__ = ["LawMethod", "check_options", "checked_curve", "checked_epochs", "of_curve"]
+__all__ = ["LawMethod", "checked_curve", "checked_epochs", "checked_options", "of_curve"]
 
 # The law's sum runs over every epoch, for every refit of the bootstrap.
 _MOST_EPOCHS = 10_000
@@ -58,19 +58,22 @@ def checked_curve(of: str, epochs: Values, error: Values, samples: float) -> Cur
     return Curve(when, array, float(samples))
 
 
-def check_options(
+def checked_options(
     several: bool,
     a: float | str | None,
     d: float | str | None,
     method: LawMethod,
     n_boot: int,
     smallest: float,
-) -> None:
-    """The options of ``fit_scaling_law``; ``smallest`` is the smallest error of all curves."""
+) -> tuple[float | str | None, float | str | None]:
+    """Check, and give a and d as float, "shared" or None; ``smallest`` is the smallest error."""
     if method not in get_args(LawMethod):
         raise ValueError(f"method must be one of {', '.join(get_args(LawMethod))}; got {method!r}")
     if n_boot < 1:
         raise ValueError(f"n_boot must be at least 1, got {n_boot}")
+    if method == "grid" and d is None:
+        d = GRID_D
+    rules: list[float | str | None] = []
     for name, rule in (("a", a), ("d", d)):
         if rule == "shared" and (not several or method == "grid"):
             raise ValueError(
@@ -79,8 +82,10 @@ def check_options(
             )
         if isinstance(rule, str) and rule != "shared":
             raise ValueError(f"{name} must be a number, 'shared' or None, got {rule!r}")
-    if isinstance(a, float | int) and not 0 < a < math.inf:
-        raise ValueError(f"a must be positive, got {a}")
-    given_d = GRID_D if d is None and method == "grid" else d
-    if isinstance(given_d, float | int) and not 0 <= given_d < smallest:
-        raise ValueError(f"d must be in [0, {smallest:g}), below the smallest error, got {given_d}")
+        rules.append(rule if rule is None or isinstance(rule, str) else float(rule))
+    a, d = rules
+    if isinstance(a, float) and not 0 < a < math.inf:
+        raise ValueError(f"a must be positive, got {a:g}")
+    if isinstance(d, float) and not 0 <= d < smallest:
+        raise ValueError(f"d must be in [0, {smallest:g}), below the smallest error, got {d:g}")
+    return a, d

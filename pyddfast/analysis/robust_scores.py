@@ -135,7 +135,7 @@ def searched_accuracies(
     recipe: Recipe,
     learning_rates: Sequence[float] = LEARNING_RATES,
     seeds: Sequence[int] = tuple(range(_EVALUATIONS_A_SET)),
-    out: Path | None = None,
+    out: str | Path | None = None,
     **options: Any,
 ) -> tuple[float, ...]:
     """The accuracies that DD-Ranking's protocol asks for, one an evaluation.
@@ -160,11 +160,13 @@ def searched_accuracies(
         Fractions, in the order of the seeds.
 
     Raises:
-        ValueError: There is no learning rate or seed, ``sets`` are not as many as seeds, or as
-            ``train_student``.
+        ValueError: There is no learning rate or seed, a seed twice, ``sets`` are not as many as
+            seeds, or as ``train_student``.
     """
     if not learning_rates or not seeds:
         raise ValueError("learning_rates and seeds must not be empty")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds must be different, got {list(seeds)}")
     several = [sets] * len(seeds) if isinstance(sets, DistilledSet) else list(sets)
     if len(several) != len(seeds):
         raise ValueError(f"sets must be one, or one a seed: got {len(several)}, {len(seeds)} seeds")
@@ -180,7 +182,7 @@ def searched_accuracies(
                 recipe=replace(recipe, lr=rate),
                 seeds=(seed,),
                 evaluations=max(1, recipe.epochs // _TEST_INTERVAL),
-                out=None if out is None else out / f"seed{seed}-lr{rate:g}",
+                out=None if out is None else Path(out) / f"seed{seed}-lr{rate:g}",
                 **options,
             )
             for rate in learning_rates

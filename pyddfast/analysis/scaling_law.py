@@ -20,12 +20,12 @@ import numpy as np
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values
 from pyddfast.analysis._law import LOG_A, LOG_TAU, B, Curve, D, Problem, powers
-from pyddfast.analysis._law_grid import GRID_D, Grid
+from pyddfast.analysis._law_grid import Grid
 from pyddfast.analysis._law_inputs import (
     LawMethod,
-    check_options,
     checked_curve,
     checked_epochs,
+    checked_options,
     of_curve,
 )
 from pyddfast.analysis._law_intervals import noisy_copies, profile, profile_limit
@@ -170,10 +170,12 @@ def fit_scaling_law(
         )
         for name in names
     ]
-    check_options(several, a, d, method, n_boot, min(float(c.error.min()) for c in curves))
+    smallest = min(float(curve.error.min()) for curve in curves)
+    a, d = checked_options(several, a, d, method, n_boot, smallest)
     if method == "grid":
-        fixed_d = GRID_D if d is None else float(d)
-        laws = [_by_grid(c, None if a is None else float(a), fixed_d, n_boot, seed) for c in curves]
+        assert not isinstance(a, str)
+        assert isinstance(d, float)
+        laws = [_by_grid(curve, a, d, n_boot, seed) for curve in curves]
     else:
         laws = _by_least_squares(curves, a, d, n_boot, seed)
     for name, law in zip(names, laws, strict=True):

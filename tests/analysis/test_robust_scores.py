@@ -113,3 +113,5 @@ def test_protocol_takes_the_best_rate_of_each_evaluation(tmp_path: Path) -> None
     assert [file.stat().st_mtime_ns for file in before] == times
     with pytest.raises(ValueError, match="one a seed: got 2, 3 seeds"):
         searched_accuracies(sets, thin, recipe=used, seeds=(1, 2, 3), **common)
+    with pytest.raises(ValueError, match=r"seeds must be different, got \[1, 1\]"):
+        searched_accuracies(sets, thin, recipe=used, seeds=(1, 1), **common)

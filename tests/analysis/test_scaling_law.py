@@ -58,6 +58,8 @@ def test_noiseless_parameters_come_back(
     fixed = {name: truth["ab?d".index(name)] for name in known}
     found = fit(law(truth), **fixed)
     assert values(found) == pytest.approx(truth, rel=1e-6, abs=1e-8)
+    if truth[0] == 3 and known == "a":
+        assert fit(law(truth), a=3).b == fit(law(truth), a=np.float32(3)).b == found.b
     assert found.delta == pytest.approx(2 ** (-1 / truth[2]))
     assert found.predict([1, 7, 200]) == pytest.approx(law(truth, [1, 7, 200]), rel=1e-8)
     assert found.predict(7).shape == ()
