@@ -9,12 +9,13 @@ namespace pyddfast {
 namespace {
 
 // A finite value; the integer arithmetic of to_float(Half) would cost more than the comparison.  An
-// exact product moves the exponent, subnormals included unless the process flushes them to zero.
+// exact product moves the exponent, subnormals included unless the process flushes them to zero;
+// the sign travels in copies above the exponent, and the product joins the comparison's first step.
 template <class S>
 PYDD_HD auto widened(S value) {
   if constexpr (std::is_same_v<S, Half>) {
-    const float magnitude = bits_to_float(uint32_t(value.bits & 0x7fffu) << 13) * 0x1p112f;
-    return bits_to_float(float_to_bits(magnitude) | (uint32_t(value.bits & 0x8000u) << 16));
+    const uint32_t shifted = uint32_t(int32_t(int16_t(value.bits))) << 13;
+    return bits_to_float(shifted & 0x8fffffffu) * 0x1p112f;
   } else {
     return to_float(value);
   }
