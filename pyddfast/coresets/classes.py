@@ -48,6 +48,8 @@ class Classes:
 
     def unit_features(self) -> Tensor:
         """The same, of length 1, however short they are; zeros stay zeros."""
+        if not self.features.shape[1]:
+            raise ValueError("features have no column to compare samples by")
         largest = torch.linalg.vector_norm(self.features, torch.inf, dim=1, keepdim=True)
         scaled = self.features / torch.where(largest > 0, largest, 1.0)
         length = scaled.norm(dim=1, keepdim=True)

@@ -120,6 +120,8 @@ def k_means_medoids(
     clusters = require("scipy.cluster.vq", "methods")
     classes = by_class(embedding, ipc, fraction)
     features = (classes.unit_features() if normalize else classes.features).double()
+    if not features.shape[1]:
+        raise ValueError("features have no column to compare samples by")
     bounds = classes.segments.tolist()
     picks: list[Tensor] = []
     for label, budget in enumerate(classes.budgets):

@@ -161,3 +161,10 @@ def test_normalised_features_may_be_of_any_length(power: int) -> None:
     for method in (k_centers, k_means_medoids, herding):
         picks = [method(e, ipc=5, normalize=True).indices.tolist() for e in (plain, other)]
         assert picks[0] == picks[1]
+
+
+def test_features_without_a_column_are_refused() -> None:
+    none = Embedding(torch.zeros(6, 2), torch.zeros(6, 0), torch.arange(6) % 2)
+    for call in (k_means_medoids, lambda e, ipc: k_centers(e, ipc=ipc, normalize=True)):
+        with pytest.raises(ValueError, match="features have no column"):
+            call(none, ipc=1)
