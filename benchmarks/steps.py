@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import dm_iteration, rded, trajectory
+from benchmarks import dm_iteration, trajectory
 from benchmarks.hook_memory import official_hooks
 from benchmarks.ops.kd import TEMPERATURE
 from benchmarks.ops.select import location_loop, location_step
 from benchmarks.ops.stats import FIRST
-from benchmarks.photos import write_photos
 from pyddfast import ops
 from pyddfast.data import IMAGENET_NORMALIZATION, ImageFolder
 from pyddfast.methods.dm import DMConfig, DMWork
@@ -161,6 +160,9 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
 @contextmanager
 def rded_synthesis(device: torch.device, quick: bool) -> Iterator[StepCase]:
     """From JPEG files to mosaics (`benchmarks/rded.py`); a quick run has a small teacher."""
+    from benchmarks import rded  # here: the other steps go without Pillow
+    from benchmarks.photos import write_photos
+
     classes, pool = rded.CLASSES, 4 if quick else rded.POOL
     with tempfile.TemporaryDirectory() as folder:
         write_photos(Path(folder), classes, pool)

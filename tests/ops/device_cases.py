@@ -168,6 +168,29 @@ def call_block(inputs: Inputs) -> Outputs:
     return [y, *first, *gradients(list(first), upstream, *tensors[:2])]
 
 
+def make_gradients(rows: int, seed: int) -> Inputs:
+    shapes = {"weight": (rows, 300), "bias": (rows,)}
+    sides = enumerate(("syn", "real"))
+    return {
+        f"{side} {name}": randn(seed + 10 * i, *shape)
+        for i, side in sides
+        for name, shape in shapes.items()
+    }
+
+
+def call_gradient_distance(inputs: Inputs) -> Outputs:
+    syn, real = (
+        [x for name, x in inputs.items() if name.startswith(side)] for side in ("syn", "real")
+    )
+    found = []
+    for metric in ("ours", "mse", "cos"):
+        leaves = [leaf(x) for x in syn]
+        distance = ops.gradient_distance(leaves, real, metric)
+        used = leaves if metric != "ours" else leaves[:1]  # it leaves vectors out
+        found += [distance, *gradients([distance], *used)]
+    return found
+
+
 # --- images ----------------------------------------------------------------------------------
 
 
@@ -273,6 +296,7 @@ CASES = [
     DeviceCase("bn_distance", make_activations(False), call_distance),
     DeviceCase("patch_stats", make_activations(False), call_patch_stats),
     DeviceCase("norm_relu_pool", make_activations(False), call_block),
+    DeviceCase("gradient_distance", make_gradients, call_gradient_distance),
     DeviceCase("augment", make_augment, call_augment),
     DeviceCase("multi_crop", make_crops, call_crops),
     DeviceCase("mosaic", make_mosaic, call_mosaic),

@@ -161,6 +161,20 @@ def test_norm_relu_pool(backend: Backend) -> None:
     check(backend, activations(), call, 512)
 
 
+def test_gradient_distance(backend: Backend) -> None:
+    inputs = {name: randn(k, ROWS, 1000, dtype=torch.float16) for k, name in enumerate("ab")}
+    small = ops.gradient_distance([inputs["a"].float()], [inputs["b"].float()])
+
+    def call(inputs: Inputs) -> Outputs:
+        syn = leaf(inputs["a"])
+        distance = ops.gradient_distance([syn], [inputs["b"]])
+        # A sum over more rows.
+        assert_close(distance, small * (len(syn) // ROWS), 10 * FLOAT32)
+        return list(torch.autograd.grad(distance, syn))
+
+    check(backend, inputs, call, 1000)
+
+
 def side(backend: Backend) -> int:
     """Of an image: ImageNet's, or as small as it gets on the emulator."""
     return 224 if backend.device.type == "cuda" else 8
