@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyddfast.study.cost import seconds
+from pyddfast.study.files import read_study, shipped
 from pyddfast.study.jobs import Plan, plan
 from pyddfast.study.page import StudyResult, write_results
 from pyddfast.study.runner import Store, Workers, run_jobs
-from pyddfast.study.spec import Study, read_study, shipped
+from pyddfast.study.spec import Study
 from pyddfast.study.steps import data_facts, images
 
 __all__ = [

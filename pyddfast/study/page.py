@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
 from pyddfast.data.atomic import write_bytes
 from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
+from pyddfast.report.grids import method_grid
 from pyddfast.report.html import write_report
 from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, Published, measure, points, published_table
 from pyddfast.study.runner import Store
-from pyddfast.study.sections import Section, sections
+from pyddfast.study.section import Section
+from pyddfast.study.sections import sections
 from pyddfast.study.spec import Study
 from pyddfast.train import environment
 
@@ -278,21 +278,5 @@ def _grid(study: Study, plan: Plan, store: Store) -> str:
     if not sets:
         return ""
     if study.grid_class is not None:
-        sets = {study.grid_class: _rows(sets, study.grid_class)}
+        return png_uri(method_grid(sets, study.grid_class))
     return png_uri(sets_figure(sets, columns=5))
-
-
-def _rows(sets: dict[str, DistilledSet], name: str) -> DistilledSet:
-    """One class of several sets, with a row a set where a figure of sets has a row a class."""
-    first = next(iter(sets.values()))
-    if name not in first.class_names:
-        raise ValueError(f"grid_class must be one of {', '.join(first.class_names)}, got {name!r}")
-    label = first.class_names.index(name)
-    pixels = [one.pixels()[one.labels == label][:5] for one in sets.values()]
-    return DistilledSet(
-        torch.cat(pixels),
-        torch.arange(len(sets)).repeat_interleave(torch.tensor([len(p) for p in pixels])),
-        len(sets),
-        first.normalization,
-        tuple(sets),
-    )

@@ -1,14 +1,11 @@
-"""What a study is: one YAML file, read into typed values."""
+"""What a study is: the keys of its YAML file."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias
 
-from pyddfast._extras import require
 from pyddfast.train import Regime
 from pyddfast.train import recipe as published_recipe
 
@@ -25,13 +22,12 @@ __all__ = [
     "SetSpec",
     "Study",
     "Trained",
-    "read_study",
-    "shipped",
 ]
 
-STUDIES = Path(__file__).parent / "studies"
 SCALES = ("published", "full", "smoke")
-Show: TypeAlias = Literal["grid", "convergence", "scaling-law", "dcs", "tm-curve", "ood"]
+Show: TypeAlias = Literal[
+    "grid", "convergence", "scaling-law", "dcs", "tm-curve", "dynamics", "ood"
+]
 # Read by pydantic: an unknown key is an error, and a value of another type is not bent to fit.
 _STRICT = {"extra": "forbid"}
 
@@ -271,8 +267,10 @@ class Study:
         ood: Corrupted images that every student is measured on, beside the test split.
         show: What the report has beside the table: images of the sets (``"grid"``); of the
             students' curves the epochs to their plateau (``"convergence"``) or the scaling law;
-            of the objectives the DCS, or TM's loss by starting epoch (``"tm-curve"``); errors
-            on corrupted images beside those on the test split, and their DCS (``"ood"``).
+            of the objectives the DCS, or TM's loss by starting epoch (``"tm-curve"``); loss
+            and accuracy along a TM or DATM synthesis, of sets that differ in their iterations
+            (``"dynamics"``); errors on corrupted images beside those on the test split, and their
+            DCS (``"ood"``).
         grid_class: The class of the grid's images, a row a set; None: all, a row a class.
         published: Table of ``published.json`` to print beside.
         claims: What the paper says of it.
@@ -321,6 +319,8 @@ class Study:
         for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives"), ("ood", "ood")):
             if shown in self.show and not getattr(self, needed):
                 raise ValueError(f"show: {shown} needs {needed}")
+        if "dynamics" in self.show and not any("iterations" in s.options for s in self.sets):
+            raise ValueError("show: dynamics needs sets whose options have iterations")
         if {"convergence", "scaling-law"} & set(self.show) and self.evaluations < 4:
             raise ValueError("show: curves need evaluations of at least 4")
         if self.seeds < 1 or self.evaluations < 1:
@@ -346,149 +346,6 @@ class Study:
         """All fields as JSON values."""
         found: dict[str, Any] = _plain(asdict(self))
         return found
-
-
-def shipped() -> dict[str, Path]:
-    """Files of the studies in the package, by name, in the paper's order."""
-    files = {file.stem: file for file in STUDIES.glob("*.yaml") if file.stem != "scales"}
-
-    def order(name: str) -> tuple[int, int, str]:
-        kind, _, number = name.partition("-")
-        known = {"table": 0, "figure": 1}
-        digits = "".join(c for c in number.split("-")[0] if c.isdigit())
-        return known.get(kind, 2), int(digits or 0), name
-
-    return {name: files[name] for name in sorted(files, key=order)}
-
-
-def read_study(
-    which: str | Path,
-    *,
-    scale: str = "published",
-    root: Path | None = None,
-    seeds: int | None = None,
-) -> Study:
-    """Read a study of the package by its name, or a YAML file.
-
-    A file has the fields of :class:`Study`, and under ``scales`` those that another scale replaces
-    (mappings are merged).  Between the two come the values of ``studies/scales.yaml``, which every
-    study shares.
-
-    Args:
-        which: A name of :func:`shipped`, or a file.
-        scale: ``"published"``: as the file says; ``"full"``: full Fashion-MNIST; ``"smoke"``: its
-            embedded subset, minutes on two cores.
-        root: Folder of the data, in place of the file's.
-        seeds: Students of a cell, in place of the file's.
-
-    Raises:
-        FileNotFoundError: There is no such study or file.
-        ValueError: A key is unknown (the message has the nearest known ones), a value has the wrong
-            type or is out of range, or the file is not YAML.
-        ModuleNotFoundError: The ``methods`` extra is not installed.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    file = shipped().get(str(which), Path(which))
-    if not file.is_file():
-        near = difflib.get_close_matches(str(which), shipped(), 3, 0.4)
-        raise FileNotFoundError(
-            f"there is no study and no file {str(which)!r}; "
-            f"{'nearest are ' + ', '.join(near) if near else 'studies are ' + ', '.join(shipped())}"
-        )
-    values = _read_yaml(file)
-    own = values.pop("scales", {}) or {}
-    if not isinstance(own, dict) or set(own) - set(SCALES):
-        raise ValueError(f"{file}: scales must be a mapping of {', '.join(SCALES[1:])}")
-    if scale != "published":
-        for overlay in (_read_yaml(STUDIES / "scales.yaml")[scale], own.get(scale, {})):
-            values = _merge(values, overlay)
-    values |= {"name": file.stem, "scale": scale}
-    if root is not None:
-        values["data"] = {**values.get("data", {}), "root": str(root)}
-    if seeds is not None:
-        values["seeds"] = seeds
-    return _build(values, file)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    yaml = require("yaml", "methods")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold a mapping of study keys")
-    return values
-
-
-def _merge(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of ``overlay`` in place of those of ``values``, mappings key by key.
-
-    What has a name (data, a network by its model) is replaced whole: the size of other images, or
-    the options of another model, are not inherited.
-    """
-    merged = dict(values)
-    for key, value in overlay.items():
-        old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(old, value) if both and not {"name", "model"} & set(value) else value  # type: ignore[arg-type]
-    return merged
-
-
-def _build(values: dict[str, Any], file: Path) -> Study:
-    pydantic = require("pydantic", "methods")
-    # A set of defaults alone is its method's name, and a network its model's.
-    try:
-        study: Study = pydantic.TypeAdapter(Study).validate_python(_spelled_out(values))
-    except pydantic.ValidationError as error:
-        raise ValueError(f"{file}: " + "; ".join(_said(e) for e in error.errors())) from None
-    return study
-
-
-def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
-    """``sets: [tm]`` is short for ``sets: [{method: tm}]``, ``network: mlp`` for its model."""
-
-    def long(value: Any, key: str) -> Any:
-        return {key: value} if isinstance(value, str) else value
-
-    found = dict(values)
-    for name, key in (("sets", "method"), ("students", "model")):
-        if isinstance(found.get(name), list):
-            found[name] = [long(value, key) for value in found[name]]
-    found["network"] = long(found.get("network"), "model")
-    if found["network"] is None:
-        del found["network"]
-    return found
-
-
-def _said(error: Any) -> str:
-    """One line of what pydantic found; the nearest names where a key is unknown."""
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "value_error":  # of our own checks, which say all
-        return str(error["ctx"]["error"])
-    if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: {error['msg']}, got {error['input']!r:.60}"
-    known = [f.name for f in fields(_kind_at(error["loc"][:-1]))]
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, 3, 0.5)
-    names = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(known)}"
-    return f"unknown key {where!r}; {names}"
-
-
-def _kind_at(place: tuple[str | int, ...]) -> Any:
-    """The dataclass that a place of the file is read into."""
-    kind: Any = Study
-    for part in place:
-        if isinstance(part, str) and part in (hints := get_type_hints(kind)):
-            kind = next(_dataclasses(hints[part]), kind)
-    return kind
-
-
-def _dataclasses(hint: Any) -> Iterator[Any]:
-    if is_dataclass(hint):
-        yield hint
-    for inner in get_args(hint):
-        yield from _dataclasses(inner)
 
 
 def _plain(value: Any) -> Any:

@@ -156,3 +156,27 @@ def test_ood_measures_the_same_students_on_corrupted_images(tiny, tmp_path):
     assert found["accuracy"] == evaluate(network, test)
     with pytest.raises(ValueError, match=r"ood: names must be of gaussian_noise, .*, got rain"):
         plan(read_study(tiny(ood={"names": ["rain"]}, show=["ood"])))
+
+
+def test_loss_and_accuracy_along_a_synthesis(tiny, tmp_path):
+    from pyddfast.analysis.dynamics import loss_dynamics
+
+    sets = [{"method": "tm", "label": f"{k}", "options": {"iterations": k}} for k in (1, 12)]
+    study = read_study(
+        tiny(
+            sets=sets,
+            network={"model": "mlp", "options": {"width": 4}},
+            settings={"tm": {"syn_steps": 1, "expert_epochs": 1, "max_start_epoch": 1}},
+            experts={"count": 1, "epochs": 2},
+            show=["dynamics"],
+        )
+    )
+    result = run_study(study, tmp_path / "out", show=False)
+    found = analysis(result, "Loss and accuracy along the synthesis")["IPC 2"]
+    store, made = Store(tmp_path / "out"), prepare(study)
+    accuracies = {k: result.measured.cells[f"{k}", "HL IPC 2"].accuracies for k in (1, 12)}
+    run = store.folder(made.sets["12", 2]) / "work"
+    assert found == loss_dynamics(run, accuracies=accuracies).to_dict()
+    assert found["rows"] == 12
+    with pytest.raises(ValueError, match="dynamics needs sets whose options have iterations"):
+        read_study(tiny(show=["dynamics"]))

@@ -1,0 +1,317 @@
+"""What objectives say of the sets, beside their students: DCS, OOD, TM's loss, a synthesis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyddfast.analysis.dcs import DCS, dcs, dcs_difference
+from pyddfast.analysis.dynamics import loss_dynamics
+from pyddfast.analysis.ood import ood_dcs
+from pyddfast.report.comparison import REGIMES
+from pyddfast.report.dynamics import dynamics_figure, start_epoch_figure
+from pyddfast.report.figures import COLORS, figure_of
+from pyddfast.report.tables import percent
+from pyddfast.study.jobs import Plan
+from pyddfast.study.results import Measured, column_of
+from pyddfast.study.runner import Store
+from pyddfast.study.section import Finding, Section, ends
+from pyddfast.study.spec import Study
+from pyddfast.study.steps import images
+from pyddfast.train import Regime
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["dcs_section", "dynamics_section", "ood_section", "tm_curve_section"]
+
+# Of the best set's accuracy above chance at its size; less is "extremely poor" and left out of DCS.
+_LEAST = 0.5
+# A rank correlation below this is weak (Cohen's "medium" begins there): "near zero", "alike".
+_WEAK = 0.3
+
+
+def _objective_values(plan: Plan, store: Store) -> dict[str, dict[str, Any]]:
+    """What is done of the objectives: by name, of each set its value and parts."""
+    found = {name: store.done(job) for name, job in plan.objectives.items()}
+    return {name: done["result"]["values"] for name, done in found.items() if done is not None}
+
+
+def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """Correlation of every objective with the students' error, adjusted for size."""
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    points: dict[str, tuple[list[float], list[float], list[int]]] = {}
+    scores: dict[tuple[str, Regime], DCS] = {}
+    for name, of_sets in _objective_values(plan, store).items():
+        for regime in study.regimes:
+            pool = _points(study, plan, measured, of_sets, regime)
+            kept = _without_worst(pool)
+            objective = [point.objective for point in kept]
+            error = [point.error for point in kept]
+            size, groups = [point.size for point in kept], [point.group for point in kept]
+            if len(set(size)) < 2 or len(set(groups)) < 4:
+                continue
+            score = dcs(objective, error, size, groups=groups, seed=study.seed)
+            scores[name, regime] = score
+            shown = f"{name}, {REGIMES[regime]}"
+            points[shown] = (objective, error, size)
+            rows.append(
+                (
+                    shown,
+                    f"{score.rho:+.2f}",
+                    f"[{score.ci[0]:+.2f}, {score.ci[1]:+.2f}]",
+                    f"{score.p:.3f}",
+                    f"{score.raw_rho:+.2f}",
+                    str(score.n),
+                )
+            )
+            values[shown] = {
+                "rho": score.rho, "ci": list(score.ci), "p": score.p, "raw_rho": score.raw_rho,
+                "n": score.n, "dropped": [p.name for p in pool if p not in kept],
+                "names": [p.name for p in kept], "objective": objective, "error": error,
+                "size": size,
+            }  # fmt: skip
+    if not rows:
+        return None
+    return Section(
+        "Distillation correlation score",
+        "Partial Spearman correlation of the objective with the students' test error, adjusted for "
+        "the number of images. Sets whose students keep less than half of the best one's accuracy "
+        "above chance at their size are left out. 95 % interval by bootstrap over sets (a set and "
+        "its repetition are one), p by permutation within sizes. 1: a lower objective always meant "
+        "a lower error.",
+        ("objective", "DCS", "95 % interval", "p", "unadjusted", "sets"),
+        tuple(rows),
+        values,
+        _dcs_claims(scores),
+        _scatter(points),
+        "Test error of students against each objective, a point a set",
+    )
+
+
+def _dcs_claims(scores: dict[tuple[str, Regime], DCS]) -> tuple[Finding, ...]:
+    found = []
+    for (name, regime), score in scores.items():
+        low, high = score.ci
+        if name in ("sre2l", "dwa"):
+            shows = False if low > 0 else True if high < _WEAK else None
+            says = f"DCS of {name} is zero or negative once size is adjusted ({REGIMES[regime]})"
+            found.append(Finding(says, shows, _score(score)))
+        if name == "dm" and ("tm", regime) in scores:
+            gap, (low, high) = dcs_difference(score, scores["tm", regime])
+            shows = True if low > 0 else False if high < 0 else None
+            says = f"DCS of DM is above TM's ({REGIMES[regime]})"
+            found.append(Finding(says, shows, f"{gap:+.2f} {ends((low, high))}"))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Point:
+    name: str
+    row: str
+    column: str
+    objective: float
+    error: float
+    size: int
+    ipc: int
+    group: tuple[str, str, int]  # a set and its repetition
+    chance: float
+
+
+def _points(
+    study: Study, plan: Plan, measured: Measured, of_sets: dict[str, Any], regime: Regime
+) -> list[_Point]:
+    specs = dict(zip(measured.rows, study.sets, strict=True))
+    found = []
+    for cell in plan.cells:
+        name = f"{cell.row}, IPC {cell.ipc}"
+        value = of_sets.get(name, {}).get("value")
+        result = measured.cells.get((cell.row, column_of(study, cell)))
+        if cell.regime != regime or value is None or result is None:
+            continue
+        spec = specs[cell.row]
+        group = (spec.method, repr(sorted(spec.options.items())), cell.ipc)
+        size = cell.ipc * spec.repeat
+        classes = images(**study.data.facts(), split="test").num_classes
+        found.append(
+            _Point(
+                name,
+                cell.row,
+                column_of(study, cell),
+                float(value),
+                1 - result.mean,
+                size,
+                cell.ipc,
+                group,
+                1 / classes,
+            )
+        )
+    return found
+
+
+def _without_worst(points: list[_Point]) -> list[_Point]:
+    """Without the extremely poor, each with its repetition, by the rule of ``dcs_subsets``."""
+    poor = set()
+    for point in points:
+        best = max(1 - p.error - p.chance for p in points if p.ipc == point.ipc)
+        if 1 - point.error - point.chance < _LEAST * best:
+            poor.add(point.group)
+    return [point for point in points if point.group not in poor]
+
+
+def ood_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """Errors on corrupted images beside those on the test split, and their DCS."""
+    errors: dict[tuple[str, str], float] = {}
+    claims: list[Finding] = []
+    for cell in plan.cells:
+        done = [store.done(plan.ood[job.key]) for jobs in cell.students for job in jobs]
+        if done and all(done):
+            found = [one["result"]["accuracy"] for one in done if one is not None]
+            errors[cell.row, column_of(study, cell)] = 1 - sum(found) / len(found)
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    for (row, column), error in errors.items():
+        if (row, column) in measured.cells:
+            known = measured.cells[row, column].mean
+            rows.append((f"{row}, {column}", percent(known), percent(1 - error)))
+            values[f"{row}, {column}"] = {"accuracy": known, "ood_accuracy": 1 - error}
+    for name, of_sets in _objective_values(plan, store).items():
+        for regime in study.regimes:
+            pool = _without_worst(_points(study, plan, measured, of_sets, regime))
+            kept = [point for point in pool if (point.row, point.column) in errors]
+            size, groups = [p.size for p in kept], [p.group for p in kept]
+            if len(set(size)) < 2 or len(set(groups)) < 4:
+                continue
+            score = ood_dcs(
+                [p.objective for p in kept], [p.error for p in kept],
+                [errors[p.row, p.column] for p in kept], size, groups=groups, seed=study.seed,
+            )  # fmt: skip
+            shown = f"DCS of {name}, {REGIMES[regime]}"
+            rows.append((shown, _score(score.id), _score(score.ood)))
+            low, high = score.ci
+            alike = False if low > 0 or high < 0 else True if max(-low, high) < _WEAK else None
+            says = f"DCS of {name} is alike in and out of distribution ({REGIMES[regime]})"
+            claims.append(Finding(says, alike, f"{score.difference:+.2f} {ends(score.ci)}"))
+            rows.append((f"{shown}: difference", "", f"{score.difference:+.2f} {ends(score.ci)}"))
+            values[shown] = {
+                "id": score.id.rho, "id_ci": list(score.id.ci), "ood": score.ood.rho,
+                "ood_ci": list(score.ood.ci), "difference": score.difference, "ci": [low, high],
+            }  # fmt: skip
+    if not rows:
+        return None
+    assert study.ood is not None
+    names = ", ".join(study.ood.names) or "all fifteen"
+    return Section(
+        "Out of distribution",
+        f"Accuracy in % on the test split and, mean over corruptions ({names}; severities "
+        f"{', '.join(map(str, study.ood.severities))}), on corrupted images of it, of the same "
+        "students; where objectives are there, the DCS on both errors with 95 % intervals.",
+        ("", "test split", "corrupted"),
+        tuple(rows),
+        values,
+        tuple(claims),
+    )
+
+
+def _score(score: DCS) -> str:
+    return f"{score.rho:+.2f} {ends(score.ci)}"
+
+
+def _scatter(points: dict[str, tuple[list[float], list[float], list[int]]]) -> Figure:
+    figure, axes = figure_of(1, len(points), width=3.2 * len(points))
+    for column, (name, (objective, error, size)) in zip(axes, points.items(), strict=True):
+        for number, ipc in enumerate(sorted(set(size))):
+            at = [i for i, other in enumerate(size) if other == ipc]
+            column.plot(
+                [objective[i] for i in at],
+                [100 * error[i] for i in at],
+                linestyle="none",
+                marker="o",
+                markersize=5,
+                color=COLORS[number % len(COLORS)],
+                label=f"{ipc} images a class",
+            )
+        column.set_xlabel(name)
+    axes[0].set_ylabel("test error (%)")
+    axes[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """TM's loss by starting epoch."""
+    of_sets = _objective_values(plan, store).get("tm")
+    if of_sets is None:
+        return None
+    curves = {name: _numbered(one["parts"]) for name, one in of_sets.items()}
+    epochs = sorted({epoch for curve in curves.values() for epoch in curve})
+    return Section(
+        "TM's loss by starting epoch",
+        f"Starting epochs {epochs[0]} to {epochs[-1]}, averaged over experts; the last column is "
+        "the mean over them. Beside it the students' accuracy.",
+        ("set", "lowest", "highest", "mean"),
+        tuple(
+            (name, f"{min(c.values()):.4f}", f"{max(c.values()):.4f}",
+             f"{sum(c.values()) / len(c):.4f}")
+            for name, c in curves.items()
+        ),
+        {name: {str(epoch): v for epoch, v in c.items()} for name, c in curves.items()},
+        (),
+        start_epoch_figure(curves),
+        "TM loss of every set against the starting epoch",
+    )  # fmt: skip
+
+
+def _numbered(parts: dict[str, float]) -> dict[int, float]:
+    return {int(name.split()[-1]): value for name, value in parts.items() if value is not None}
+
+
+def dynamics_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
+    """Matching loss and accuracy along a synthesis, whose prefixes are sets of their own."""
+    along = {
+        label: int(spec.options["iterations"])
+        for label, spec in zip(measured.rows, study.sets, strict=True)
+        if spec.method in ("tm", "datm") and "iterations" in spec.options
+    }
+    rows: list[tuple[str, ...]] = []
+    values: dict[str, Any] = {}
+    figure = None
+    for ipc in study.ipc:
+        accuracies = {
+            along[cell.row]: measured.cells[cell.row, column_of(study, cell)].accuracies
+            for cell in plan.cells
+            if cell.row in along
+            and (cell.ipc, cell.regime) == (ipc, study.regimes[0])
+            and (cell.row, column_of(study, cell)) in measured.cells
+        }
+        longest = max(along, key=lambda label: along[label])
+        job = plan.sets[longest, ipc]
+        if store.done(job) is None:
+            continue
+        found = loss_dynamics(store.folder(job) / "work", accuracies=accuracies)
+        figure = figure or dynamics_figure(found)
+        values[f"IPC {ipc}"] = found.to_dict()
+        for name, trend, digits in (("loss", found.loss, 4), ("accuracy", found.accuracy, 3)):
+            if trend is not None:
+                low, high = trend.ci
+                rows.append(
+                    (
+                        f"{name}, IPC {ipc}",
+                        f"{trend.slope:+.{digits}f}",
+                        f"[{low:+.{digits}f}, {high:+.{digits}f}]",
+                        f"{trend.total:+.{digits}f}",
+                    )
+                )
+    if not rows:
+        return None
+    return Section(
+        "Loss and accuracy along the synthesis",
+        "Straight lines through the matching loss of every iteration of the longest run and "
+        "through the students' accuracies (fractions) of its prefixes; 95 % intervals.",
+        ("", "change in 1000 iterations", "95 % interval", "over the run"),
+        tuple(rows),
+        values,
+        (),
+        figure,
+        "Matching loss and test accuracy against iterations",
+    )

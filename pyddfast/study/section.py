@@ -1,0 +1,56 @@
+"""A part of a report: a table, a figure, values, and what it says of the paper's claims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Finding", "Section", "ends"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether a claim of the paper shows.
+
+    Attributes:
+        says: The claim.
+        shows: None where the interval leaves it open.
+        numbers: What it was judged by.
+    """
+
+    says: str
+    shows: bool | None
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+        title: Of it.
+        note: What its numbers are.
+        columns: Of its table.
+        rows: Of its table, texts.
+        values: The same as JSON values.
+        claims: What it says of the paper's claims.
+        figure: Beside it, or None.
+        alt: What the figure shows, for readers who cannot see it.
+    """
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    values: dict[str, Any]
+    claims: tuple[Finding, ...] = ()
+    figure: Figure | None = field(default=None, compare=False)
+    alt: str = ""
+
+
+def ends(interval: tuple[float, float]) -> str:
+    """An interval as text."""
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
