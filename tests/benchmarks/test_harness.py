@@ -1,9 +1,15 @@
 """What a time is: order of measurement, block sizes, median and spread."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import harness
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Clock:
@@ -93,3 +99,22 @@ def test_the_result_is_the_median_of_the_blocks() -> None:
 )
 def test_input_sets_overflow_the_l2_cache(bytes_floor: int, expected: int) -> None:
     assert harness.input_sets(bytes_floor, l2_bytes=60 << 20) == expected
+
+
+def test_a_run_needs_torch_and_the_library_alone() -> None:
+    """A machine with a GPU may be without the packages that only reports and photos need."""
+    script = """
+import sys
+extras = {"PIL", "scipy", "safetensors", "matplotlib", "jinja2", "tyro", "rich", "jsonschema"}
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in extras:
+            raise ImportError(name)
+sys.meta_path.insert(0, Missing())
+from benchmarks import __main__, report, run, schema
+from benchmarks.steps import STEPS
+assert not extras & set(sys.modules)
+print(len(STEPS))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
