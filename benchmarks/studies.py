@@ -20,6 +20,7 @@ from pyddfast.study.results import published_table
 
 STUDIES = RESULTS / "studies"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "studies-results.md"
+FIGURES = PAGE.parent / "img" / "studies"
 _SHOWS = {True: "yes", False: "**no**", None: "cannot be told"}
 _SCALES = {
     "smoke": "6,000 training and 2,000 test images of Fashion-MNIST, ConvNet-D3 of width 16, few "
@@ -40,7 +41,19 @@ def collect(out: Path) -> list[Path]:
                 if values["complete"] and not values["failures"]:
                     copied.append(STUDIES / f"{name}-{scale}.json")
                     write(values, copied[-1])
+                    copied += [_copy(f, f"{name}-{scale}") for f in _figures(file.parent)]
     return copied
+
+
+def _figures(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.svg"), *folder.glob("*.png")])
+
+
+def _copy(file: Path, study: str) -> Path:
+    target = FIGURES / f"{study}-{file.name}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, file.read_bytes())
+    return target
 
 
 def page(folder: Path = STUDIES) -> str:
@@ -109,6 +122,10 @@ def section(run: dict[str, Any]) -> list[str]:
             "|" + " --- |" * len(part["columns"]),
             *("| " + " | ".join(row) + " |" for row in part["rows"]),
         ]
+    stem = f"{run['study']}-{run['scale']}-"
+    for file in sorted(FIGURES.glob(f"{stem}*")):
+        shown = file.stem.removeprefix(stem).replace("-", " ")
+        lines += ["", f"![{run['study']}: {shown}](img/studies/{file.name})"]
     return lines
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "COLORS",
     "accuracy_figure",
     "figure_of",
+    "png",
     "png_uri",
     "sets_figure",
     "shown_pixels",
@@ -244,13 +245,18 @@ def svg(figure: Figure, *, alt: str) -> str:
     return body.replace("<svg", f'<svg role="img" aria-label="{markupsafe.escape(alt)}"', 1)
 
 
-def png_uri(figure: Figure, *, dpi: int = 160) -> str:
-    """The figure as a ``data:`` URI of a PNG."""
+def png(figure: Figure, *, dpi: int = 160) -> bytes:
+    """The figure as a PNG, without the date."""
     matplotlib = require("matplotlib", "methods")
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def png_uri(figure: Figure, *, dpi: int = 160) -> str:
+    """The figure as a ``data:`` URI of a PNG."""
+    return "data:image/png;base64," + base64.b64encode(png(figure, dpi=dpi)).decode()
 
 
 def shown_pixels(made: DistilledSet) -> Tensor:

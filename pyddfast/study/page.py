@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
 from pyddfast.data.atomic import write_bytes
-from pyddfast.report.figures import accuracy_figure, png_uri, sets_figure, svg
+from pyddfast.report.figures import accuracy_figure, png, sets_figure, svg
 from pyddfast.report.grids import method_grid
 from pyddfast.report.html import write_report
 from pyddfast.report.tables import percent
@@ -65,7 +67,14 @@ def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
     values = to_dict(study, plan, measured, published, parts)
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_bytes(folder / "results.json", text.encode())
-    context = _context(study, plan, store, measured, published, parts)
+    grid = _grid(study, plan, store)
+    figures = {part.title: svg(part.figure, alt=part.alt) for part in parts if part.figure}
+    for title, drawn in figures.items():
+        name = re.sub(r"[^a-z]+", "-", title.lower().replace("'", ""))
+        write_bytes(folder / f"{name}.svg", drawn.encode())
+    if grid:
+        write_bytes(folder / "images.png", grid)
+    context = _context(study, measured, published, parts, figures, grid)
     report = write_report(folder / "report.html", "study.html", context)
     lines = tuple(said(claim) for claim in claims(measured, parts))
     return StudyResult(folder, report, folder / "results.json", measured, lines)
@@ -168,11 +177,11 @@ def command(study: Study) -> str:
 
 def _context(
     study: Study,
-    plan: Plan,
-    store: Store,
     measured: Measured,
     published: Published | None,
     parts: Sequence[Section],
+    figures: Mapping[str, str],
+    grid: bytes,
 ) -> dict[str, Any]:
     markup = require("markupsafe", "methods").Markup
     counts = {cell.test_count for cell in measured.cells.values()}
@@ -221,7 +230,7 @@ def _context(
                 "note": part.note,
                 "columns": part.columns,
                 "rows": part.rows,
-                "svg": markup(svg(part.figure, alt=part.alt)) if part.figure else "",
+                "svg": markup(figures.get(part.title, "")),
             }
             for part in parts
         ],
@@ -230,13 +239,12 @@ def _context(
             if study.grid_class is None
             else f"The first five images of the class “{study.grid_class}”, a row a set."
         ),
-        "sets_image": _grid(study, plan, store),
+        "sets_image": f"data:image/png;base64,{base64.b64encode(grid).decode()}" if grid else "",
         "failures": measured.failures,
         "missing": [f"{row}, {col}: {why}" for (row, col), why in measured.missing.items()],
         "notes": study.notes,
         "settings": json.dumps(study.to_dict(), indent=1),
         "seconds": f"{measured.seconds:,.0f}",
-        "jobs": len(plan.jobs),
         "command": command(study),
         "environment": list(environment().items()),
     }
@@ -265,10 +273,10 @@ def _cell(measured: Measured, published: Published | None, row: str, column: str
     return {"text": text, "published": f"published {known}" if known else ""}
 
 
-def _grid(study: Study, plan: Plan, store: Store) -> str:
-    """The first images of each set of the smallest size."""
+def _grid(study: Study, plan: Plan, store: Store) -> bytes:
+    """The first images of each set of the smallest size, a PNG; empty where none are shown."""
     if "grid" not in study.show:
-        return ""
+        return b""
     ipc = min(study.ipc)
     sets = {
         label: DistilledSet.load(store.folder(job) / "set")
@@ -276,7 +284,7 @@ def _grid(study: Study, plan: Plan, store: Store) -> str:
         if size == ipc and store.done(job) is not None
     }
     if not sets:
-        return ""
+        return b""
     if study.grid_class is not None:
-        return png_uri(method_grid(sets, study.grid_class))
-    return png_uri(sets_figure(sets, columns=5))
+        return png(method_grid(sets, study.grid_class))
+    return png(sets_figure(sets, columns=5))

@@ -8,6 +8,8 @@ import torch
 from pyddfast.analysis.dcs import dcs
 from pyddfast.analysis.objectives import SRe2LObjective
 from pyddfast.data import DistilledSet, load
+from pyddfast.report.figures import png
+from pyddfast.report.grids import method_grid
 from pyddfast.study import Store, prepare, read_study, run_study
 from pyddfast.study.jobs import plan
 from pyddfast.train.teacher_folder import load_teacher
@@ -66,6 +68,13 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
     page = result.report.read_text()
     assert f"{direct.rho:+.2f}" in page
     assert "The first five images of the class “Bag”, a row a set." in page
+    drawn = {
+        name: DistilledSet.load(store.folder(made.sets[name, 1]) / "set")
+        for name in ("Random", "Random, 2 times")
+    }
+    assert (result.folder / "images.png").read_bytes() == png(method_grid(drawn, "Bag"))
+    figure = (result.folder / "distillation-correlation-score.svg").read_text()
+    assert figure in page
 
 
 def test_what_cannot_be_told_is_null(tiny, tmp_path):
