@@ -5,8 +5,9 @@ distance from an expert's parameters, and its gradient to the images and the lea
 of depth 3, random images and experts.  `official` is the expression of the official code restated;
 `fused` the same on ``nn.fuse_norm_relu_pool``; `exact unroll` that with ``train.unroll.sgd_step``,
 which keeps no step; `compiled` the official network, one inner step with its ``torch.func.grad``
-under ``torch.compile``.  The convolutions' share is the profiler's.  Writes
-``benchmarks/results/trajectory/cpu.json``.
+under ``torch.compile``.  The convolutions' share is the profiler's.  Beside them what the unroll
+keeps for its backward, and how many operators an inner step and its part of the backward call.
+Writes ``benchmarks/results/trajectory/cpu.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import metadata
 from benchmarks.harness import turns
@@ -191,6 +193,7 @@ def measure(width: int, batch: int, steps: int, rounds: int, names: list[str]) -
                 "outer_ms": round(total, 1),
                 "outer_ms_all": [round(ms, 1) for ms in samples[name]],
                 "convolution_ms": round(inside, 1),
+                "other_ms": round(total - inside, 1),
                 "image_gradient_error": apart(gradients[name], first),
             }
         )
@@ -206,6 +209,70 @@ def measure_memory(width: int, batch: int, lengths: list[int]) -> list[Any]:
         if name != "compiled"
         for n in lengths
     ]
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that do some work: views do none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (func.is_view or func.name().startswith(("aten::detach", "profiler::")))
+        return func(*args, **(kwargs or {}))
+
+
+def count_calls(problem: Problem, model: nn.Module) -> tuple[int, int]:
+    """Operators of an inner step's loss and gradient, and of the gradient of that gradient.
+
+    Without the update, whose number of operators is the caller's choice: two for a flat vector.
+    """
+    params = {name: p.clone().requires_grad_() for name, p in problem.start.items()}
+    leaves = list(params.values())
+    with Calls() as inner:
+        logits = torch.func.functional_call(model, params, (problem.images,))
+        loss = F.cross_entropy(logits, problem.labels)
+        grads = torch.autograd.grad(loss, leaves, create_graph=True)
+    cotangents = [torch.ones_like(g) for g in grads]
+    with Calls() as outer:
+        torch.autograd.grad(grads, [*leaves, problem.images], cotangents)
+    return inner.count, outer.count
+
+
+def measure_calls(width: int, batch: int) -> list[Any]:
+    """A row for the official network and the fused one."""
+    problem = Problem(width, batch)
+    model = ConvNet(CLASSES, width=width)
+    found = {"official": model, "fused": fuse_norm_relu_pool(copy.deepcopy(model))}
+    counts = {name: count_calls(problem, network) for name, network in found.items()}
+    return [
+        {"provider": name, "inner_step": inner, "final_backward": outer}
+        for name, (inner, outer) in counts.items()
+    ]
+
+
+def report(result: dict[str, Any]) -> None:
+    """Prints the rows, each beside the first one of its kind."""
+    rows, memory = result["results"], result["memory"]
+    for row in rows:
+        faster, less = (rows[0][key] / row[key] for key in ("outer_ms", "other_ms"))
+        print(
+            f"{row['provider']}: {row['outer_ms']:.0f} ms an outer step ({faster:.2f}x faster), "
+            f"{row['convolution_ms']:.0f} ms of it convolutions, {row['other_ms']:.0f} not "
+            f"({less:.2f}x faster); image gradient {row['image_gradient_error']:.1e} from the first"
+        )
+    for row in memory:
+        first = next(other for other in memory if other["steps"] == row["steps"])
+        print(
+            f"{row['provider']}: {row['kept_mb']:.1f} MB kept by {row['steps']} steps, "
+            f"{1 - row['kept_mb'] / first['kept_mb']:.0%} less"
+        )
+    for row in result["calls"]:
+        print(
+            f"{row['provider']}: {row['inner_step']} operators an inner step, "
+            f"{row['final_backward']} in the final backward"
+        )
 
 
 def main() -> None:
@@ -232,6 +299,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     rows = measure(options.width, options.batch, options.steps, options.rounds, options.providers)
     memory = measure_memory(options.width, options.memory_batch, options.memory_steps)
+    calls = measure_calls(options.width, options.memory_batch)
     result = {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "metadata": metadata.collect(torch.device("cpu")),
@@ -241,16 +309,10 @@ def main() -> None:
         "results": rows,
         "memory_batch_size": options.memory_batch,
         "memory": memory,
+        "calls": calls,
     }
     write(result, options.out)
-    for row in rows:
-        print(
-            f"{row['provider']}: {row['outer_ms']:.0f} ms an outer step, "
-            f"{row['convolution_ms']:.0f} ms of it convolutions; "
-            f"image gradient {row['image_gradient_error']:.1e} from the first's"
-        )
-    for row in memory:
-        print(f"{row['provider']}: {row['kept_mb']:.1f} MB kept by {row['steps']} steps")
+    report(result)
     print(f"written: {options.out}")
 
 

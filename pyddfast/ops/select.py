@@ -317,7 +317,7 @@ def _wide_mean(x: Tensor) -> Tensor:
     rows = 128  # of 512 features: half a megabyte, which a core's cache holds
     wide = x.new_empty((min(rows, len(x)), x.shape[1]), dtype=torch.float64)
     total = x.new_zeros(x.shape[1], dtype=torch.float64)
-    for part in x.split(rows):
+    for part in torch.split(x, rows):
         total += wide[: len(part)].copy_(part).sum(0)
     return total / len(x)
 

@@ -63,3 +63,14 @@ def test_a_run_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.Monke
     assert 0 < run["results"][1]["image_gradient_error"] <= 1e-5
     kept = {(row["provider"], row["steps"]): row["kept_mb"] for row in run["memory"]}
     assert kept["fused", 2] < 0.65 * kept["official", 2]
+    for row in run["results"]:
+        rounding = 0.11  # of three numbers to a tenth
+        assert row["other_ms"] == pytest.approx(
+            row["outer_ms"] - row["convolution_ms"], abs=rounding
+        )
+    # Issue 7's bound for the fused step; the official counts are torch's own.
+    calls = {row["provider"]: (row["inner_step"], row["final_backward"]) for row in run["calls"]}
+    assert calls["fused"][0] <= 26
+    assert calls["fused"][1] <= 72
+    assert calls["official"][0] > 4 * calls["fused"][0]
+    assert calls["official"][1] > 4 * calls["fused"][1]
