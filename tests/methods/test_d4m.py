@@ -126,6 +126,8 @@ def test_batches_change_nothing_but_rounding_and_files_go_round(sd, tmp_path):
     made = d4m(data, sd, SHORT, prompts=PROMPTS, job=job)
     single = d4m(data, sd, dataclasses.replace(SHORT, batch_size=1), prompts=PROMPTS, job=CPU)
     assert (made.images.int() - single.images.int()).abs().max() <= 1
+    half = d4m(data, sd, dataclasses.replace(SHORT, precision="bf16"), prompts=PROMPTS, job=CPU)
+    assert 0 < (made.images.float() - half.images.float()).abs().mean() < 10  # of a spread of 50
     # From the JSON file, with other noise in the second round of the prototypes.
     file = tmp_path / "run" / "squares-ipc2-kmexpand2.json"
     again = d4m(data, sd, SHORT, prompts=PROMPTS, prototypes=file, job=CPU)
