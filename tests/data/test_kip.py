@@ -93,6 +93,15 @@ def test_files_are_read_and_written(tmp_path):
     assert found.whitened == "kip"
 
 
+def test_the_commands_import_and_export(tmp_path, capsys):
+    published(tmp_path / "kip.npz")
+    files = [str(tmp_path / name) for name in ("kip.npz", "set", "out.npz")]
+    assert main(["set", "import", *files[:2], "--layout", "kip", "--data", "cifar10"]) == 0
+    assert "20 images of 4x4, 2 for each class, whitened as KIP does" in capsys.readouterr().out
+    assert main(["set", "export", *files[1:], "--layout", "kip"]) == 0
+    assert torch.equal(read_tensor_layout(tmp_path / "out.npz", "kip", **TASK).images, images())
+
+
 def test_other_whitenings_are_refused(tmp_path):
     file = tmp_path / "kip.npz"
     published(file)
