@@ -1,4 +1,4 @@
-"""The CUDA kernels of ``gradient_distance`` on the emulator: launch configurations, and their order."""
+"""The CUDA kernels of ``gradient_distance`` on the emulator: configurations and schedules."""
 
 from __future__ import annotations
 
