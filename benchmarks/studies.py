@@ -105,10 +105,12 @@ def section(run: dict[str, Any]) -> list[str]:
     lines = [
         f"## {run['study']}, {run['scale']}",
         "",
-        f"{run['title']}. {_count(settings['seeds'], 'student')} of each cell; "
+        f"In the paper: {run['title']}. Here: {run['data']}. "
+        f"{_count(settings['seeds'], 'student')} of each cell; "
         f"{run['seconds'] / 60:.0f} minutes of work on "
         f"{_count(run['environment']['threads'], 'thread')}; `{run['command']}`.",
         "",
+        *(f"- Trained on all data: {n}, {percent(a)} %." for n, a in run["teachers"].items()),
         *(f"- {note}" for note in settings["notes"]),
     ]
     if run["cells"]:

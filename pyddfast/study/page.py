@@ -65,6 +65,11 @@ def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
     folder.mkdir(parents=True, exist_ok=True)
     parts = sections(study, plan, store, measured)
     values = to_dict(study, plan, measured, published, parts)
+    values["teachers"] = teachers = {
+        job.shown.removeprefix("teacher "): done["result"]["accuracy"]
+        for job in plan.jobs.values()
+        if job.kind == "teacher" and (done := store.done(job)) is not None
+    }
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_bytes(folder / "results.json", text.encode())
     grid = _grid(study, plan, store)
@@ -74,7 +79,7 @@ def write_results(study: Study, plan: Plan, store: Store) -> StudyResult:
         write_bytes(folder / f"{name}.svg", drawn.encode())
     if grid:
         write_bytes(folder / "images.png", grid)
-    context = _context(study, measured, published, parts, figures, grid)
+    context = _context(study, measured, published, parts, figures, grid, teachers)
     report = write_report(folder / "report.html", "study.html", context)
     lines = tuple(said(claim) for claim in claims(measured, parts))
     return StudyResult(folder, report, folder / "results.json", measured, lines)
@@ -182,6 +187,7 @@ def _context(
     parts: Sequence[Section],
     figures: Mapping[str, str],
     grid: bytes,
+    teachers: Mapping[str, float],
 ) -> dict[str, Any]:
     markup = require("markupsafe", "methods").Markup
     counts = {cell.test_count for cell in measured.cells.values()}
@@ -242,7 +248,10 @@ def _context(
         "sets_image": f"data:image/png;base64,{base64.b64encode(grid).decode()}" if grid else "",
         "failures": measured.failures,
         "missing": [f"{row}, {col}: {why}" for (row, col), why in measured.missing.items()],
-        "notes": study.notes,
+        "notes": [
+            *(f"Trained on all data: {n}, {percent(a)} %." for n, a in teachers.items()),
+            *study.notes,
+        ],
         "settings": json.dumps(study.to_dict(), indent=1),
         "seconds": f"{measured.seconds:,.0f}",
         "command": command(study),
@@ -258,8 +267,8 @@ def _lead(study: Study) -> str:
         "small networks, few epochs",
     }
     return (
-        f"The paper's study {where[study.scale]}. Values below were measured in this run unless "
-        "they are marked as published."
+        f"The paper's study {where[study.scale]}. Data here: {study.data.name}. Values below were "
+        "measured in this run unless they are marked as published."
     )
 
 

@@ -61,6 +61,8 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
     assert torch.equal(once.images, twice.images[:30])
     (teacher,) = [job for job in made.jobs.values() if job.kind == "teacher"]
     network = load_teacher(store.folder(teacher), load("fashion-mnist-mini", split="test"), None)
+    accuracy = network.record["accuracy"]
+    assert json.loads(result.results.read_text())["teachers"] == {"convnet-d1": accuracy}
     (value,) = SRe2LObjective(network.model)([twice])
     assert score["objective"][5] == value.value
     errors = [1 - cell.mean for cell in result.measured.cells.values()]

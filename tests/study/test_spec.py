@@ -1,5 +1,6 @@
 """Study files: shipped ones, overlays, and what is wrong with a file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,13 @@ def test_no_such_study_or_no_yaml(tmp_path):
         read_study(tmp_path / "evil.yaml")
     with pytest.raises(ValueError, match="scale must be one of published, full, smoke"):
         read_study("table-3", scale="tiny")
+
+
+def test_the_study_of_the_docs_can_be_planned(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "studies.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "own.yaml").write_text(block)
+    made = plan(read_study(tmp_path / "own.yaml"))
+    # Four sets in two regimes.
+    assert len(made.cells) == 8
+    assert [cell.row for cell in made.cells[-2:]] == ["EL2N 30 %"] * 2
