@@ -317,3 +317,13 @@ def test_the_page_of_coresets_has_the_committed_correlations():
     ):
         values = found[labels]
         assert f"| {row} | {values[name]:.3f} | {values['grand_last_layer']:.3f} |" in page
+
+
+def test_the_page_of_deepcore_has_the_committed_runs():
+    record = json.loads((ROOT / "benchmarks" / "dropin" / "deepcore.json").read_text())
+    page = (ROOT / "docs" / "drop-in" / "deepcore.md").read_text()
+    assert record["metadata"]["git_revision"]
+    for name, row in record["methods"].items():
+        picks, seconds = f"{row['shared_picks']} of {row['picks']}", row["seconds"]
+        times = f"{seconds['official']:.2f} s | {seconds['changed']:.2f} s"
+        assert f"| {name} | {row['lines']} | {picks} | {times} |" in page
