@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
-from benchmarks import small_scale
+from benchmarks import small_scale, student_steps
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,6 +29,20 @@ def test_the_committed_run() -> None:
     assert all(0.02 < means[name, "HL"] - means["start", "HL"] < 0.04 for name in ("DM", "TM"))
     assert all(abs(means[name, "HL"] - means["random", "HL"]) < 0.01 for name in ("DSA", "DATM"))
     assert all(means[name, "HL"] < means["random", "HL"] - 0.15 for name in ("DC", "k-centers"))
+
+
+def test_the_committed_run_of_longer_students() -> None:
+    run = json.loads((ROOT / "benchmarks/results/small_scale/steps.json").read_text())
+    assert student_steps.table(run) in (ROOT / "docs" / "small-scale.md").read_text()
+    means = {
+        (r["ipc"], r["steps"], r["regime"]): statistics.fmean(r["accuracies"]) for r in run["rows"]
+    }
+    assert all(len(r["accuracies"]) == len(student_steps.SEEDS) for r in run["rows"])
+    # What the docs say of them.
+    for ipc, steps in ((1, 900), (10, 1200)):
+        assert means[ipc, 100, "sl"] < means[ipc, 100, "hl"] - 0.02
+        assert means[ipc, steps, "sl"] > means[ipc, steps, "hl"] - 0.01
+        assert means[ipc, steps, "hl"] - means[ipc, 100, "hl"] < 0.05
 
 
 def test_the_committed_times_of_students_at_once() -> None:
