@@ -302,7 +302,7 @@ def test_what_a_layout_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs soft_labels and lr"):
         write_tensor_layout(plain, tmp_path / "set", "datm")
     whitened = DistilledSet(images(), LABELS, 10, CIFAR10_NORMALIZATION, whitened=True)
-    with pytest.raises(ValueError, match="these are whitened"):
+    with pytest.raises(ValueError, match="these are ZCA-whitened"):
         write_tensor_layout(whitened, tmp_path / "set.pt", "vico")
     with pytest.raises(ValueError, match="iteration is part of a file's name"):
         write_tensor_layout(plain, tmp_path / "set", "mtt", iteration="../best")
