@@ -35,13 +35,15 @@ def teacher() -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def official_hooks(model: nn.Module) -> Callable[[], Tensor]:
+def official_hooks(
+    model: nn.Module, feature: Callable[[Tensor, Tensor, Tensor], Tensor] = official_feature
+) -> Callable[[], Tensor]:
     """The loss by a hook a layer, as ``recover/utils.py:BNFeatureHook`` of SRe2L."""
     found: list[Tensor] = []
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        found.append(official_feature(inputs[0], module.running_mean, module.running_var))  # type: ignore[arg-type]
+        found.append(feature(inputs[0], module.running_mean, module.running_var))  # type: ignore[arg-type]
 
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

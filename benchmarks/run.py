@@ -41,11 +41,15 @@ def available(
         except Exception as error:  # a peer's trouble (no compiler for Inductor, say) is a result
             if name == "ours":
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            left_out[f"{case.name}: {name}"] = reason
+            left_out[f"{case.name}: {name}"] = reason(error)
         else:
             kept[name] = bind
     return dataclasses.replace(case, providers=kept), errors
+
+
+def reason(error: Exception) -> str:
+    """One line, as a result file has it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def row(
@@ -89,7 +93,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def measure_step(case: StepCase, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+def measure_step(
+    case: StepCase, device: torch.device, rounds: int, left_out: dict[str, str]
+) -> list[dict[str, Any]]:
     """Wall time of a step, its end awaited, by providers that take turns."""
 
     def awaited(step: Run) -> Run:
@@ -101,8 +107,17 @@ def measure_step(case: StepCase, device: torch.device, rounds: int) -> list[dict
         return run
 
     steps = {name: awaited(step) for name, step in case.providers.items()}
-    first = {name: step() for name, step in steps.items()}
-    first = {name: None if x is None else x.clone() for name, x in first.items()}
+    first = {}
+    for name in list(steps):
+        try:
+            result = steps[name]()
+        except Exception as error:
+            if name != "torch.compile":
+                raise
+            left_out[f"{case.step}: {name}"] = reason(error)
+            del steps[name]
+        else:
+            first[name] = None if result is None else result.clone()
     timings = time_cpu(steps, rounds=rounds, warm_ups=1)
     rows = []
     for name, timing in timings.items():
@@ -185,9 +200,10 @@ def run(
         if too_late(name):
             continue
         started = time.perf_counter()
+        torch._dynamo.reset()
         with STEPS[name](device, quick) as step:
             step_rounds = rounds or (QUICK_STEP_ROUNDS if quick else STEP_ROUNDS)
-            steps += measure_step(step, device, step_rounds)
+            steps += measure_step(step, device, step_rounds, left_out)
         print(f"{step.step} ({time.perf_counter() - started:.0f} s)", file=sys.stderr)
     meta |= {"copy_gb_s": round(copy, 3), "rounds": op_rounds, "quick": quick}
     return {

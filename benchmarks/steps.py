@@ -1,7 +1,7 @@
 """Whole steps of distillation, training and selection: the official expression against ours.
 
 ``official`` restates what the official codes run, on torch's operators alone; ``ours`` is the same
-step by this library.  Both get the same inputs and draws, and what they compute is compared.
+step by this library.  All get the same inputs and draws, and what they compute is compared.
 Beside the times stands the share of our step that is spent inside our operators, which is all that
 faster operators can still save.
 """
@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from benchmarks import dm_iteration, trajectory
 from benchmarks.hook_memory import official_hooks
 from benchmarks.ops.kd import TEMPERATURE
-from benchmarks.ops.select import location_loop, location_step
-from benchmarks.ops.stats import FIRST
+from benchmarks.ops.select import Picker, location_loop, location_step
+from benchmarks.ops.stats import FIRST, official_feature
 from pyddfast import ops
 from pyddfast.data import IMAGENET_NORMALIZATION, ImageFolder
 from pyddfast.methods.dm import DMConfig, DMWork
@@ -43,12 +43,18 @@ class StepCase:
     Attributes:
         step: Name of the step.
         setting: Its sizes, in words.
-        providers: ``ours`` and ``official``.
+        providers: ``ours``; ``official``; and ``torch.compile``, the official step with the part
+            that our operators take over compiled.
     """
 
     step: str
     setting: str
     providers: dict[str, Run]
+
+
+def compiled(quick: bool, make: Callable[[], Run]) -> dict[str, Run]:
+    """The provider that is compiled: not in a quick run, for the minute that compiling takes."""
+    return {} if quick else {"torch.compile": make()}
 
 
 # --- SRe2L -----------------------------------------------------------------------------------
@@ -108,11 +114,11 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
         model = create(arch, num_classes=1000, in_channels=3, image_size=side)
         return model.to(device).eval().requires_grad_(False)
 
-    def official() -> Run:
+    def official(feature: Callable[[Tensor, Tensor, Tensor], Tensor] = official_feature) -> Run:
         images = start.clone().to(device).requires_grad_()
         optimizer = torch.optim.Adam([images], **RECOVER)  # type: ignore[arg-type]
         model = network()
-        hooks = official_hooks(model)
+        hooks = official_hooks(model, feature)
 
         def step() -> Tensor:
             views = official_view(images, params)
@@ -150,7 +156,11 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
     yield StepCase(
         f"SRe2L recover, {arch}",
         f"{batch} images of {side} px",
-        {"ours": ours(), "official": official()},
+        {
+            "ours": ours(),
+            "official": official(),
+            **compiled(quick, lambda: official(torch.compile(official_feature))),
+        },
     )
 
 
@@ -227,7 +237,11 @@ def student(device: torch.device, quick: bool) -> Iterator[StepCase]:
     yield StepCase(
         "SL+KD student, resnet18",
         f"{batch} images of {side} px, {classes} classes",
-        {"ours": step_of(ours), "official": step_of(official)},
+        {
+            "ours": step_of(ours),
+            "official": step_of(official),
+            **compiled(quick, lambda: step_of(torch.compile(official))),
+        },
     )
 
 
@@ -271,6 +285,7 @@ def trajectory_matching(device: torch.device, quick: bool) -> Iterator[StepCase]
         {
             "ours": lambda: problem.outer(inner["exact unroll"], steps)[0],
             "official": lambda: problem.outer(inner["official"], steps)[0],
+            **compiled(quick, lambda: lambda: problem.outer(inner["compiled"], steps)[0]),
         },
     )
 
@@ -285,17 +300,17 @@ def selection(device: torch.device, quick: bool) -> Iterator[StepCase]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(classes * rows, dim, generator=generator).to(device)
     segments = rows * torch.arange(classes + 1)
-    pick = location_loop(location_step)
 
-    def official() -> Tensor:
-        return torch.cat([pick(part, k) + rows * c for c, part in enumerate(x.split(rows))])
+    def official(pick: Picker) -> Run:
+        return lambda: torch.cat([pick(part, k) + rows * c for c, part in enumerate(x.split(rows))])
 
     yield StepCase(
         "Coreset selection, facility location",
         f"{classes} classes of {rows} rows of {dim} features, {k} picks each",
         {
             "ours": lambda: ops.facility_location(x, k, segments=segments).picks,
-            "official": official,
+            "official": official(location_loop(location_step)),
+            **compiled(quick, lambda: official(location_loop(torch.compile(location_step)))),
         },
     )
 

@@ -7,7 +7,7 @@ import torch
 from benchmarks import run, schema
 from benchmarks.accuracy import exact_result, relative_error
 from benchmarks.harness import Case
-from benchmarks.steps import STEPS
+from benchmarks.steps import STEPS, StepCase
 
 CPU = torch.device("cpu")
 # Other draws a provider: nothing to compare.  The rest, relative to the official result: rounding,
@@ -33,6 +33,19 @@ def test_the_steps_compute_the_same(one_thread: None) -> None:
             assert ours["difference"] <= allowed, ours["step"]
         assert 0 < ours["op_share"] < 1
         assert official["op_share"] is None
+
+
+def test_a_step_that_does_not_compile_is_left_out() -> None:
+    def fails() -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    x = torch.ones(3)
+    providers = {"ours": lambda: x * 1.5, "official": lambda: x, "torch.compile": fails}
+    left_out: dict[str, str] = {}
+    rows = run.measure_step(StepCase("a step", "small", providers), CPU, 1, left_out)
+    assert [row["provider"] for row in rows] == ["ours", "official"]
+    assert rows[0]["difference"] == 0.5
+    assert left_out == {"a step: torch.compile": "RuntimeError: no compiler"}
 
 
 def test_the_error_of_a_call() -> None:
