@@ -47,10 +47,10 @@ from pyddfast.train import train_teacher
 SEED = 0
 MODEL = ("convnet-d3", {"width": 16})
 SHOWN = ("noise", "random", "RDED", "DM", "D4M", "Minimax")
-# Steps of 64 images: minutes on two cores.  Guidance and the moving average are weaker than the
+# Steps of 32 images: minutes on two cores.  Guidance and the moving average are weaker than the
 # published ones, which are for models of a thousand times the size and ten thousand steps.
-BATCH = 64
-VAE_STEPS, UNET_STEPS, DIT_STEPS = 120, 300, 300
+BATCH = 32
+VAE_STEPS, UNET_STEPS, DIT_STEPS = 700, 700, 800
 DM: dict[str, Any] = {"iterations": 150, "real_batch": 64, "lr_img": 10.0}
 D4M: dict[str, Any] = {
     "km_expand": 10, "guidance_scale": 2.0, "negative_prompt": "", "batch_size": 25,
