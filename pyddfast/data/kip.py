@@ -54,7 +54,7 @@ class KIPWhitening(ZCAWhitening):
         return self.eps * values.mean()
 
 
-def read_kip(path: Path) -> tuple[Tensor, Tensor]:
+def read_kip(path: Path, num_classes: int) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) float32 and labels (N,) of a file.
 
     The file's labels are targets of a regression, a value a class; the largest is the label, as
@@ -72,12 +72,13 @@ def read_kip(path: Path) -> tuple[Tensor, Tensor]:
     except Exception as error:
         # A damaged archive, a missing name, objects: each its own type.
         raise ValueError(f"{path} is not a file of arrays images and labels: {error}") from error
-    if images.ndim != 4 or labels.ndim != 2 or len(images) != len(labels) or not len(images):
+    if images.ndim != 4 or labels.shape != (len(images), num_classes) or not len(images):
         raise ValueError(
-            f"{path} must hold images (N, H, W, C) and labels (N, classes), got {images.shape} and "
-            f"{labels.shape}"
+            f"{path} must hold images (N, H, W, C) and labels (N, {num_classes}), got "
+            f"{images.shape} and {labels.shape}"
         )
-    if not (np.issubdtype(images.dtype, np.floating) and np.isfinite(labels).all()):
+    numbers = images.dtype.kind == "f" and labels.dtype.kind in "fiu"
+    if not numbers or not np.isfinite(labels).all():
         raise ValueError(f"{path} must hold floating-point images and finite labels")
     whole = torch.from_numpy(images.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
     return whole, torch.from_numpy(labels.argmax(1).astype(np.int64))

@@ -129,7 +129,7 @@ def read_tensor_layout(
     elif layout == "kip":
         if whitened not in (None, "kip"):
             raise ValueError(f"whitened of the layout 'kip' is 'kip', got {whitened!r}")
-        images, labels = read_kip(path)
+        images, labels = read_kip(path, num_classes)
         method, whitened = method or "kip", "kip"
     else:
         folder = path / "Normal" if layout == "datm" and (path / "Normal").is_dir() else path
@@ -274,7 +274,7 @@ def read_dcbench(
         files = sorted(folder.glob(f"*{kind}"))
         if len(files) != 1:
             raise FileNotFoundError(f"{folder} must hold one {kind} file, it holds {len(files)}")
-        images, labels = read_kip(files[0]) if method == "kip" else _vico(files[0], -1)
+        images, labels = read_kip(files[0], classes) if method == "kip" else _vico(files[0], -1)
         return _made(
             files[0], images, labels, classes, codebase_normalization("vico", data), (), None,
             "kip" if method == "kip" else False,
@@ -347,7 +347,7 @@ def _vico(path: Path, experiment: int) -> tuple[Tensor, Tensor]:
         ) from error
     if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
         raise ValueError(f"{path} holds no tensors in experiment {experiment}")
-    return images.detach(), labels.detach()
+    return _plain(path, images), _plain(path, labels)
 
 
 def _made(
@@ -361,7 +361,9 @@ def _made(
     whitened: Whitened,
     meta: dict[str, Any],
 ) -> DistilledSet:
-    if not images.is_floating_point() or not len(images):
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if not images.is_floating_point() or not images.ndim or not len(images):
         raise ValueError(
             f"{path} must hold images as a network takes them, floating point and normalised, got "
             f"{len(images) if images.ndim else 0} of {images.dtype}"
@@ -376,7 +378,7 @@ def _made(
         if not torch.equal(labels, labels.round()):
             raise ValueError(f"{path}: labels must be whole numbers")
         labels = labels.long()
-    elif not labels.dtype.is_complex and labels.dtype != torch.bool:
+    elif labels.dtype != torch.bool:
         labels = labels.long()
     try:
         return DistilledSet(
@@ -399,7 +401,17 @@ def _tensor(path: Path) -> Tensor:
     content = _load(path)
     if not isinstance(content, Tensor):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a tensor")
-    return content.detach()
+    return _plain(path, content)
+
+
+def _plain(path: Path, tensor: Tensor) -> Tensor:
+    """The tensor, which must be of real numbers, dense and in memory."""
+    if tensor.layout != torch.strided or not tensor.is_cpu or tensor.dtype.is_complex:
+        raise ValueError(
+            f"{path} holds a tensor of {tensor.dtype} ({tensor.layout}, on {tensor.device}); real "
+            "numbers, dense and in memory, are needed"
+        )
+    return tensor.detach()
 
 
 def _in_class_order(distilled: DistilledSet, soft_labels: Tensor) -> DistilledSet:

@@ -48,8 +48,9 @@ def gradient_distance(
         metric: which distance.
 
     Returns:
-        A scalar in the dtype of the gradients (float32 for 16-bit ones), differentiable in both; a
-        row of zeros has distance 1 and no gradient.
+        A scalar in the dtype of the gradients (float32 for 16-bit ones), differentiable in both.  A
+        row of zeros has distance 1; where it is the synthetic one, its gradient is
+        :math:`-10^6 r_i`, as of the official code, and a second one does not exist.
 
     Raises:
         TypeError: an argument that is no sequence of floating-point tensors.

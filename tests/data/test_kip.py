@@ -138,6 +138,8 @@ def test_damaged_files_are_named_and_nothing_runs(tmp_path, capsys):
         "shapes": {"images": np.zeros((2, 4, 4), np.float32), "labels": np.zeros((2, 10))},
         "counts": {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.zeros((3, 10))},
         "bytes": {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros((2, 10))},
+        "width": {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.zeros((2, 7))},
+        "words": {"images": np.zeros((2, 4, 4, 3), np.float32), "labels": np.full((2, 10), "a")},
         "nan": {"images": np.zeros((2, 4, 4, 3)), "labels": np.full((2, 10), np.nan)},
         "objects": {"images": np.array([Evil()]), "labels": np.zeros((1, 10))},
     }

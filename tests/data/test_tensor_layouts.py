@@ -289,12 +289,25 @@ def test_nothing_is_executed_and_damage_is_named(tmp_path):
         ({"data": [[images()[:, :1], LABELS]]}, "1 channels"),
         ({"data": [[images() * torch.inf, LABELS]]}, "must be finite"),
         ({"data": [[images(), torch.zeros(20, 7)]]}, r"soft_labels must have shape \(20, 10\)"),
+        ({"data": [[torch.tensor(1.0), LABELS]]}, r"floating point .*, got 0 of torch\.float32"),
+        ({"data": [[images().to_sparse(), LABELS]]}, r"float32 \(torch\.sparse_coo, on cpu"),
+        ({"data": [[images(), LABELS.to_sparse()]]}, r"int64 \(torch\.sparse_coo, on cpu"),
+        ({"data": [[images(), torch.eye(20, 10).cfloat()]]}, "complex64 .* real numbers"),
+        ({"data": [[images().to("meta"), LABELS]]}, r"on meta\); real numbers"),
     ],
 )
 def test_other_content_is_refused(tmp_path, content, message):
     torch.save(content, tmp_path / "res.pt")
     with pytest.raises(ValueError, match=message):
         read_tensor_layout(tmp_path / "res.pt", "vico", **TASK)
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.eye(20, 10)])
+@pytest.mark.parametrize("classes", [0, -1])
+def test_a_task_without_classes_is_refused(tmp_path, labels, classes):
+    torch.save({"data": [[images(), labels]]}, tmp_path / "res.pt")
+    with pytest.raises(ValueError, match=f"num_classes must be at least 1, got {classes}"):
+        read_tensor_layout(tmp_path / "res.pt", "vico", **TASK | {"num_classes": classes})
 
 
 def test_what_a_layout_cannot_hold_is_refused(tmp_path):
