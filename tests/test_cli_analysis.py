@@ -113,7 +113,7 @@ def test_a_missing_value_is_null_in_the_results(
     assert (first["n"], first["dropped"]) == (9, 1)
     assert (second["rho"], second["ci"]) == (None, [None, None])
     assert results(out)["differences"] == []
-    assert re.search(r"dm with error +\+?nan +\+?nan to \+?nan", capsys.readouterr().out)
+    assert re.search(r"dm with error +\+?nan +– ", capsys.readouterr().out)
 
 
 def test_scaling_law_of_two_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,3 +262,29 @@ def test_columns_of_json_and_their_nulls(tmp_path: Path) -> None:
     (score,) = results(out)["scores"]
     assert score["rho"] == pytest.approx(0.8)
     assert (score["n"], math.isnan(score["p"])) == (4, False)
+
+
+def test_no_number_of_a_table_is_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = write(tmp_path / "subsets.csv", SUBSETS)
+    out = str(tmp_path / "out")
+    command = ["analyze", "dcs", table, "--objective", "sre2l", "--size", "size", "--out", out]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    score = dcs(column("sre2l"), column("error"), column("size"))
+    assert "…" not in shown
+    assert f"{score.rho:+.2f}" in shown
+    assert f"{score.ci[0]:+.2f} to {score.ci[1]:+.2f}" in shown
+
+
+def test_one_seed_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"epochs": e, "error": x} for e, x in zip([1, 2, 4, 8], [0.6, 0.4, 0.3, 0.3], strict=True)
+    ]
+    table = write(tmp_path / "curve.csv", rows)
+    assert main(["analyze", "convergence", table, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "–" in shown
+    assert "nan" not in shown

@@ -116,11 +116,12 @@ class Problem:
         ):
             log_a, b, log_tau, d = own.T[..., None]
             x, dx = powers(np.exp(log_tau[:, 0]), curve.epochs, curve.samples)
-            with np.errstate(over="ignore"):  # a trial step may go anywhere; it is then refused
+            # A trial step may go anywhere; it is then refused.
+            with np.errstate(over="ignore", invalid="ignore"):
                 part = np.exp(log_a + b * x)
+                by_column = {LOG_A: part, B: part * x, LOG_TAU: part * b * dx, D: np.ones_like(x)}
             values.append(part + d)
             slope = np.zeros((*x.shape, self.count))
-            by_column = {LOG_A: part, B: part * x, LOG_TAU: part * b * dx, D: np.ones_like(x)}
             for column, by in by_column.items():
                 if index[column] >= 0:
                     slope[..., index[column]] += by

@@ -128,7 +128,9 @@ def write_analysis(
 
 
 def interval_text(ends: tuple[float, float], form: str) -> str:
-    """Both ends in a format."""
+    """Both ends in a format; a dash where the values leave it open, such as one seed."""
+    if any(math.isnan(end) for end in ends):
+        return "–"
     return f"{ends[0]:{form}} to {ends[1]:{form}}"
 
 

@@ -51,9 +51,17 @@ def study(
     if which == "list":
         _list()
         return
+    if slurm and not cluster:
+        raise ValueError("--slurm is of the cluster's jobs; it needs --cluster")
     workers = Workers(jobs, "slurm" if cluster else "machine", assignments("slurm", slurm))
     chosen = read_study(which, scale=scale, root=root, seeds=seeds)
-    made, store = prepare(chosen), Store(out)
+    try:
+        made, store = prepare(chosen), Store(out)
+    except ValueError as error:
+        if scale == "published" and str(error).startswith("root is needed"):
+            hint = "--scale smoke needs no data" if which in shipped() else "data.root of the file"
+            raise ValueError(f"{error}; give --root ({hint})") from None
+        raise
     estimates = cost(chosen, made, device)
     _show_cost(chosen, made, store, estimates, jobs)
     if dry_run:
@@ -79,6 +87,7 @@ def _list() -> None:
     table = new_table("Studies", "name", "title")
     for name in shipped():
         table.add_row(name, read_study(name).title)
+    table.columns[1].justify = "left"
     print_table(table)
 
 

@@ -38,8 +38,9 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Write a table to stdout."""
-    Console().print(table)
+    """Write a table to stdout; a terminal that is too narrow breaks its lines, none is cut."""
+    whole = Console(width=10_000).measure(table).maximum
+    Console(width=max(Console().width, whole)).print(table)
 
 
 def note(text: str) -> None:

@@ -8,6 +8,7 @@ from pyddfast.study.cost import seconds
 from pyddfast.study.files import read_study, shipped
 from pyddfast.study.jobs import Plan, plan
 from pyddfast.study.page import StudyResult, write_results
+from pyddfast.study.results import published_table
 from pyddfast.study.runner import Store, Workers, run_jobs
 from pyddfast.study.spec import Study
 from pyddfast.study.steps import data_facts, images
@@ -36,6 +37,8 @@ def prepare(study: Study) -> Plan:
         ValueError: They need a root, a method is unknown, or settings do not fit together.
     """
     plan(study)  # what is wrong with the study is said before the data are read
+    if study.published is not None:
+        published_table(study.published)
     return plan(study, data_facts(study.data.facts()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -65,9 +66,17 @@ def read_study(
             f"{'nearest are ' + ', '.join(near) if near else 'studies are ' + ', '.join(shipped())}"
         )
     values = _read_yaml(file)
+    if given := {"name", "scale"} & values.keys():
+        raise ValueError(
+            f"{file}: {' and '.join(sorted(given))} cannot be given: the file has the name, "
+            "--scale the scale"
+        )
     own = values.pop("scales", {}) or {}
     if not isinstance(own, dict) or set(own) - set(SCALES):
         raise ValueError(f"{file}: scales must be a mapping of {', '.join(SCALES[1:])}")
+    for name, overlay in own.items():
+        if not isinstance(overlay, dict):
+            raise ValueError(f"{file}: scales.{name} must be a mapping of study keys")
     if scale != "published":
         for overlay in (_read_yaml(STUDIES / "scales.yaml")[scale], own.get(scale, {})):
             values = _merge(values, overlay)
@@ -81,8 +90,19 @@ def read_study(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     yaml = require("yaml", "methods")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            if twice := {name for name in names if names.count(name) > 1}:
+                # YAML's own readers take the last one and say nothing.
+                problem = f"the key {' and '.join(sorted(twice))} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+            return node
+
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -106,9 +126,13 @@ def _merge(values: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, A
 
 def _build(values: dict[str, Any], file: Path) -> Study:
     pydantic = require("pydantic", "methods")
-    # A set of defaults alone is its method's name, and a network its model's.
+    # As JSON, where strict reading takes a list for a tuple, but no text or bool for a number.
     try:
-        study: Study = pydantic.TypeAdapter(Study).validate_python(_spelled_out(values))
+        text = json.dumps(_spelled_out(values), allow_nan=False)
+    except (TypeError, ValueError) as error:  # a date, NaN, a list that holds itself
+        raise ValueError(f"{file}: values must be those that JSON has: {error}") from None
+    try:
+        study: Study = pydantic.TypeAdapter(Study).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         raise ValueError(f"{file}: " + "; ".join(_said(e) for e in error.errors())) from None
     return study
@@ -116,6 +140,7 @@ def _build(values: dict[str, Any], file: Path) -> Study:
 
 def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
     """``sets: [tm]`` is short for ``sets: [{method: tm}]``, ``network: mlp`` for its model."""
+    # A set of defaults alone is its method's name, and a network its model's.
 
     def long(value: Any, key: str) -> Any:
         return {key: value} if isinstance(value, str) else value

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +128,15 @@ class _Planner:
         self.labels = [_label(spec) for spec in study.sets]
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"sets need different labels, got {', '.join(self.labels)}")
+        # Cells of one name would be written over one another.
+        labelled = {
+            "students": [network.shown for network in study.learners],
+            "budgets": [budget.label or "" for budget in study.budgets],
+            "teachers": [t.network.shown for t in study.teachers if set(study.regimes) - {"hl"}],
+        }
+        for what, names in labelled.items():
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} need different labels, got {', '.join(map(repr, names))}")
         if unknown := sorted(study.settings.keys() - METHODS.keys()):
             raise ValueError(f"settings: unknown methods {', '.join(unknown)}")
         for claim in study.claims:
@@ -254,6 +264,11 @@ class _Planner:
             # Only the sweep of EL2N-Best trains students.
             "epochs": study.budgets[0].epochs_at(ipc) if spec.method == "el2n-best" else None,
             **({"repeat": spec.repeat} if spec.repeat > 1 else {}),
+            **(
+                _content(spec.options.get("path", "").format(ipc=ipc), "set.json")
+                if spec.method == "folder"
+                else {}
+            ),
             "seed": study.seed,
         }
         return self.job("set", settings, needs, f"set {label}, IPC {ipc}")
@@ -294,6 +309,11 @@ class _Planner:
             "epochs": trained.epochs,
             "folder": str(trained.folder) if trained.folder else None,
             "seed": self.study.seed,
+            **(
+                _content(trained.folder, "teacher.json", "teacher/teacher.json")
+                if trained.folder
+                else {}
+            ),
         }
         return self.job("teacher", settings, {}, f"teacher {trained.network.shown}")
 
@@ -307,6 +327,17 @@ class _Planner:
 def _label(spec: SetSpec) -> str:
     again = f", {spec.repeat} times" if spec.repeat > 1 else ""
     return spec.label or f"{_method(spec).shown}{again}"
+
+
+def _content(folder: str | Path, *records: str) -> dict[str, str]:
+    """Digest of what was made before the study: another one there later is another job.
+
+    A record holds the digests of the files beside it.  Without one the job fails and says so.
+    """
+    for file in (Path(folder) / record for record in records):
+        if file.is_file():
+            return {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return {}
 
 
 def _method(spec: SetSpec) -> Any:

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pyddfast.report.figures import accuracy_figure, png, sets_figure, svg
 from pyddfast.report.grids import method_grid
 from pyddfast.report.html import write_report
 from pyddfast.report.tables import percent
+from pyddfast.study.files import shipped
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, Published, measure, points, published_table
 from pyddfast.study.runner import Store
@@ -177,7 +179,9 @@ def _finite(value: Any) -> Any:
 
 def command(study: Study) -> str:
     """What makes the same study again."""
-    return f"pyddfast study {study.name} --scale {study.scale} --out OUT --seeds {study.seeds}"
+    which = study.name if study.name in shipped() else f"{study.name}.yaml"
+    root = f" --root {shlex.quote(str(study.data.root))}" if study.data.root else ""
+    return f"pyddfast study {which} --scale {study.scale}{root} --out OUT --seeds {study.seeds}"
 
 
 def _context(
@@ -266,8 +270,11 @@ def _lead(study: Study) -> str:
         "smoke": "scaled to the embedded subset of Fashion-MNIST and to minutes: "
         "small networks, few epochs",
     }
+    kind = "The paper's study" if study.name in shipped() else "A study of its own file"
+    if kind.startswith("A study") and study.scale == "published":
+        where["published"] = "with the settings below"
     return (
-        f"The paper's study {where[study.scale]}. Data here: {study.data.name}. Values below were "
+        f"{kind} {where[study.scale]}. Data here: {study.data.name}. Values below were "
         "measured in this run unless they are marked as published."
     )
 

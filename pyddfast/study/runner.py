@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 import uuid
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,6 +33,7 @@ from pyddfast.train import environment
 __all__ = ["Store", "Workers", "run_jobs", "time_text"]
 
 DONE, FAILED, JOB = "done.json", "failed.json", "job.json"
+_KEYS = {DONE: {"result", "seconds"}, FAILED: {"run", "error", "traceback"}}
 # Between two looks for a job that another worker has finished.
 _POLL_SECONDS = 2.0
 
@@ -60,9 +62,15 @@ class Store:
 
     def _read(self, job: Job, name: str) -> dict[str, Any] | None:
         file = self.folder(job) / name
-        if not file.is_file():
+        try:
+            found: dict[str, Any] = read_json(file)
+            if not isinstance(found, dict) or not _KEYS[name] <= found.keys():
+                raise ValueError(f"{file} must have {', '.join(sorted(_KEYS[name]))}")
+        except FileNotFoundError:
             return None
-        found: dict[str, Any] = read_json(file)
+        except ValueError as error:  # of a disk that was full, or a hand
+            warnings.warn(f"{error}; the job is done again", stacklevel=4)
+            return None
         return found
 
     def run(self, job: Job, run: str, device: str | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from pyddfast.study.curve_sections import convergence_section, law_section
 from pyddfast.study.jobs import Plan
@@ -17,9 +16,6 @@ from pyddfast.study.results import Measured
 from pyddfast.study.runner import Store
 from pyddfast.study.section import Section
 from pyddfast.study.spec import Study
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["sections"]
 

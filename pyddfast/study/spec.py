@@ -173,6 +173,9 @@ class Budget:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.samples is not None:
             raise ValueError("a budget has epochs or samples, not both")
+        epochs = self.epochs.values() if isinstance(self.epochs, dict) else (self.epochs,)
+        if any(value is not None and value < 1 for value in (*epochs, self.samples)):
+            raise ValueError("budgets: epochs and samples must be at least 1")
 
     def epochs_at(self, ipc: int) -> int | None:
         """Epochs for sets of that size; None: the recipe's.
@@ -217,6 +220,13 @@ class Corruptions:
     names: tuple[str, ...] = ()
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     root: Path | None = None
+
+    def __post_init__(self) -> None:
+        different = set(self.severities)
+        if not different or different - {1, 2, 3, 4, 5} or len(different) < len(self.severities):
+            raise ValueError(
+                f"ood: severities must be different ones of 1 to 5, got {self.severities}"
+            )
 
 
 @dataclass(frozen=True)
@@ -314,6 +324,14 @@ class Study:
                 raise ValueError(f"{name} must have an entry")
         if any(ipc < 1 for ipc in self.ipc) or len(set(self.ipc)) != len(self.ipc):
             raise ValueError(f"ipc must be different positive ints, got {self.ipc}")
+        if len(set(self.regimes)) != len(self.regimes):
+            raise ValueError(f"regimes must differ, got {', '.join(self.regimes)}")
+        if unmeasured := [c.says for c in self.claims if c.regime not in self.regimes]:
+            raise ValueError(
+                f"claims: the regime of {unmeasured[0]!r} is none of {', '.join(self.regimes)}"
+            )
+        if any(teacher.epochs < 1 for teacher in self.teachers):
+            raise ValueError("teachers: epochs must be at least 1")
         if any(spec.repeat < 1 for spec in self.sets):
             raise ValueError("repeat of a set must be at least 1")
         for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives"), ("ood", "ood")):
@@ -325,6 +343,8 @@ class Study:
             raise ValueError("show: curves need evaluations of at least 4")
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError("seeds and evaluations must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not self.teachers and set(self.regimes) - {"hl"}:
             raise ValueError("teachers is empty: the regimes sl and sl-kd need one")
 

@@ -258,3 +258,14 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
     given = {"epochs": [1, 2, 4], "error": [0.5, 0.4, 0.3], "samples_per_epoch": 1000, **change}
     with pytest.raises(ValueError, match=message):
         fit_scaling_law(**given)
+
+
+def test_a_curve_that_rises_in_between_is_fitted_without_numpys_warnings() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)  # it hardly determines its parameters
+        law = fit_scaling_law(
+            [1, 2, 4, 8, 16, 32], [0.6, 0.5, 0.55, 0.4, 0.45, 0.3], samples_per_epoch=1000
+        )
+    assert law.b < 0
+    assert np.isfinite([law.a, law.tau, law.d]).all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pyddfast import coresets
 from pyddfast.data import DistilledSet, load
 from pyddfast.study import Store, Workers, cost, plan, prepare, read_study, run_jobs, run_study
 from pyddfast.study.steps import STEPS
@@ -45,7 +47,8 @@ def test_a_cell_is_what_train_student_gives(tiny, tmp_path):
     assert values["complete"] is True
     page = result.report.read_text()
     assert f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in page
-    assert "pyddfast study tiny --scale published" in page
+    assert "pyddfast study tiny.yaml --scale published" in page
+    assert "The paper's study" not in page
 
 
 def test_done_jobs_are_not_done_again(tiny, tmp_path, monkeypatch):
@@ -93,6 +96,42 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tiny, tmp_path):
     store = Store(tmp_path / "out")
     (failed,) = [job for job in prepare(study).jobs.values() if store.failed(job)]
     assert failed.shown == "set Set of a folder, IPC 2"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"seconds": 1}'])
+def test_a_damaged_note_of_a_job_does_it_again(tiny, tmp_path, content):
+    study = read_study(tiny(seeds=1))
+    first = run_study(study, tmp_path / "out", show=False)
+    store = Store(tmp_path / "out")
+    student = next(job for job in prepare(study).jobs.values() if job.kind == "student")
+    folder = store.folder(student)
+    (folder / "done.json").write_text(content)
+    (folder / "failed.json").write_text(content)
+    (folder / "job.json").write_text(content)
+    with pytest.warns(UserWarning, match="done.json.*the job is done again"):
+        again = run_study(study, tmp_path / "out", show=False)
+    assert again.measured.cells == first.measured.cells
+    assert not again.measured.missing
+    assert store.done(student) is not None
+
+
+def test_another_set_in_the_same_folder_is_another_job(tiny, tmp_path):
+    study = read_study(
+        tiny(sets=[{"method": "folder", "options": {"path": str(tmp_path / "own{ipc}")}}], seeds=1)
+    )
+    data, measured = load("fashion-mnist-mini"), []
+    for seed in (0, 1):
+        picked = coresets.select(
+            coresets.random_scores(len(data), seed=seed), data.labels, ipc=2, method="random"
+        ).to_distilled(data)
+        shutil.rmtree(tmp_path / "own2", ignore_errors=True)
+        picked.save(tmp_path / "own2")
+        made, store = prepare(study), Store(tmp_path / "out")
+        run_jobs(made, store, show=False)
+        (job,) = made.sets.values()
+        measured.append(DistilledSet.load(store.folder(job) / "set"))
+        assert torch.equal(measured[-1].images, picked.images)
+    assert not torch.equal(measured[0].images, measured[1].images)
 
 
 SLOW = """
@@ -217,7 +256,10 @@ def test_the_command_runs_lists_and_estimates(tiny, tmp_path, capsys):
 
     file, out = str(tiny()), str(tmp_path / "out")
     assert main(["study", "list"]) == 0
-    assert "table-3" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    # Whole names and titles, whatever the terminal's width.
+    assert "scaling-law " in listed
+    assert "Loss and accuracy along a DATM synthesis, ConvNet-D4, Tiny-ImageNet" in listed
     assert main(["study", file, "--out", out, "--dry-run"]) == 0
     assert "Cost of tiny, published" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
@@ -226,7 +268,11 @@ def test_the_command_runs_lists_and_estimates(tiny, tmp_path, capsys):
     assert main(["study", "tabel-3"]) == 2
     assert "nearest are table-3" in capsys.readouterr().err
     assert main(["study", "table-3"]) == 2
-    assert "root is needed for 'cifar100'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "root is needed for 'cifar100'" in told
+    assert "give --root (--scale smoke needs no data)" in told
+    assert main(["study", file, "--slurm", "timeout_min=5"]) == 2
+    assert "it needs --cluster" in capsys.readouterr().err
     assert main(["study", file, "--jobs", "0"]) == 2
     assert "jobs must be at least 1, got 0" in capsys.readouterr().err
 

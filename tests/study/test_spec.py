@@ -1,11 +1,12 @@
 """Study files: shipped ones, overlays, and what is wrong with a file."""
 
 import re
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from pyddfast.study import plan, read_study, shipped
+from pyddfast.study import plan, prepare, read_study, shipped
 from pyddfast.study.results import published_table
 from pyddfast.study.spec import SCALES, Data
 
@@ -63,6 +64,23 @@ def test_published_values_are_the_papers():
         ({"seeds": 0}, r"tiny.yaml: seeds and evaluations must be at least 1$"),
         ({"regimes": ["sl"]}, "teachers is empty: the regimes sl and sl-kd need one"),
         ({"budgets": [{"epochs": 1, "samples": 1}]}, "epochs or samples, not both"),
+        ({"seeds": True}, "seeds: .*valid integer, got True"),
+        ({"seeds": "2"}, "seeds: .*valid integer, got '2'"),
+        ({"title": date(2020, 1, 1)}, "tiny.yaml: values must be those that JSON has: .*date"),
+        ({"name": "x"}, "tiny.yaml: name cannot be given"),
+        ({"seed": -1}, "seed must not be negative, got -1"),
+        ({"regimes": ["hl", "hl"]}, "regimes must differ, got hl, hl"),
+        ({"budgets": [{"epochs": 0}]}, "epochs and samples must be at least 1"),
+        ({"budgets": [{"epochs": {2: 0}}]}, "epochs and samples must be at least 1"),
+        ({"budgets": [{"samples": 0}]}, "epochs and samples must be at least 1"),
+        ({"teachers": [{"network": {"model": "mlp"}, "epochs": 0}]}, "teachers: epochs must"),
+        ({"ood": {"severities": [9]}}, r"different ones of 1 to 5, got \(9,\)"),
+        ({"ood": {"severities": []}}, r"different ones of 1 to 5, got \(\)"),
+        (
+            {"claims": [{"says": "x", "first": "Random", "second": "Random", "regime": "sl"}]},
+            "claims: the regime of 'x' is none of hl",
+        ),
+        ({"scales": {"smoke": None}}, "scales.smoke must be a mapping"),
         ({"scales": {"small": {}}}, "scales must be a mapping of full, smoke"),
     ],
 )
@@ -78,6 +96,12 @@ def test_a_wrong_file_names_what_is_wrong(tiny, keys, message):
         ({"sets": ["random", "random"]}, "sets need different labels"),
         ({"settings": {"dn": {}}}, "settings: unknown methods dn"),
         ({"sets": ["rded"]}, "teachers is empty"),
+        ({"students": ["mlp", "mlp"]}, "students need different labels, got 'mlp', 'mlp'"),
+        ({"budgets": [{"epochs": 2}, {"epochs": 3}]}, "budgets need different labels, got '', ''"),
+        (
+            {"regimes": ["sl"], "teachers": [{"network": {"model": "mlp"}, "epochs": 1}] * 2},
+            "teachers need different labels, got 'mlp', 'mlp'",
+        ),
         ({"budgets": [{"epochs": {10: 3}}]}, "no entry for ipc 2"),
         (
             {"claims": [{"says": "x", "first": "TM", "second": "Random"}]},
@@ -90,6 +114,11 @@ def test_a_study_that_does_not_fit_together_is_refused(tiny, keys, message):
         plan(read_study(tiny(**keys)))
 
 
+def test_no_such_published_table_before_any_work(tiny):
+    with pytest.raises(ValueError, match=r"published must be one of table-3.*got 'table-33'"):
+        prepare(read_study(tiny(published="table-33")))
+
+
 def test_no_such_study_or_no_yaml(tmp_path):
     with pytest.raises(FileNotFoundError, match="'table3'; nearest are table-3"):
         read_study("table3")
@@ -97,6 +126,9 @@ def test_no_such_study_or_no_yaml(tmp_path):
     with pytest.raises(ValueError, match="is not valid YAML"):
         read_study(tmp_path / "bad.yaml")
     # Python objects are not made: nothing of a file is executed.
+    (tmp_path / "twice.yaml").write_text("title: a\ndata: {name: b, name: c}\n")
+    with pytest.raises(ValueError, match="the key name is given twice"):
+        read_study(tmp_path / "twice.yaml")
     (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(ValueError, match="is not valid YAML"):
         read_study(tmp_path / "evil.yaml")
