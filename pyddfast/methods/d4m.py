@@ -28,6 +28,7 @@ from pyddfast.methods.latents import (
     LatentCoder,
     Precision,
     check_pixels,
+    check_steps,
     fixed_precision,
     keyed_normal,
     naming_memory,
@@ -148,6 +149,8 @@ def d4m(
             identifiers; a class has fewer images than prototypes; prototypes do not fit; images
             are not bytes or have channels that the model does not take; a file in the run folder
             is damaged or of another job.
+        TypeError: ``prompts`` is one string, or prototypes are no tensors.
+        FloatingPointError: Latents or images are not finite.
         MemoryError: A batch does not fit; what is finished stays.
         FileExistsError: The run folder holds something else.
         ModuleNotFoundError: diffusers or scikit-learn, of the ``generative`` extra, is missing.
@@ -168,6 +171,7 @@ def d4m(
         image_size=config.image_size or common_size(data) or 224,
         precision=precision,
     )
+    check_steps(config.steps, pipe.scheduler)
     _check_model(data, config, coder, given, pipe.unet.config.in_channels)
     settings = asdict(config)
     facts = {
@@ -217,9 +221,12 @@ def check_d4m(
         The prompt of each class.
 
     Raises:
+        TypeError: ``prompts`` is one string.
         ValueError: As :func:`d4m`, of prompts and images.
     """
     check_pixels(data, "D4M")
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be a list, one a class, got the string {prompts!r}")
     words = list(data.class_names if prompts is None else prompts)
     if len(words) != data.num_classes:
         raise ValueError(
@@ -234,6 +241,10 @@ def check_d4m(
     for label, word in enumerate(words):
         if not isinstance(word, str) or not word.strip():
             raise ValueError(f"the prompt of class {label} is missing, got {word!r}")
+        if _SYNSET.fullmatch(word):
+            raise ValueError(
+                f"the prompt of class {label} is the identifier {word}, which no text encoder knows"
+            )
         if word in seen:
             raise ValueError(f"classes {seen[word]} and {label} have the same prompt {word!r}")
         seen[word] = label
@@ -250,6 +261,13 @@ def _given_prototypes(
     missing = [word for word in words if word not in found]
     if missing:
         raise ValueError(f"prototypes has none of {missing[0]!r} ({len(missing)} such prompts)")
+    for word in words:
+        if not isinstance(found[word], Tensor):
+            raise TypeError(
+                f"prototypes of {word!r} must be a tensor, got {type(found[word]).__name__}"
+            )
+        if not bool(found[word].isfinite().all()):
+            raise ValueError(f"prototypes of {word!r} must be finite")
     centres = [found[word].float() for word in words]
     shapes = {tuple(part.shape) for part in centres}
     if len(shapes) > 1 or centres[0].ndim != 4:

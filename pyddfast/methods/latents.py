@@ -25,6 +25,7 @@ __all__ = [
     "Precision",
     "centre_view",
     "check_pixels",
+    "check_steps",
     "fixed_precision",
     "keyed_normal",
     "mirrored",
@@ -47,6 +48,18 @@ _KINDS = {
         "StableDiffusionInpaintPipeline",
     ),
     "DiTPipeline": ("DiTPipeline",),
+}
+# Their networks, as library and class.
+_PARTS = {
+    "StableDiffusionImg2ImgPipeline": {
+        "vae": ("diffusers", "AutoencoderKL"),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+    },
+    "DiTPipeline": {
+        "vae": ("diffusers", "AutoencoderKL"),
+        "transformer": ("diffusers", "DiTTransformer2DModel"),
+    },
 }
 
 
@@ -93,9 +106,14 @@ def open_pipeline(
         options["requires_safety_checker"] = False
     try:
         with _without_bars():
+            if kind != "DiTPipeline":
+                _check_tokenizer(path / "tokenizer")
+            for name, (library, network) in _PARTS[kind].items():
+                options[name] = _load_network(path / name, library, network, dtype)
             pipe = getattr(diffusers, kind).from_pretrained(
                 str(path), dtype=dtype, local_files_only=True, use_safetensors=True, **options
             )
+        _check_together(pipe)
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError, KeyError) as error:
         # Damaged or missing parts: what the loaders raise differs from part to part.
         raise ValueError(f"model: {path} cannot be loaded: {error}") from error
@@ -103,6 +121,52 @@ def open_pipeline(
     for part in _networks(pipe):
         part.eval().requires_grad_(False)
     return pipe.to(device)
+
+
+def _load_network(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
+    """A part of the model, all of its weights from the file: loaders draw those that it lacks."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder / 'config.json'} is missing")
+    network, told = getattr(require(library, "generative"), kind).from_pretrained(
+        str(folder),
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ValueError(f"{folder} has no weights for {missing[0]} ({len(missing)} such)")
+    return network
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Its words: without them the loader makes a tokenizer to which all prompts are alike."""
+    names = ("tokenizer.json",), ("vocab.json", "merges.txt")
+    if not any(all((folder / name).is_file() for name in group) for group in names):
+        raise ValueError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt")
+
+
+def _check_together(pipe: Any) -> None:
+    """What loads part by part but does not run together."""
+    if not hasattr(pipe.scheduler, "betas"):
+        raise ValueError(
+            f"its scheduler must have a noise schedule, {type(pipe.scheduler).__name__} has none"
+        )
+    tokenizer = getattr(pipe, "tokenizer", None)
+    if tokenizer is None:
+        return
+    encoder = pipe.text_encoder.config
+    if tokenizer.model_max_length > encoder.max_position_embeddings:
+        raise ValueError(
+            f"its tokenizer's model_max_length is {tokenizer.model_max_length}, the text encoder "
+            f"takes {encoder.max_position_embeddings} tokens"
+        )
+    if len(tokenizer) > encoder.vocab_size:
+        raise ValueError(
+            f"its tokenizer has {len(tokenizer)} tokens, the text encoder knows "
+            f"{encoder.vocab_size}"
+        )
 
 
 @contextmanager
@@ -183,23 +247,41 @@ class LatentCoder:
 
         Returns:
             float32, of the shape of ``noise``.
+
+        Raises:
+            FloatingPointError: A latent is not finite.
         """
         vae = self._vae
         pixels = images.to(vae.device, vae.dtype) / 127.5 - 1
         posterior = vae.encode(pixels.expand(-1, vae.config.in_channels, -1, -1)).latent_dist
         drawn = posterior.mean + posterior.std * noise.to(vae.device, vae.dtype)
-        scaled: Tensor = drawn * vae.config.scaling_factor
-        return scaled.float()
+        scaled: Tensor = (drawn * vae.config.scaling_factor).float()
+        _check_finite(scaled, "encoded latents", vae.dtype)
+        return scaled
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of scaled latents: uint8 (B, C, S, S) on the CPU; grey is the channels' mean."""
+        """Images of scaled latents: uint8 (B, C, S, S) on the CPU; grey is the channels' mean.
+
+        Raises:
+            FloatingPointError: A value is not finite: it would become a black pixel.
+        """
         vae = self._vae
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
         pixels: Tensor = vae.decode(scaled).sample
+        _check_finite(pixels, "generated images", vae.dtype)
         if self._channels == 1:
             pixels = pixels.mean(1, keepdim=True)
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def _check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
+    if bool(values.isfinite().all()):
+        return
+    why = "the model's weights are damaged, or its fine-tuning has diverged"
+    if dtype != torch.float32:
+        why = f"the model overflows in {str(dtype).removeprefix('torch.')}: try precision fp32"
+    raise FloatingPointError(f"{what} are not finite: {why}")
 
 
 def check_pixels(data: ImageSource, name: str) -> None:
@@ -214,6 +296,17 @@ def check_pixels(data: ImageSource, name: str) -> None:
             f"{name} encodes pixels: data must hold uint8 images, not {held.dtype} ones "
             "(normalised or whitened)"
         )
+
+
+def check_steps(steps: int, scheduler: Any) -> None:
+    """Refuse more steps than the model's noise has, before any work.
+
+    Raises:
+        ValueError: There are more.
+    """
+    most = scheduler.config.num_train_timesteps
+    if steps > most:
+        raise ValueError(f"steps must be at most the model's {most}, got {steps}")
 
 
 def stretched_view(image: Tensor, size: int) -> Tensor:

@@ -27,6 +27,7 @@ from pyddfast.methods.generation import Generation
 from pyddfast.methods.latents import (
     LatentCoder,
     check_pixels,
+    check_steps,
     fixed_precision,
     naming_memory,
     open_pipeline,
@@ -99,6 +100,9 @@ class MinimaxConfig:
             self, "ipc", "epochs", "batch_size", "memory_size", "phase_classes", "steps",
             "sample_batch", "image_size",
         )  # fmt: skip
+        for number in self.model_classes:
+            if type(number) is not int:
+                raise TypeError(f"model_classes must be ints, got {number!r}")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive, got {self.lr}")
         for name in ("lambda_r", "lambda_d"):
@@ -145,7 +149,7 @@ def minimax(
         ValueError: The model is of another kind or has no such class; a phase has fewer images
             than a batch; images are not bytes or have channels that the model does not take; a file
             in the run folder is damaged or of another job.
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: The loss is no longer finite, or latents or images are not.
         MemoryError: A batch does not fit; what is finished stays.
         FileExistsError: The run folder holds something else.
         ModuleNotFoundError: diffusers, of the ``generative`` extra, is missing.
@@ -165,6 +169,7 @@ def minimax(
         image_size=config.image_size or size,
         precision=precision,
     )
+    check_steps(config.steps, pipe.scheduler)
     _check_model(pipe, coder, config)
     schedule = noise_schedule(pipe.scheduler)
     settings = asdict(config)

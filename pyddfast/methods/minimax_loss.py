@@ -185,10 +185,8 @@ def noise_schedule(scheduler: Any) -> Schedule:
     """The schedule of a diffusers scheduler, in float64.
 
     Raises:
-        ValueError: Its model predicts something other than the noise, or is no diffusion model.
+        ValueError: Its model predicts something other than the noise.
     """
-    if not hasattr(scheduler, "betas"):
-        raise ValueError(f"model must have a noise schedule, {type(scheduler).__name__} has none")
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind != "epsilon":
         raise ValueError(f"model must predict the noise (epsilon), its scheduler says {kind}")

@@ -101,6 +101,14 @@ def read_prototypes(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of D4M's label file: a class a line, in label order, what comes before a tab."""
-    text = Path(path).read_text(encoding="utf-8")
-    return [line.strip().split("\t")[0] for line in text.rstrip().splitlines()]
+    """Prompts of D4M's label file: a class a line, in label order, what comes before a tab.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no UTF-8 text.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
+    return [line.split("\t")[0].strip() for line in text.rstrip().splitlines()]

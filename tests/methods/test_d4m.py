@@ -160,6 +160,12 @@ def test_the_official_label_file(tmp_path):
     file = tmp_path / "labels.txt"
     file.write_text("tench, Tinca tinca\t0\ngoldfish\n\n")
     assert read_prompts(file) == ["tench, Tinca tinca", "goldfish"]
+    # A mark of the encoding is no letter, and what comes after the tab is no prompt.
+    file.write_bytes("\ufeffa shirt \t0\n\t1\n".encode() + b"boot")
+    assert read_prompts(file) == ["a shirt", "", "boot"]
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"labels\.txt is no UTF-8 text"):
+        read_prompts(file)
 
 
 def test_bad_input_is_refused_by_name(sd, tmp_path, monkeypatch):
@@ -188,11 +194,17 @@ def test_bad_input_is_refused_by_name(sd, tmp_path, monkeypatch):
     refused("classes 0 and 2 have the same prompt", prompts=["a", "b", "a"])
     synsets = dataclasses.replace(data, class_names=("n01440764", "n01443537", "n01484850"))
     refused("prompts are missing: the class names are identifiers", data=synsets, prompts=None)
+    refused("class 1 is the identifier n01443537", prompts=["a", "n01443537", "b"])
+    refused("prompts must be a list, one a class, got the string 'abc'", TypeError, prompts="abc")
     floats = dataclasses.replace(data, images=data.images.float())
     refused("must hold uint8 images", data=floats)
     refused("prototypes has none of 'trousers'", prototypes={"a shirt": torch.zeros(2, 4, 4, 4)})
     wrong = {prompt: torch.zeros(2, 4, 3, 3) for prompt in PROMPTS}
     refused(r"must be \(K, 4, 4, 4\) at model_size 8", prototypes=wrong)
+    nan = {prompt: torch.full((2, 4, 4, 4), torch.nan) for prompt in PROMPTS}
+    refused("prototypes of 'a shirt' must be finite", prototypes=nan)
+    lists = {prompt: [[[[0.0]]]] for prompt in PROMPTS}
+    refused("prototypes of 'a shirt' must be a tensor, got list", TypeError, prototypes=lists)
     three = {prompt: torch.zeros(3, 4, 4, 4) for prompt in PROMPTS}
     refused("ipc a multiple", prototypes=three)
     refused("must be a multiple of 2", config=dataclasses.replace(SHORT, model_size=7))

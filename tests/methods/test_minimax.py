@@ -330,6 +330,9 @@ def test_bad_input_is_refused_by_name(dit, tmp_path, monkeypatch):
     refused("holds a StableDiffusionPipeline, this needs a DiT", model=tiny_sd(tmp_path / "sd"))
     refused("must be one for each of 3 classes, got 2", model_classes=(0, 1))
     refused("model_classes has 3, the model has classes 0 to 2", model_classes=(0, 1, 3))
+    for name in (1.5, True):
+        with pytest.raises(TypeError, match=f"model_classes must be ints, got {name}"):
+            dataclasses.replace(SHORT, model_classes=(0, 1, name))
     refused("batch_size = 10 is more than the 9 images", batch_size=10, phase_classes=1)
     refused("must hold uint8 images", data=dataclasses.replace(data, images=data.images.float()))
     rgb = dataclasses.replace(
