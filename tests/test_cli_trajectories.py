@@ -59,7 +59,7 @@ def test_experts_then_tm(
     assert made.images.dtype == torch.float32
     assert len(list((out / "png").rglob("*.png"))) == 4
     rows = (out / "matching" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["iteration"] for row in rows] == [0, 1, 2]
+    assert [json.loads(row)["iteration"] for row in rows[:-1]] == [0, 1, 2]
     before = (out / "set" / "set.safetensors").read_bytes()
     assert main([*command, "--out", str(out), "--resume"]) == 0
     assert (out / "set" / "set.safetensors").read_bytes() == before

@@ -126,7 +126,8 @@ def loss_dynamics(
     clock = next((name for name in _CLOCKS if name in known), None)
     if chosen is None or chosen not in known or clock is None:
         raise ValueError(f"{file} has no {column or 'loss'} by step; its columns: {known}")
-    found = [row for row in rows if row.get(chosen) is not None and not row.get("skipped")]
+    held = [row for row in rows if chosen in row]
+    found = [row for row in held if row[chosen] is not None and not row.get("skipped")]
     times = np.array([row[clock] for row in found], dtype=np.float64)
     values = np.array([row[chosen] for row in found], dtype=np.float64)
     starts = np.array([row.get("start_epoch", 0) for row in found])
@@ -144,7 +145,7 @@ def loss_dynamics(
         chosen,
         times,
         values,
-        len(rows) - len(found),
+        len(held) - len(found),
         trend(times, values, groups=starts),
         dict(sorted(measured.items())),
         # A student is a point: seeds are what makes them independent.

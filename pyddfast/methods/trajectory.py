@@ -440,6 +440,8 @@ def match(
     try:
         matching = make(student, experts)
         record = _iterate(matching, config.iterations, run, job)
+        if run is not None:
+            run.log({"peak_memory_mib": round(peak_memory(device) / 2**20, 1)})
     finally:
         if run is not None:
             run.close()
@@ -455,7 +457,7 @@ def match(
         kind="synthetic",
         lr=float(matching.lr.detach()),
         whitened=dataset.whitened,
-        meta={**about, **record, "peak_memory_bytes": peak_memory(device)},
+        meta={**about, **record},
     )
 
 
@@ -477,7 +479,7 @@ def _iterate(
                 raise ValueError(
                     f"{run.path / _CHECKPOINT} is no checkpoint of this run: {error!r}"
                 ) from error
-        run.keep_metrics(lambda row: row.get("iteration", 0) < done)
+        run.keep_metrics(lambda row: row.get("iteration", done) < done)
     saved = time.monotonic()
     while done < iterations:
         row = matching.step(done)

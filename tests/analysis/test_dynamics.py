@@ -81,7 +81,8 @@ def test_levels_of_starting_epochs_are_no_trend():
 
 def test_a_runs_rows(tmp_path):
     rows = [{"iteration": i, "loss": 1.0 - 0.01 * i, "start_epoch": i % 2} for i in range(10)] + [
-        {"iteration": 10, "loss": 50.0, "start_epoch": 0, "skipped": True}
+        {"iteration": 10, "loss": 50.0, "start_epoch": 0, "skipped": True},
+        {"peak_memory_mib": 9.0},
     ]
     run = write(tmp_path, rows)
     found = loss_dynamics(run, accuracies={9: [0.5, 0.7], 0: [0.4, 0.6]})
