@@ -39,7 +39,11 @@ def prepare(study: Study) -> Plan:
     plan(study)  # what is wrong with the study is said before the data are read
     if study.published is not None:
         published_table(study.published)
-    return plan(study, data_facts(study.data.facts()))
+    data = study.data.facts()
+    names = images(**data, split="train").class_names
+    if study.grid_class is not None and study.grid_class not in names:
+        raise ValueError(f"grid_class must be one of {', '.join(names)}; got {study.grid_class!r}")
+    return plan(study, data_facts(data))
 
 
 def cost(study: Study, made: Plan, device: str | None = None) -> dict[str, float]:

@@ -265,7 +265,7 @@ class _Planner:
             "epochs": study.budgets[0].epochs_at(ipc) if spec.method == "el2n-best" else None,
             **({"repeat": spec.repeat} if spec.repeat > 1 else {}),
             **(
-                _content(spec.options.get("path", "").format(ipc=ipc), "set.json")
+                _content(str(spec.options.get("path")).replace("{ipc}", str(ipc)), "set.json")
                 if spec.method == "folder"
                 else {}
             ),

@@ -31,10 +31,26 @@ _LEAST = 0.5
 _WEAK = 0.3
 
 
-def _objective_values(plan: Plan, store: Store) -> dict[str, dict[str, Any]]:
+def _objective_values(study: Study, plan: Plan, store: Store) -> dict[str, dict[str, Any]]:
     """What is done of the objectives: by name, of each set its value and parts."""
-    found = {name: store.done(job) for name, job in plan.objectives.items()}
-    return {name: done["result"]["values"] for name, done in found.items() if done is not None}
+    found: dict[str, dict[str, Any]] = {}
+    for asked in study.objectives:
+        done = store.done(plan.objectives[asked.name])
+        if done is None:
+            continue
+        values = done["result"]["values"]
+        if asked.average is not None:
+            values = {set_: _averaged(one, *asked.average) for set_, one in values.items()}
+        found[asked.name] = values
+    return found
+
+
+def _averaged(one: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+    """The value as the mean of some starting epochs alone; None where one has none."""
+    curve = _numbered(one["parts"])
+    if any(epoch not in curve for epoch in range(first, last + 1)):
+        return {**one, "value": None}
+    return {**one, "value": sum(curve[e] for e in range(first, last + 1)) / (last + 1 - first)}
 
 
 def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
@@ -43,7 +59,7 @@ def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
     values: dict[str, Any] = {}
     points: dict[str, tuple[list[float], list[float], list[int]]] = {}
     scores: dict[tuple[str, Regime], DCS] = {}
-    for name, of_sets in _objective_values(plan, store).items():
+    for name, of_sets in _objective_values(study, plan, store).items():
         for regime in study.regimes:
             pool = _points(study, plan, measured, of_sets, regime)
             kept = _without_worst(pool)
@@ -176,7 +192,7 @@ def ood_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
             known = measured.cells[row, column].mean
             rows.append((f"{row}, {column}", percent(known), percent(1 - error)))
             values[f"{row}, {column}"] = {"accuracy": known, "ood_accuracy": 1 - error}
-    for name, of_sets in _objective_values(plan, store).items():
+    for name, of_sets in _objective_values(study, plan, store).items():
         for regime in study.regimes:
             pool = _without_worst(_points(study, plan, measured, of_sets, regime))
             kept = [point for point in pool if (point.row, point.column) in errors]
@@ -240,20 +256,31 @@ def _scatter(points: dict[str, tuple[list[float], list[float], list[int]]]) -> F
 
 def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
     """TM's loss by starting epoch."""
-    of_sets = _objective_values(plan, store).get("tm")
+    of_sets = _objective_values(study, plan, store).get("tm")
     if of_sets is None:
         return None
-    curves = {name: _numbered(one["parts"]) for name, one in of_sets.items()}
+    found = {name: _numbered(one["parts"]) for name, one in of_sets.items()}
+    curves = {name: curve for name, curve in found.items() if curve}
+    if not curves:
+        return None
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
+    (average,) = (asked.average for asked in study.objectives if asked.name == "tm")
+    over = "them" if average is None else f"epochs {average[0]} to {average[1]}"
+
+    def mean(name: str) -> str:
+        value = of_sets[name]["value"]
+        return "not finite" if value is None else f"{value:.4f}"
+
     return Section(
         "TM's loss by starting epoch",
         f"Starting epochs {epochs[0]} to {epochs[-1]}, averaged over experts; the last column is "
-        "the mean over them. Beside it the students' accuracy.",
+        f"the mean over {over}.",
         ("set", "lowest", "highest", "mean"),
         tuple(
-            (name, f"{min(c.values()):.4f}", f"{max(c.values()):.4f}",
-             f"{sum(c.values()) / len(c):.4f}")
-            for name, c in curves.items()
+            (name, f"{min(c.values()):.4f}", f"{max(c.values()):.4f}", mean(name))
+            if c
+            else (name, "", "", mean(name))
+            for name, c in found.items()
         ),
         {name: {str(epoch): v for epoch, v in c.items()} for name, c in curves.items()},
         (),

@@ -224,7 +224,11 @@ def _context(
             {"name": row, "cells": [published.text(row, col) for col in published.columns]}
             for row in published.rows
         ]
-        if published and not set(published.columns) <= set(measured.columns)
+        if published
+        and not (
+            set(published.columns) <= set(measured.columns)
+            and published.rows.keys() <= set(measured.rows)
+        )
         else [],
         "marks": marks,
         "accuracy_svg": figure,

@@ -197,12 +197,25 @@ class ObjectiveSpec:
     Attributes:
         name: ``"sre2l"``, ``"dwa"``, ``"dm"``, ``"dc"`` or ``"tm"``.
         options: Of its class in ``pyddfast.analysis.objectives``.
+        average: First and last starting epoch, both counted, whose mean is TM's value; None: all.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
     name: Literal["sre2l", "dwa", "dm", "dc", "tm"]
     options: dict[str, Any] = field(default_factory=dict)
+    average: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.average is None:
+            return
+        low, high = self.options.get("start_epochs", (20, 35))
+        first, last = self.average
+        if self.name != "tm" or not low <= first <= last <= high:
+            raise ValueError(
+                f"objectives: average is of tm, within its start_epochs {low} to {high}; got "
+                f"{first} to {last} of {self.name}"
+            )
 
 
 @dataclass(frozen=True)
@@ -326,6 +339,9 @@ class Study:
             raise ValueError(f"ipc must be different positive ints, got {self.ipc}")
         if len(set(self.regimes)) != len(self.regimes):
             raise ValueError(f"regimes must differ, got {', '.join(self.regimes)}")
+        objectives = [objective.name for objective in self.objectives]
+        if len(set(objectives)) != len(objectives):
+            raise ValueError(f"objectives must differ, got {', '.join(objectives)}")
         if unmeasured := [c.says for c in self.claims if c.regime not in self.regimes]:
             raise ValueError(
                 f"claims: the regime of {unmeasured[0]!r} is none of {', '.join(self.regimes)}"

@@ -134,6 +134,16 @@ def test_another_set_in_the_same_folder_is_another_job(tiny, tmp_path):
     assert not torch.equal(measured[0].images, measured[1].images)
 
 
+def test_every_published_value_is_printed(tiny, tmp_path):
+    study = read_study(tiny(sets=[{"method": "random", "label": "RDED"}], ipc=[50], seeds=1,
+                            published="table-6"))  # fmt: skip
+    page = run_study(study, tmp_path / "out", show=False).report.read_text()
+    # Of this study's row, and of one that it does not have.
+    assert "published 38.49" in page
+    assert "D4M" in page
+    assert "21.56" in page
+
+
 SLOW = """
 import sys, time
 from pathlib import Path

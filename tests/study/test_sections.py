@@ -12,6 +12,7 @@ from pyddfast.report.figures import png
 from pyddfast.report.grids import method_grid
 from pyddfast.study import Store, prepare, read_study, run_study
 from pyddfast.study.jobs import plan
+from pyddfast.study.steps import STEPS
 from pyddfast.train.teacher_folder import load_teacher
 
 NETWORK = {"model": "convnet-d1", "options": {"width": 2, "norm": "batch"}}
@@ -77,6 +78,34 @@ def test_dcs_of_objectives_and_students(tiny, tmp_path):
     assert (result.folder / "images.png").read_bytes() == png(method_grid(drawn, "Bag"))
     figure = (result.folder / "distillation-correlation-score.svg").read_text()
     assert figure in page
+
+
+def test_tm_is_averaged_over_the_epochs_that_are_asked_for(tiny, tmp_path, monkeypatch):
+    study = read_study(
+        tiny(
+            ipc=[1, 2],
+            objectives=[
+                {"name": "tm", "options": {"start_epochs": [0, 3]}, "average": [1, 2]},
+            ],
+            show=["tm-curve"],
+        )
+    )
+    assert read_study("figure-4a").objectives[0].average == (20, 35)
+    # The second set's student diverged: no loss is finite.
+    parts = {
+        "Random, IPC 1": {f"epoch {k}": v for k, v in enumerate((5.0, 0.5, 0.7, 9.0))},
+        "Random, IPC 2": {f"epoch {k}": None for k in range(4)},
+    }
+    values = {name: {"value": 3.8, "parts": one} for name, one in parts.items()}
+    monkeypatch.setitem(STEPS, "experts", lambda step: {"experts": 1})
+    monkeypatch.setitem(STEPS, "objective", lambda step: {"sets": {}, "values": values})
+    result = run_study(study, tmp_path / "out", show=False)
+    section = json.loads(result.results.read_text())["analyses"]["TM's loss by starting epoch"]
+    assert section["rows"] == [
+        ["Random, IPC 1", "0.5000", "9.0000", "0.6000"],
+        ["Random, IPC 2", "", "", "not finite"],
+    ]
+    assert "mean over epochs 1 to 2" in section["note"]
 
 
 def test_what_cannot_be_told_is_null(tiny, tmp_path):

@@ -68,6 +68,16 @@ def test_published_values_are_the_papers():
         ({"seeds": "2"}, "seeds: .*valid integer, got '2'"),
         ({"title": date(2020, 1, 1)}, "tiny.yaml: values must be those that JSON has: .*date"),
         ({"name": "x"}, "tiny.yaml: name cannot be given"),
+        ({"objectives": [{"name": "dm"}] * 2}, "objectives must differ, got dm, dm"),
+        (
+            {
+                "objectives": [
+                    {"name": "tm", "options": {"start_epochs": [0, 9]}, "average": [5, 10]}
+                ]
+            },
+            "average is of tm, within its start_epochs 0 to 9; got 5 to 10 of tm",
+        ),
+        ({"objectives": [{"name": "dm", "average": [20, 35]}]}, "average is of tm"),
         ({"seed": -1}, "seed must not be negative, got -1"),
         ({"regimes": ["hl", "hl"]}, "regimes must differ, got hl, hl"),
         ({"budgets": [{"epochs": 0}]}, "epochs and samples must be at least 1"),
@@ -114,7 +124,9 @@ def test_a_study_that_does_not_fit_together_is_refused(tiny, keys, message):
         plan(read_study(tiny(**keys)))
 
 
-def test_no_such_published_table_before_any_work(tiny):
+def test_what_the_report_would_lack_is_said_before_any_work(tiny):
+    with pytest.raises(ValueError, match=r"grid_class must be one of T-shirt.*got 'Shoe'"):
+        prepare(read_study(tiny(show=["grid"], grid_class="Shoe")))
     with pytest.raises(ValueError, match=r"published must be one of table-3.*got 'table-33'"):
         prepare(read_study(tiny(published="table-33")))
 
