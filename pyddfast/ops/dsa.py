@@ -17,7 +17,13 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops import _native
-from pyddfast.ops._autograd import functorch_active, needs_graph, savable, wants_graph
+from pyddfast.ops._autograd import (
+    functorch_active,
+    needs_graph,
+    savable,
+    values_readable,
+    wants_graph,
+)
 from pyddfast.ops._native import raw
 from pyddfast.ops.reference import dsa as reference
 from pyddfast.random import Purpose, randint, uniform
@@ -135,7 +141,8 @@ def dsa(images: Tensor, params: DSAParams, *, align_corners: bool = False) -> Te
 
     Raises:
         TypeError: ``images`` is not floating point, or a parameter has the wrong dtype.
-        ValueError: a shape, device or name does not fit.
+        ValueError: a shape, device or name does not fit, or a factor or angle is not finite (on
+            CUDA looked at with ``PYDDFAST_DEBUG=1`` alone; the image is black otherwise).
     """
     _check(images, params)
     if functorch_active() or not _native.usable(images):
@@ -468,3 +475,12 @@ def _check(images: Tensor, params: DSAParams) -> None:
                 f"params.values[{name!r}] is on {value.device}, images are on {images.device}; "
                 "use .to()"
             )
+        # The kernels would take NaN for a pixel outside the image: black, not NaN.
+        readable = (images.is_cpu or _native.debug()) and values_readable(value)
+        if (
+            name in ("scale", "rotate")
+            and readable
+            and not math.isfinite(value.sum().item())  # a third of the time of isfinite
+            and not bool(value.isfinite().all())
+        ):
+            raise ValueError(f"params.values[{name!r}] must be finite, got {value.tolist()}")

@@ -385,6 +385,16 @@ def test_standard_strategy_is_the_published_one():
             TypeError,
             r"values\['flip'\]",
         ),
+        (
+            lambda: dsa(batch(), DSAParams(("rotate",), {"rotate": torch.tensor([math.nan])})),
+            ValueError,
+            r"values\['rotate'\] must be finite",
+        ),
+        (
+            lambda: dsa(batch(), DSAParams(("scale",), {"scale": torch.tensor([[1.0, math.inf]])})),
+            ValueError,
+            r"values\['scale'\] must be finite",
+        ),
         (lambda: draw("flip_blur"), ValueError, "'blur'"),
         (lambda: draw_dsa(0, None, None, 0, (4, 4), mode="S"), ValueError, "mode"),
         (lambda: draw_dsa(0, torch.arange(2), None, 0, (4, 4)), ValueError, "together"),
