@@ -62,11 +62,11 @@ def small_text(width: int = 16) -> Any:
     ).eval()
 
 
-def small_unet(width: int = 8, side: int = 4, text: int = 16) -> Any:
+def small_unet(width: int = 8, side: int = 4, text: int = 16, channels: int = 4) -> Any:
     """A UNet of two levels that attends to text on the lower one."""
     return diffusers.UNet2DConditionModel(
         sample_size=side,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),

@@ -292,8 +292,11 @@ def _check_model(
     assert config.clusters is not None
     assert config.model_size is not None
     if coder.latent_channels != 4 or latents != 4:
-        # The pipeline of diffusers tells latents from images by it.
-        raise ValueError(f"model must have latents of 4 channels, it has {coder.latent_channels}")
+        # The pipeline of diffusers tells latents from images by it; an inpainting UNet takes 9.
+        raise ValueError(
+            "model must have latents of 4 channels: its VAE makes "
+            f"{coder.latent_channels}, its UNet takes {latents}"
+        )
     if config.model_size % coder.factor:
         raise ValueError(
             f"model_size must be a multiple of {coder.factor} (the VAE's), got {config.model_size}"

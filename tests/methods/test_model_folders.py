@@ -14,6 +14,7 @@ from generative_cases import tiny_dit, tiny_sd
 from safetensors.torch import load_file, save_file
 from small_scale_cases import squares
 
+from benchmarks.generative_models import small_text, small_unet, small_vae, write_sd
 from pyddfast.methods import D4MConfig, Job, MinimaxConfig, d4m, minimax
 from pyddfast.methods.latents import LatentCoder, open_pipeline
 
@@ -116,6 +117,14 @@ def test_a_folder_that_is_not_whole_is_refused(models, tmp_path, case):
         method(squares(), folder, config, job=Job(device="cpu", out=out))
     assert not out.exists()
     assert not (folder / "executed").exists()
+
+
+def test_an_inpainting_model_is_refused_by_its_unet(tmp_path):
+    parts = small_vae(), small_unet(channels=9), small_text()
+    folder = write_sd(tmp_path / "model", *parts)
+    settings("model_index.json", _class_name="StableDiffusionInpaintPipeline")(folder)
+    with pytest.raises(ValueError, match="its VAE makes 4, its UNet takes 9"):
+        d4m(squares(), folder, SD, job=CPU)
 
 
 def test_the_published_dit_says_transformer_2d(models, tmp_path):
