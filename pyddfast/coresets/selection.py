@@ -169,9 +169,15 @@ def _check_picks(arrays: Mapping[str, Tensor], order: str) -> None:
     if len(indices) and int(indices.min()) < 0:
         raise ValueError(f"indices must not be negative, got {int(indices.min())}")
     for name in ("weights", "scores"):
-        value = arrays.get(name, indices)
+        value = arrays.get(name)
+        if value is None:
+            continue
+        if not value.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {value.dtype}")
         if value.shape != indices.shape:
             raise ValueError(f"{name} must have shape ({len(indices)},), got {tuple(value.shape)}")
+        if name == "weights" and bool(value.isnan().any()):
+            raise ValueError("weights must not hold NaN")
     if order not in ("ranked", "none"):
         raise ValueError(f"order must be 'ranked' or 'none', got {order!r}")
 
