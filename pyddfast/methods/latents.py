@@ -185,8 +185,11 @@ def _without_bars() -> Iterator[None]:
 
 
 def pipeline_digest(pipe: Any) -> str:
-    """SHA-256 of the weights, the scheduler's settings and the tokenizer's words."""
+    """SHA-256 of the weights, the settings of scheduler and VAE, and the tokenizer's words."""
     digest = hashlib.sha256("".join(model_digest(part) for part in _networks(pipe)).encode())
+    # The factor that scales latents is no weight; names with _ are of the folder and the library.
+    coder = {key: value for key, value in pipe.vae.config.items() if not key.startswith("_")}
+    digest.update(json.dumps(coder, sort_keys=True, default=str).encode())
     digest.update(json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str).encode())
     tokenizer = getattr(pipe, "tokenizer", None)
     if tokenizer is not None:

@@ -181,6 +181,17 @@ def test_what_is_not_finite_is_no_black_image(models, tmp_path):
         minimax(squares(), folder, DIT, job=CPU)
 
 
+def test_a_run_goes_on_with_the_same_scale_of_latents_alone(models, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(models["sd"], folder)
+    d4m(squares(), folder, SD, job=Job(device="cpu", out=out))
+    moved = shutil.move(folder, tmp_path / "moved")
+    d4m(squares(), moved, SD, job=Job(device="cpu", out=out, resume=True))
+    settings("vae/config.json", scaling_factor=0.5)(moved)
+    with pytest.raises(ValueError, match="model"):
+        d4m(squares(), moved, SD, job=Job(device="cpu", out=out, resume=True))
+
+
 def test_more_steps_than_the_model_has_are_refused_before_any_work(models, tmp_path):
     job = Job(device="cpu", out=tmp_path / "run")
     with pytest.raises(ValueError, match="steps must be at most the model's 1000, got 1001"):
