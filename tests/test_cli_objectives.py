@@ -165,6 +165,9 @@ def test_what_does_not_fit_is_told_in_a_line(
         (["objective", "--which", "dm"], "give one set or more"),
         (["objective", str(pool), str(pool), "--which", "dm"], "different names"),
         (["objective", str(tmp_path / "other"), "--which", "dm"], "other has normalization"),
+        # Before a teacher is trained.
+        (["subsets", "--ipcs", "5", "0"], "different sizes of at least 1, got [5, 0]"),
+        (["subsets", "--ipcs", "601"], "ipc = 601 is larger than a class"),
         (["subsets", "--errors", str(tmp_path / "no.json")], "an object of subsets and errors"),
         (["corrupt", "--corruptions", "rain"], "got 'rain'"),
         (["ood", str(pool), "--tree", str(pool)], "holds no CORRUPTION/SEVERITY folders"),

@@ -136,6 +136,23 @@ class SubsetPool:
         }
 
 
+def check_ipcs(ipcs: Sequence[int], labels: Tensor, num_classes: int) -> None:
+    """Raise unless they are different sizes that every class has.
+
+    Args:
+        ipcs: Images a class.
+        labels: Of all images, int64 (n,).
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if not ipcs or len(set(ipcs)) < len(ipcs) or min(ipcs) < 1:
+        raise ValueError(f"ipcs must be different sizes of at least 1, got {list(ipcs)}")
+    for ipc in ipcs:
+        check_ipc(ipc, torch.bincount(labels, minlength=num_classes).tolist())
+
+
 def dcs_subsets(
     el2n: Scores,
     embedding: Embedding,
@@ -167,10 +184,8 @@ def dcs_subsets(
     """
     if len(el2n) != len(embedding):
         raise ValueError(f"el2n is of {len(el2n)} images, the embedding of {len(embedding)}")
-    if not ipcs or len(set(ipcs)) < len(ipcs):
-        raise ValueError(f"ipcs must be different sizes, got {list(ipcs)}")
     labels, classes = embedding.labels, embedding.num_classes
-    check_ipc(max(ipcs), torch.bincount(labels, minlength=classes).tolist())
+    check_ipcs(ipcs, labels, classes)
     cal = cal_scores(embedding)
     greedy = graph_cut(embedding, ipc=max(ipcs))
     subsets: list[Subset] = []

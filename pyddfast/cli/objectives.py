@@ -19,7 +19,7 @@ from pyddfast.analysis.objectives import (
     TMObjective,
     evaluate_objectives,
 )
-from pyddfast.analysis.pool import DCS_IPCS, dcs_subsets, subset_images
+from pyddfast.analysis.pool import DCS_IPCS, check_ipcs, dcs_subsets, subset_images
 from pyddfast.cli.options import Flat, ModelOptions, TeacherOptions, WhitenableData, plain
 from pyddfast.cli.sets import load_set
 from pyddfast.cli.tables import new_table, note, print_table
@@ -192,6 +192,7 @@ def analyze_subsets(
     network.check()
     known = None if errors is None else _errors(errors)
     source = data.load("train", image_size)
+    check_ipcs(ipcs, source.labels, source.num_classes)  # before anything is trained
     facts = {
         "task": "analyze subsets",
         "dataset": describe_data(source),

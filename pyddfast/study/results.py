@@ -12,7 +12,7 @@ import torch
 from pyddfast.data.stored import read_json
 from pyddfast.report.comparison import REGIMES
 from pyddfast.report.tables import Difference, Result, compare
-from pyddfast.study.jobs import Cell, Plan
+from pyddfast.study.jobs import Cell, Job, Plan
 from pyddfast.study.runner import Store
 from pyddfast.study.spec import Claim, Study
 from pyddfast.study.steps import unpack_right
@@ -140,13 +140,21 @@ def _result(cell: Cell, column: str, store: Store) -> Result | str:
     for jobs in cell.students:
         found = [store.done(job) for job in jobs]
         if any(one is None for one in found):
-            failed = [job for job in jobs if store.failed(job)]
-            return "failed" if failed else "not done"
+            if any(store.failed(job) for job in jobs):
+                return "failed"
+            left_out = any(_lacks(job, store) for job in jobs)
+            return "left out: a job that it needs failed" if left_out else "not done"
         results = [one["result"] for one in found if one is not None]
         accuracies.append(sum(one["accuracy"] for one in results) / len(results))
         right += [unpack_right(one).double() for one in results]
     share = torch.stack(right).mean(0)
     return Result(cell.row, column, tuple(accuracies), len(share), tuple(share.tolist()))
+
+
+def _lacks(job: Job, store: Store) -> bool:
+    """Whether something that a job needs has failed."""
+    needs = job.needs.values()
+    return any(store.failed(need) is not None or _lacks(need, store) for need in needs)
 
 
 def _verdicts(

@@ -113,7 +113,9 @@ def test_bad_input():
     short = Scores(torch.rand(4), "el2n", "hard")
     with pytest.raises(ValueError, match="el2n is of 4 images, the embedding of 60"):
         dcs_subsets(short, EMBEDDING)
-    with pytest.raises(ValueError, match=r"ipcs must be different sizes, got \[2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"ipcs must be different sizes of at least 1, got \[2, 2\]"
+    ):
         dcs_subsets(EL2N, EMBEDDING, ipcs=(2, 2))
     with pytest.raises(ValueError, match="ipc = 21"):
         dcs_subsets(EL2N, EMBEDDING, ipcs=(21,))

@@ -85,7 +85,9 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tiny, tmp_path):
     study = read_study(tiny(sets=["random", {"method": "folder", "options": {"path": "gone"}}]))
     result = run_study(study, tmp_path / "out", show=False)
     assert result.measured.cells.keys() == {("Random", "HL IPC 2")}
-    assert result.measured.missing == {("Set of a folder", "HL IPC 2"): "not done"}
+    assert result.measured.missing == {
+        ("Set of a folder", "HL IPC 2"): "left out: a job that it needs failed"
+    }
     (failure,) = result.measured.failures
     assert "FileNotFoundError" in failure["error"]
     assert "Traceback" in failure["traceback"]
