@@ -268,7 +268,7 @@ def main() -> None:
     )
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="students a set and regime")
-    parser.add_argument("--epochs", type=int, default=100, help="of a student")
+    parser.add_argument("--epochs", type=int, default=400, help="of a student")
     parser.add_argument("--run", type=Path, default=Path("runs/generative"))
     options = parser.parse_args()
     # Small layers: a second thread adds a quarter at most.
