@@ -14,7 +14,7 @@ from typing import Any
 
 from pyddfast._version import __version__
 from pyddfast.data.atomic import new_folder, write_bytes
-from pyddfast.data.stored import read_json
+from pyddfast.data.stored import finite, read_json
 
 __all__ = ["Measured", "interval_text", "read_measured", "write_analysis"]
 
@@ -121,7 +121,7 @@ def write_analysis(
         "options": dict(options),
         "results": results,
     }
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
     with new_folder(out) as folder:
         write_bytes(folder / "results.json", text.encode() + b"\n")
         write_bytes(folder / "figure.svg", figure.encode())
@@ -132,15 +132,6 @@ def interval_text(ends: tuple[float, float], form: str) -> str:
     if any(math.isnan(end) for end in ends):
         return "–"
     return f"{ends[0]:{form}} to {ends[1]:{form}}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(file: Path) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyddfast._extras import require
 from pyddfast.data.atomic import write_bytes
 
 __all__ = [
+    "finite",
     "pack_tensors",
     "parse_json",
     "read_json",
@@ -44,6 +46,15 @@ def parse_json(content: bytes, name: object) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
         raise ValueError(f"{name} is not valid JSON: {error}") from error
+
+
+def finite(value: Any) -> Any:
+    """A JSON value with None for every number that is not finite: JSON has none of these."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(file: Path) -> Any:

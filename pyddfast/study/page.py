@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from pyddfast._extras import require
 from pyddfast.data import DistilledSet
 from pyddfast.data.atomic import write_bytes
+from pyddfast.data.stored import finite
 from pyddfast.report.figures import accuracy_figure, png, sets_figure, svg
 from pyddfast.report.grids import method_grid
 from pyddfast.report.html import write_report
@@ -140,7 +140,7 @@ def to_dict(
                 "note": part.note,
                 "columns": list(part.columns),
                 "rows": [list(row) for row in part.rows],
-                "values": _finite(part.values),
+                "values": finite(part.values),
             }
             for part in parts
         },
@@ -166,15 +166,6 @@ def said(claim: dict[str, Any]) -> str:
     """A claim as a line."""
     words = {True: "shows", False: "does not show", None: "cannot be told"}
     return f"{claim['says']}: {words[claim['shows']]}; {claim['numbers']}."
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what an analysis cannot tell is null."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command(study: Study) -> str:

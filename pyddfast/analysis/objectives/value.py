@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeAlias
 
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, ImageSource
+from pyddfast.data.stored import finite
 from pyddfast.methods.small_scale import RealImages
 
 __all__ = ["FunctionObjective", "ImageSet", "Objective", "ObjectiveValue", "evaluate_objectives"]
@@ -97,18 +97,11 @@ def evaluate_objectives(
         record["objectives"][objective.name] = {
             "settings": objective.settings(),
             "values": {
-                name: {
-                    "value": _finite(found.value),
-                    "parts": {part: _finite(value) for part, value in found.parts.items()},
-                }
+                name: finite({"value": found.value, "parts": found.parts})
                 for name, found in zip(sets, values, strict=True)
             },
         }
     return record
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def switches(objective: Any, *without: str) -> dict[str, Any]:
