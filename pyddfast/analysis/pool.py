@@ -22,12 +22,20 @@ from pyddfast.coresets.windows import OFFSETS
 from pyddfast.data import ImageDataset, ImageFolder
 from pyddfast.data.folder import Listing
 
-__all__ = ["DCS_IPCS", "Subset", "SubsetPool", "dcs_subsets", "subset_images"]
+__all__ = [
+    "DCS_IPCS",
+    "LEAST",
+    "Subset",
+    "SubsetPool",
+    "dcs_subsets",
+    "largest_error",
+    "subset_images",
+]
 
 # Seven sizes from 10 to 700, as the paper says; those between are ours.
 DCS_IPCS = (10, 20, 50, 100, 200, 400, 700)
 # Of the best subset's accuracy above chance at its size; less is "extremely poor".
-_LEAST = 0.5
+LEAST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +80,7 @@ class SubsetPool:
         return iter(self.subsets)
 
     def without_worst(
-        self, errors: Mapping[str, float], *, chance: float, least: float = _LEAST
+        self, errors: Mapping[str, float], *, chance: float, least: float = LEAST
     ) -> SubsetPool:
         """Leave out the extremely poor subsets of each size, and their doubles.
 
@@ -97,8 +105,8 @@ class SubsetPool:
             raise ValueError(f"errors must lie in [0, 1], got {errors[bad[0]]} of {bad[0]!r}")
         most = {}
         for ipc in {one.ipc for one in own}:
-            best = min(errors[one.name] for one in own if one.ipc == ipc)
-            most[ipc] = chance - least * (chance - best)
+            of_size = [errors[one.name] for one in own if one.ipc == ipc]
+            most[ipc] = largest_error(of_size, chance, least)
         gone = [one for one in own if errors[one.name] > most[one.ipc]]
         names = {one.name for one in gone}
         return SubsetPool(
@@ -136,6 +144,17 @@ class SubsetPool:
         }
 
 
+def largest_error(errors: Sequence[float], chance: float, least: float = LEAST) -> float:
+    """The error above which a subset is extremely poor.
+
+    Args:
+        errors: Of the subsets of its size.
+        chance: Error of guessing.
+        least: Share of the best one's accuracy above chance that it has to keep.
+    """
+    return chance - least * (chance - min(errors))
+
+
 def check_ipcs(ipcs: Sequence[int], labels: Tensor, num_classes: int) -> None:
     """Raise unless they are different sizes that every class has.
 
@@ -160,7 +179,7 @@ def dcs_subsets(
     ipcs: Sequence[int] = DCS_IPCS,
     offsets: Sequence[float] = OFFSETS,
     errors: Mapping[str, float] | None = None,
-    least: float = _LEAST,
+    least: float = LEAST,
 ) -> SubsetPool:
     """Build the pool; see the module.
 

@@ -137,7 +137,6 @@ def analyze_dcs(
         },
         svg(dcs_figure(points), alt="Test error against objective, a point a subset"),
     )
-    print(f"results: {out / 'results.json'}")
 
 
 def analyze_scaling_law(
@@ -224,7 +223,6 @@ def analyze_scaling_law(
         },
         svg(scaling_law_figure(laws), alt="Test error over epochs with the fitted scaling laws"),
     )
-    print(f"results: {out / 'results.json'}")
 
 
 def analyze_convergence(
@@ -297,7 +295,6 @@ def analyze_convergence(
         },
         svg(convergence_figure(curves, found), alt="Test error over epochs, a line a set"),
     )
-    print(f"results: {out / 'results.json'}")
 
 
 def _averaged(epochs: Sequence[float], errors: Sequence[float]) -> tuple[list[float], list[float]]:

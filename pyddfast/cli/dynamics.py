@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from pyddfast.analysis.dynamics import loss_dynamics
+from pyddfast.analysis.objectives.trajectory import start_epoch_curve
+from pyddfast.cli.measured import write_with_figure
 from pyddfast.cli.options import Flat, ModelOptions, WhitenableData
 from pyddfast.cli.sets import load_set
 from pyddfast.data import DistilledSet
@@ -72,8 +73,10 @@ def analyze_dynamics(
             )
             accuracies[done] = [seed.last_accuracy for seed in result.seeds]
     found = loss_dynamics(folder, accuracies=accuracies, column=column)
-    _write(
-        out, found.to_dict(), svg(dynamics_figure(found), alt="Loss and accuracy of a synthesis")
+    write_with_figure(
+        out,
+        json.dumps(found.to_dict(), indent=1, allow_nan=False),
+        svg(dynamics_figure(found), alt="Loss and accuracy of a synthesis"),
     )
     low, high = found.loss.ci
     print(
@@ -105,19 +108,16 @@ def analyze_start_epochs(
     file = values / "objectives.json" if values.is_dir() else values
     try:
         found = read_json(file)["objectives"]["tm"]["values"]
-        curves = {
-            name: {
-                int(part.removeprefix("epoch ")): value
-                for part, value in one["parts"].items()
-                if value is not None
-            }
-            for name, one in found.items()
-        }
+        curves = {name: start_epoch_curve(one["parts"]) for name, one in found.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} holds no values of tm: {error!r}") from error
     figure = start_epoch_figure(curves, limit=limit)
     spikes = getattr(figure, "spikes", [])
-    _write(out, {"curves": curves, "spikes": spikes}, svg(figure, alt="TM's loss by start epoch"))
+    write_with_figure(
+        out,
+        json.dumps({"curves": curves, "spikes": spikes}, indent=1, allow_nan=False),
+        svg(figure, alt="TM's loss by start epoch"),
+    )
     for name, epoch, value in spikes:
         print(f"above the plot: {name}, epoch {epoch}, {value:.4g}")
     print(f"results: {out}")
@@ -164,11 +164,3 @@ def analyze_grid(
         for name, figure in figures.items():
             write_bytes(folder / f"{name}.svg", figure.encode())
     print(f"{len(figures)} figures: {out}")
-
-
-def _write(out: Path, results: Mapping[str, Any], figure: str) -> None:
-    """OUT/results.json and OUT/figure.svg, both or none."""
-    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
-    with new_folder(out) as folder:
-        write_bytes(folder / "results.json", text.encode())
-        write_bytes(folder / "figure.svg", figure.encode())

@@ -16,7 +16,7 @@ from pyddfast._version import __version__
 from pyddfast.data.atomic import new_folder, write_bytes
 from pyddfast.data.stored import finite, read_json
 
-__all__ = ["Measured", "interval_text", "read_measured", "write_analysis"]
+__all__ = ["Measured", "interval_text", "read_measured", "write_analysis", "write_with_figure"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def read_measured(file: Path) -> Measured:
 def write_analysis(
     out: Path, name: str, table: Path, options: Mapping[str, Any], results: Any, figure: str
 ) -> None:
-    """Write OUT/results.json and OUT/figure.svg, both or none.
+    """Write what an analysis of a table found with :func:`write_with_figure`, and say where.
 
     Raises:
         FileExistsError: ``out`` holds something.
@@ -122,8 +122,18 @@ def write_analysis(
         "results": results,
     }
     text = json.dumps(finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    write_with_figure(out, text, figure)
+    print(f"results: {out / 'results.json'}")
+
+
+def write_with_figure(out: Path, results: str, figure: str) -> None:
+    """Write OUT/results.json and OUT/figure.svg, both or none.
+
+    Raises:
+        FileExistsError: ``out`` holds something.
+    """
     with new_folder(out) as folder:
-        write_bytes(folder / "results.json", text.encode() + b"\n")
+        write_bytes(folder / "results.json", results.encode() + b"\n")
         write_bytes(folder / "figure.svg", figure.encode())
 
 

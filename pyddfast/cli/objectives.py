@@ -19,7 +19,7 @@ from pyddfast.analysis.objectives import (
     TMObjective,
     evaluate_objectives,
 )
-from pyddfast.analysis.pool import DCS_IPCS, check_ipcs, dcs_subsets, subset_images
+from pyddfast.analysis.pool import DCS_IPCS, LEAST, check_ipcs, dcs_subsets, subset_images
 from pyddfast.cli.options import Flat, ModelOptions, TeacherOptions, WhitenableData, plain
 from pyddfast.cli.sets import load_set
 from pyddfast.cli.tables import new_table, note, print_table
@@ -161,7 +161,7 @@ def analyze_subsets(
     repeats: int = 10,
     epochs: int = 20,
     errors: Path | None = None,
-    least: float = 0.5,
+    least: float = LEAST,
     sets: bool = False,
     image_size: int | None = None,
     seed: int = 0,

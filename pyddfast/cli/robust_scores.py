@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,13 +45,8 @@ def analyze_lrs(
         sets: Column of the sets' names, where there are several.
         weight: Of the improvement over random.
     """
-    refuse_non_empty(out)
     columns = (full_hard, synthetic_hard, synthetic, random)
-    scores = {
-        name: lrs(*map(part.numbers, columns), weight=weight)
-        for name, part in read_measured(table).parts(sets).items()
-    }
-    _show_scores("LRS", scores, table, out, weight)
+    _score("LRS", lrs, columns, table, out, sets, weight)
 
 
 def analyze_ars(
@@ -78,22 +74,24 @@ def analyze_ars(
         sets: Column of the sets' names, where there are several.
         weight: Of the improvement with augmentation.
     """
-    refuse_non_empty(out)
     columns = (synthetic_augmented, random_augmented, synthetic_plain, random_plain)
-    scores = {
-        name: ars(*map(part.numbers, columns), weight=weight)
-        for name, part in read_measured(table).parts(sets).items()
-    }
-    _show_scores("ARS", scores, table, out, weight)
+    _score("ARS", ars, columns, table, out, sets, weight)
 
 
-def _show_scores(
+def _score(
     label: Literal["LRS", "ARS"],
-    scores: dict[str, RobustScore],
+    function: Callable[..., RobustScore],
+    columns: tuple[str, ...],
     table: Path,
     out: Path,
+    sets: str,
     weight: float,
 ) -> None:
+    refuse_non_empty(out)
+    scores = {
+        name: function(*map(part.numbers, columns), weight=weight)
+        for name, part in read_measured(table).parts(sets).items()
+    }
     parts = list(next(iter(scores.values())).parts)
     rows = new_table(f"{label}, in [0, 1]", "set", label, "std", "95 % interval", *parts)
     for set_name, score in scores.items():
@@ -114,4 +112,3 @@ def _show_scores(
         [{"set": set_name, **vars(score)} for set_name, score in scores.items()],
         svg(scores_figure(scores, label=label), alt=f"{label} of every set with its interval"),
     )
-    print(f"results: {out / 'results.json'}")

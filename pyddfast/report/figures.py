@@ -25,6 +25,7 @@ __all__ = [
     "png",
     "png_uri",
     "sets_figure",
+    "show_canvas",
     "shown_pixels",
     "svg",
 ]
@@ -204,14 +205,7 @@ def sets_figure(
             layout="constrained",
         )
         axes = figure.add_subplot()
-        pixels = canvas.numpy()
-        axes.imshow(
-            pixels[..., 0] if channels == 1 else pixels,
-            cmap="gray",
-            vmin=0,
-            vmax=255,
-            interpolation="nearest",
-        )
+        show_canvas(axes, canvas)
         axes.set_yticks(
             [row * (height + gap) + height / 2 - 0.5 for row in range(len(classes))],
             [names[label] for label in classes],
@@ -226,6 +220,23 @@ def sets_figure(
         for spine in axes.spines.values():
             spine.set_visible(False)
     return figure
+
+
+def show_canvas(axes: Axes, canvas: Tensor) -> None:
+    """Draw pixels as they are.
+
+    Args:
+        axes: Where.
+        canvas: uint8 (H, W, C), grey or RGB.
+    """
+    pixels = canvas.numpy()
+    axes.imshow(
+        pixels[..., 0] if canvas.shape[-1] == 1 else pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
 
 
 def svg(figure: Figure, *, alt: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pyddfast.data import DistilledSet
-from pyddfast.report.figures import figure_of, shown_pixels
+from pyddfast.report.figures import figure_of, show_canvas, shown_pixels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,14 +59,7 @@ def method_grid(sets: Mapping[str, DistilledSet], label: int | str, *, columns: 
     figure, (axes,) = figure_of(
         1, 1, width=canvas.shape[1] * scale + 1.5, height=canvas.shape[0] * scale + 0.3
     )
-    pixels = canvas.to(torch.uint8).numpy()
-    axes.imshow(
-        pixels[..., 0] if channels == {1} else pixels,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        interpolation="nearest",
-    )
+    show_canvas(axes, canvas.to(torch.uint8))
     axes.set_yticks([row * step + side / 2 - 0.5 for row in range(len(sets))], list(sets))
     axes.set_xticks([])
     axes.tick_params(length=0)

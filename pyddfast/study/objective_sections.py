@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyddfast.analysis.dcs import DCS, dcs, dcs_difference
 from pyddfast.analysis.dynamics import loss_dynamics
+from pyddfast.analysis.objectives.trajectory import start_epoch_curve
 from pyddfast.analysis.ood import ood_dcs
+from pyddfast.analysis.pool import largest_error
 from pyddfast.report.comparison import REGIMES
 from pyddfast.report.dynamics import dynamics_figure, start_epoch_figure
 from pyddfast.report.figures import COLORS, figure_of
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["dcs_section", "dynamics_section", "ood_section", "tm_curve_section"]
 
-# Of the best set's accuracy above chance at its size; less is "extremely poor" and left out of DCS.
-_LEAST = 0.5
 # A rank correlation below this is weak (Cohen's "medium" begins there): "near zero", "alike".
 _WEAK = 0.3
 
@@ -47,7 +47,7 @@ def _objective_values(study: Study, plan: Plan, store: Store) -> dict[str, dict[
 
 def _averaged(one: dict[str, Any], first: int, last: int) -> dict[str, Any]:
     """The value as the mean of some starting epochs alone; None where one has none."""
-    curve = _numbered(one["parts"])
+    curve = start_epoch_curve(one["parts"])
     if any(epoch not in curve for epoch in range(first, last + 1)):
         return {**one, "value": None}
     return {**one, "value": sum(curve[e] for e in range(first, last + 1)) / (last + 1 - first)}
@@ -170,8 +170,8 @@ def _without_worst(points: list[_Point]) -> list[_Point]:
     """Without the extremely poor, each with its repetition, by the rule of ``dcs_subsets``."""
     poor = set()
     for point in points:
-        best = max(1 - p.error - p.chance for p in points if p.ipc == point.ipc)
-        if 1 - point.error - point.chance < _LEAST * best:
+        errors = [p.error for p in points if p.ipc == point.ipc]
+        if point.error > largest_error(errors, 1 - point.chance):
             poor.add(point.group)
     return [point for point in points if point.group not in poor]
 
@@ -259,7 +259,7 @@ def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured)
     of_sets = _objective_values(study, plan, store).get("tm")
     if of_sets is None:
         return None
-    found = {name: _numbered(one["parts"]) for name, one in of_sets.items()}
+    found = {name: start_epoch_curve(one["parts"]) for name, one in of_sets.items()}
     curves = {name: curve for name, curve in found.items() if curve}
     if not curves:
         return None
@@ -287,10 +287,6 @@ def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured)
         start_epoch_figure(curves),
         "TM loss of every set against the starting epoch",
     )  # fmt: skip
-
-
-def _numbered(parts: dict[str, float]) -> dict[int, float]:
-    return {int(name.split()[-1]): value for name, value in parts.items() if value is not None}
 
 
 def dynamics_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,10 @@ from pyddfast.train import progress
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.models import ModelSpec, build_model, describe_model
 
-__all__ = ["TMObjective"]
+__all__ = ["TMObjective", "start_epoch_curve"]
+
+# Names of the parts of a value, with the starting epoch behind.
+_EPOCH = "epoch "
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +114,7 @@ class TMObjective:
                         ).double()
                         advance(1)
                 curve = table.mean(0)
-                parts = {f"epoch {t}": float(v) for t, v in zip(epochs, curve, strict=True)}
+                parts = {f"{_EPOCH}{t}": float(v) for t, v in zip(epochs, curve, strict=True)}
                 values.append(ObjectiveValue(float(curve.mean()), parts))
         return values
 
@@ -158,6 +161,17 @@ class TMObjective:
     def _rate(self, one: ImageSet) -> float:
         learned = one.lr if isinstance(one, DistilledSet) else None
         return self.lr or learned or 0.01
+
+
+def start_epoch_curve(parts: Mapping[str, float | None]) -> dict[int, float]:
+    """The loss by starting epoch from a value's ``parts``; what was not finite is left out.
+
+    Raises:
+        ValueError: They are not TM's.
+    """
+    return {
+        int(name.removeprefix(_EPOCH)): loss for name, loss in parts.items() if loss is not None
+    }
 
 
 def _targets(one: ImageSet, labels: str) -> Tensor:
