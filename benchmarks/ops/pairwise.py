@@ -1,8 +1,8 @@
-"""The pairwise family, which has no kernels: what is compared is the algorithm.
+"""The pairwise family.
 
-Ours gives float64's neighbours and divergences.  `eager` is the expression as one writes it in
-float32, `torch.compile` that expression compiled; `gradients` makes the last-layer gradients, as
-DeepCore does; `faiss` is there where it is installed.
+Ours gives float64's neighbours and divergences without cancellation.  `eager` is the expression as
+one writes it in float32, `torch.compile` that expression compiled; `gradients` makes the last-layer
+gradients, as DeepCore does; `faiss` is there where it is installed.
 """
 
 from __future__ import annotations

@@ -209,6 +209,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "gradient_distance_grad": _gradient_distance_grad,
     "greedy_rows": _greedy_rows,
     "facility_location": _facility_location,
+    "knn_divergence": lambda logp, *_: _rows(logp),
 }
 
 

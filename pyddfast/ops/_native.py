@@ -58,6 +58,7 @@ OPERATORS = (
     "gradient_distance_grad",
     "greedy_rows",
     "facility_location",
+    "knn_divergence",
 )
 
 

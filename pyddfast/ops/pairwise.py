@@ -7,12 +7,14 @@ the layer's input h: ``G_i = g_i ⊗ [h_i; 1]`` of C (D + 1) numbers.  Nothing h
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks, _memory
+from pyddfast.ops import _checks, _memory, _native
+from pyddfast.ops._native import raw
 from pyddfast.ops._segments import check_sizes, offsets
 from pyddfast.ops.kd import kd_value_and_grad
 from pyddfast.ops.reference import pairwise as reference
@@ -32,6 +34,9 @@ __all__ = [
 GramMetric: TypeAlias = Literal["dot", "cosine", "cosine01", "euclidean"]
 KnnMetric: TypeAlias = Literal["euclidean", "cosine"]
 DivergenceKind: TypeAlias = Literal["jeffreys", "kl_nb_x", "kl_x_nb"]
+# What a row of probabilities may miss of 1: log-probabilities in bfloat16 sum to 1 within a few
+# percent.  As in csrc/pairwise/knn_divergence_math.h.
+_MASS_ERROR = 0.1
 
 
 @torch.no_grad()
@@ -273,21 +278,30 @@ def knn_divergence(logp: Tensor, knn: Tensor, *, kind: DivergenceKind = "jeffrey
     if knn.ndim != 2 or len(knn) != len(logp) or not knn.shape[1]:
         raise ValueError(f"knn must have shape ({len(logp)}, k), got {tuple(knn.shape)}")
     _checks.same_device(logp, knn, "knn", first="logp")
-    _checks.one_of(kind, get_args(DivergenceKind), "kind")
+    code = _checks.one_of(kind, get_args(DivergenceKind), "kind")
     if not knn.numel():
         return torch.zeros(0, dtype=accumulation_dtype(logp), device=logp.device)
+    if _native.usable(logp):
+        wide = logp.to(accumulation_dtype(logp))
+        divergence: Tensor = raw.knn_divergence(wide, knn, code)
+        if not math.isnan(float(divergence.sum())):  # what the kernel makes of bad arguments
+            return divergence
+    _distributions(logp, knn)
+    return reference.knn_divergence(logp, knn, kind).to(accumulation_dtype(logp))
+
+
+def _distributions(logp: Tensor, knn: Tensor) -> None:
+    """`logp` holds log-probabilities and `knn` rows of it; reads their values."""
     low, high = (int(v) for v in knn.aminmax())
     if not 0 <= low <= high < len(logp):
         raise ValueError(f"knn must hold rows in [0, {len(logp)}), got values from {low} to {high}")
-    # Log-probabilities in bfloat16 sum to 1 within a few percent.
     total = logp.to(accumulation_dtype(logp)).logsumexp(1).expm1()
-    wrong = ~(total.abs() < 0.1)
+    wrong = ~(total.abs() < _MASS_ERROR)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"logp must hold log-probabilities; those of row {row} sum to {1 + float(total[row])}"
         )
-    return reference.knn_divergence(logp, knn, kind).to(accumulation_dtype(logp))
 
 
 def _matrix(x: Tensor, name: str) -> None:
@@ -295,12 +309,9 @@ def _matrix(x: Tensor, name: str) -> None:
     _checks.float_tensor(x, name)
     if x.ndim != 2:
         raise ValueError(f"{name} must have shape (N, D), got {tuple(x.shape)}")
-    # As in check_finite: sums tell at the speed of memory, values only where they are not finite.
-    if bool(x.sum(1).isfinite().all()):
-        return
-    bad = ~x.isfinite().all(1)
-    if bool(bad.any()):
-        raise ValueError(f"{name} must be finite; row {int(bad.nonzero()[0])} is not")
+    row = _checks.unsound_row(x)
+    if row is not None:
+        raise ValueError(f"{name} must be finite; row {row} is not")
 
 
 def _gradients(g: Tensor, h: Tensor, first: str, second: str) -> None:

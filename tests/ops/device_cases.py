@@ -281,6 +281,16 @@ def call_location(inputs: Inputs) -> Outputs:
     return [value for value in found if isinstance(value, Tensor)]
 
 
+def make_divergence(rows: int, seed: int) -> Inputs:
+    generator = torch.Generator().manual_seed(seed)
+    logp = (3 * randn(seed, rows, 100)).log_softmax(1)
+    return {"logp": logp, "knn": torch.randint(rows, (rows, 5), generator=generator)}
+
+
+def call_divergence(inputs: Inputs) -> Outputs:
+    return [ops.knn_divergence(**inputs)]
+
+
 # Classes: a warp a row, a CTA a row, a cluster a row where there are any.
 CLASSES = (100, 3000, 12_001)
 LOSSES = {"kd_loss": call_kd, "soft_ce": call_soft_ce, "mse_ce": call_mse_ce}
@@ -304,4 +314,5 @@ CASES = [
     *(DeviceCase(f"dsa {stage}", make_dsa(stage), call_dsa) for stage in DSA_STAGES),
     DeviceCase("greedy selection", make_features, call_greedy, captures=False),
     DeviceCase("facility_location", make_features, call_location, captures=False),
+    DeviceCase("knn_divergence", make_divergence, call_divergence, captures=False),
 ]

@@ -256,3 +256,11 @@ def test_k_center(backend: Backend) -> None:
     picks = ops.k_center(x, 2, centers=torch.tensor([0])).picks
     assert int(picks[0]) == len(x) - 1
     assert 0 < int(picks[1]) < len(x) - 1
+
+
+def test_knn_divergence(backend: Backend) -> None:
+    inputs = {
+        "logp": (3 * randn(1, ROWS, 1000)).log_softmax(1),
+        "knn": torch.arange(ROWS)[:, None].roll(1),
+    }
+    check(backend, inputs, lambda given: [ops.knn_divergence(**given)], 1000)

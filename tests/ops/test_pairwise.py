@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyddfast import ops
-from pyddfast.ops import _memory
+from pyddfast.ops import _memory, _native
+from tests.ops.conftest import Backend
 from tests.tolerances import FLOAT32, FLOAT64, assert_close
 
 METRICS = ("dot", "cosine", "cosine01", "euclidean")
@@ -327,7 +328,6 @@ def divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
 
 
 KINDS = ("jeffreys", "kl_nb_x", "kl_x_nb")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def neighbourhood(rows: int, classes: int, neighbours: int) -> tuple[Tensor, Tensor]:
@@ -346,8 +346,13 @@ def wide_divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:
     return terms[kind].sum(2).mean(1)
 
 
+def found_divergence(backend: Backend, logp: Tensor, knn: Tensor, kind: Any) -> Tensor:
+    """The op's, on the backend's device; back on the CPU."""
+    return ops.knn_divergence(logp.to(backend.device), knn.to(backend.device), kind=kind).cpu()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_divergence_of_neighbours(kind: Any) -> None:
+def test_divergence_of_neighbours(backend: Backend, kind: str) -> None:
     logp = (3 * randn(20, 11)).log_softmax(1)
     logp[3, :4] = -torch.inf
     logp[4, :4] = -torch.inf
@@ -356,9 +361,9 @@ def test_divergence_of_neighbours(kind: Any) -> None:
     knn = torch.randint(0, 20, (20, 3), generator=torch.Generator().manual_seed(4))
     knn[3] = 4
     finite = divergence(logp, knn, kind).isfinite()
-    for dtype in DTYPES:
+    for dtype in backend.dtypes:
         given = logp.to(dtype)
-        got = ops.knn_divergence(given, knn, kind=kind)
+        got = found_divergence(backend, given, knn, kind)
         wide = dtype == torch.float64
         assert got.dtype == (torch.float64 if wide else torch.float32)
         want = divergence(given, knn, kind)
@@ -367,48 +372,96 @@ def test_divergence_of_neighbours(kind: Any) -> None:
         assert (got[~finite] == torch.inf).all()
 
 
-# One class, CIFAR-10's, CIFAR-100's, ImageNet-1k's and more.
-@pytest.mark.parametrize("classes", [1, 10, 100, 1000, 2100])
-def test_divergence_of_any_number_of_classes(classes: int) -> None:
+# One class, CIFAR-10's, a block and a warp, CIFAR-100's, ImageNet-1k's and more.
+@pytest.mark.parametrize("classes", [1, 10, 16, 32, 100, 1000, 2100])
+def test_divergence_of_any_number_of_classes(backend: Backend, classes: int) -> None:
     for kind in KINDS:
         logp, knn = neighbourhood(7, classes, 4)
-        for dtype in DTYPES:
+        for dtype in backend.dtypes:
             given = logp.to(dtype)
-            got = ops.knn_divergence(given, knn, kind=kind)  # type: ignore[arg-type]
+            got = found_divergence(backend, given, knn, kind)
             bound = FLOAT64 if dtype == torch.float64 else FLOAT32
             assert_close(got, wide_divergence(given, knn, kind), bound)
 
 
-def test_divergence_of_rows_that_are_close() -> None:
+def test_divergence_of_rows_that_are_close(backend: Backend) -> None:
     """Divergences of 1e-10: p - q and the sum of q log(q/p) have no digit left in float32."""
     start = randn(8, 50).log_softmax(1)
     logp = (start[:1] + 1e-5 * start).log_softmax(1).float()
     knn = (torch.arange(8)[:, None] + torch.tensor([1, 3])) % 8
     for kind in KINDS:
-        got = ops.knn_divergence(logp, knn, kind=kind)  # type: ignore[arg-type]
         want = wide_divergence(logp, knn, kind)
         assert float(want.max()) < 1e-8
-        assert_close(got, want, 2e-6)
+        assert_close(found_divergence(backend, logp, knn, kind), want, FLOAT32)
 
 
-def test_divergence_of_layouts_and_of_each_row() -> None:
+def test_divergence_at_any_distance(backend: Backend) -> None:
+    """Every row on its own: of two classes, on both sides of where another formula takes over."""
+    z = torch.linspace(-12, 12, 193, dtype=torch.float64)
+    logp = torch.stack((z, torch.zeros_like(z)), 1).log_softmax(1).float()
+    for step in (1, 7, 8, 16, 17, 90):  # differences of 0.125 to 11.25
+        knn = ((torch.arange(193) + step) % 193)[:, None]
+        for kind in KINDS:
+            want = wide_divergence(logp, knn, kind)
+            got = found_divergence(backend, logp, knn, kind).double()
+            assert ((got - want).abs() <= FLOAT32 * want).all()
+
+
+def test_divergence_of_probabilities_that_underflow(backend: Backend) -> None:
+    """exp(-100) is 0 in float32, and yet no class without probability."""
+    logp = torch.tensor(
+        [[0.0, -torch.inf, -torch.inf], [0.0, -100.0, -torch.inf], [0.0, -90.0, -95.0]]
+    )
+    knn = torch.tensor([[1], [0], [1]])
+    want = {
+        "jeffreys": [torch.inf, torch.inf, torch.inf],
+        "kl_nb_x": [torch.inf, 0.0, 0.0],
+        "kl_x_nb": [0.0, torch.inf, torch.inf],
+    }
+    for kind in KINDS:
+        got = found_divergence(backend, logp, knn, kind)
+        assert_close(
+            got.nan_to_num(posinf=7.0), torch.tensor(want[kind]).nan_to_num(posinf=7.0), 1e-30
+        )
+
+
+def test_divergence_of_layouts_and_of_each_row(backend: Backend) -> None:
     logp, knn = neighbourhood(9, 100, 5)
-    logp = logp.float()
+    logp, knn = logp.float().to(backend.device), knn.to(backend.device)
     want = ops.knn_divergence(logp, knn)
-    wide = torch.zeros(9, 205)
+    wide = torch.zeros(9, 205, device=backend.device)
     wide[:, 1:201:2] = logp
-    shifted = torch.zeros(9, 103)
+    shifted = torch.zeros(9, 103, device=backend.device)
     shifted[:, 1:101] = logp
     for layout in (wide[:, 1:201:2], shifted[:, 1:101], logp.T.contiguous().T):
         assert torch.equal(ops.knn_divergence(layout, knn), want)
     assert torch.equal(ops.knn_divergence(logp, knn.T.contiguous().T), want)
     # A row's result is that of the row and its neighbours alone.
-    rows = torch.cat((torch.tensor([4]), knn[4]))
-    alone = ops.knn_divergence(logp[rows], torch.tensor([[1, 2, 3, 4, 5]]).expand(6, -1))
-    assert torch.equal(alone[0], want[4])
+    rows = torch.cat((torch.tensor([4], device=backend.device), knn[4]))
+    neighbours = torch.arange(1, 6, device=backend.device).expand(6, -1)
+    assert torch.equal(ops.knn_divergence(logp[rows], neighbours)[0], want[4])
+
+
+def test_divergence_does_not_depend_on_the_threads() -> None:
+    logp, knn = neighbourhood(500, 100, 5)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(ops.knn_divergence(logp.float(), knn))
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_opcheck_of_divergence() -> None:
+    logp, knn = neighbourhood(5, 20, 3)
+    for given in (logp, logp.float()):
+        torch.library.opcheck(_native.raw.knn_divergence, (given, knn, 0))
 
 
 def test_divergence_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The twin's."""
+    monkeypatch.setattr(_native, "usable", lambda *_: False)
     logp, knn = neighbourhood(9, 100, 5)
     logp[4, 50] = -torch.inf
     logp = logp.log_softmax(1)
@@ -424,13 +477,25 @@ def test_divergence_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_close(tiles[finite], whole[finite], FLOAT64)
 
 
-def test_divergence_of_equals_and_of_nothing() -> None:
+def test_divergence_of_equals_and_of_nothing(backend: Backend) -> None:
     logp = randn(4, 6).log_softmax(1).float()
+    own = torch.arange(4)[:, None]
     for kind in KINDS:
-        own = torch.arange(4)[:, None]
-        assert not ops.knn_divergence(logp, own, kind=kind).any()  # type: ignore[arg-type]
-        empty = ops.knn_divergence(logp[:0], own[:0], kind=kind)  # type: ignore[arg-type]
-        assert empty.shape == (0,)
+        assert not found_divergence(backend, logp, own, kind).any()
+        assert found_divergence(backend, logp[:0], own[:0], kind).shape == (0,)
+
+
+@pytest.mark.parametrize("neighbour", [-1, 4, 1 << 40])
+def test_divergence_refuses_what_its_kernel_finds(backend: Backend, neighbour: int) -> None:
+    logp, knn = randn(4, 6).log_softmax(1).float(), torch.arange(4)[:, None]
+    knn[2] = neighbour
+    with pytest.raises(ValueError, match=r"knn must hold rows in \[0, 4\)"):
+        found_divergence(backend, logp, knn, "jeffreys")
+    for value in (torch.nan, 0.0, 1000.0):
+        wrong = logp.clone()
+        wrong[1, 3] = value
+        with pytest.raises(ValueError, match="those of row 1 sum to"):
+            found_divergence(backend, wrong, knn.clamp(0, 3), "jeffreys")
 
 
 X, G, H = torch.zeros(4, 3), torch.zeros(4, 2), torch.zeros(4, 3)
