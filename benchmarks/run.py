@@ -75,21 +75,24 @@ def row(
 
 
 def share_of_ops(step: Run, device: torch.device) -> float:
-    """The part of a step that its time inside ``pyddfast`` operators is, of one profiled step.
-
-    The step awaits its end.
-    """
-    on_device = device.type == "cuda"
+    """The part of a step that its time inside ``pyddfast`` operators is, of one profiled step."""
     activities = [ProfilerActivity.CPU]
-    if on_device:
+    if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         began = time.perf_counter()
         step()
+        _wait(device)
         wall_us = (time.perf_counter() - began) * 1e6
     events = [e for e in recorded.key_averages() if e.key.startswith("pyddfast::")]
+    on_device = device.type == "cuda"
     spent = sum(e.device_time_total if on_device else e.cpu_time_total for e in events)
     return min(1.0, spent / wall_us)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure_step(
@@ -100,8 +103,7 @@ def measure_step(
     def awaited(step: Run) -> Run:
         def run() -> Tensor | None:
             result = step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            _wait(device)
             return result
 
         return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from pyddfast.cli import main
 from pyddfast.data import DistilledSet
-from tests.methods.generative_cases import tiny_dit, tiny_sd
+
+sys.path.insert(0, str(Path(__file__).parent / "methods"))
+from generative_cases import tiny_dit, tiny_sd
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

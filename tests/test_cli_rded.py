@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from pyddfast.cli import main
 from pyddfast.data import DistilledSet
 from pyddfast.data.stored import read_tensors
 from tests.methods.rded_cases import write_photos
-from tests.processes import TORCHRUN, run_python
+
+ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +42,17 @@ def test_torchrun_makes_the_set_of_one_process(
 ) -> None:
     arguments = [*rded(folder), "--teacher", str(folder / "run"), "--workers", "1"]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
-    run_python(*TORCHRUN, "-m", "pyddfast", *arguments, "--out", str(tmp_path / "two"))
+    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node", "2", "-m", "pyddfast", *arguments),
+            *("--out", str(tmp_path / "two")),
+        ],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
     for name in ("set.safetensors", "set.json"):
         one, two = ((tmp_path / run / "set" / name).read_bytes() for run in ("one", "two"))
         assert one == two

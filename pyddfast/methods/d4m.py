@@ -27,6 +27,7 @@ from pyddfast.methods.latents import (
     DTYPES,
     LatentCoder,
     Precision,
+    check_pixels,
     check_steps,
     fixed_precision,
     keyed_normal,
@@ -38,7 +39,7 @@ from pyddfast.methods.latents import (
 )
 from pyddfast.methods.prototypes import class_prototypes, read_prototypes, write_prototypes
 from pyddfast.methods.recover import Job
-from pyddfast.methods.synthesis import check_counts, check_pixels, common_size
+from pyddfast.methods.synthesis import check_counts, common_size
 from pyddfast.random import Purpose, generator, permutation
 from pyddfast.train.distributed import resolve_device
 
@@ -189,11 +190,11 @@ def d4m(
     with Generation(facts, job, beside="prototypes", parts=data.num_classes, chunks=chunks) as work:
         if given is None:
             clustering = _Clustering(data, coder, config, work)
-            work.expect(clustering.count + _steps(config) * work.images)
+            work.expect(clustering.count + _steps(config) * _images(work.chunks))
             given = clustering.run()
             _write_json(work, data, words, given, config)
         else:
-            work.expect(_steps(config) * work.images)
+            work.expect(_steps(config) * _images(work.chunks))
         images = work.generate(_Denoising(pipe, coder, words, given, config), _steps(config))
     return DistilledSet(
         images=images,
@@ -223,7 +224,7 @@ def check_d4m(
         TypeError: ``prompts`` is one string.
         ValueError: As :func:`d4m`, of prompts and images.
     """
-    check_pixels(data, "D4M encodes pixels: data")
+    check_pixels(data, "D4M")
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list, one a class, got the string {prompts!r}")
     words = list(data.class_names if prompts is None else prompts)
@@ -353,7 +354,10 @@ class _Clustering:
         if store is not None:
             self._work.ranks.wait()
             for label in range(len(self._members)):
-                made[label] = store.need(_file(label))[0]["prototypes"]
+                found = store.read(_file(label))
+                if found is None:
+                    raise ValueError(f"{store.run.path / _file(label)} has disappeared")
+                made[label] = found[0]["prototypes"]
         return [made[label] for label in range(len(self._members))]
 
     def _centres(self, label: int) -> Tensor:
@@ -448,6 +452,10 @@ def _write_json(
 def _steps(config: D4MConfig) -> int:
     """Denoising steps of an image."""
     return int(config.strength * config.steps)
+
+
+def _images(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.labels) for chunk in chunks)
 
 
 def _file(label: int) -> str:

@@ -39,7 +39,6 @@ class Generation:
         store: The run folder, None without one.
         parts: Numbers of this process's parts.
         chunks: This process's batches.
-        images: How many images they have.
 
     Raises:
         ValueError: Several processes have no run folder, or it belongs to another job.
@@ -62,7 +61,6 @@ class Generation:
         self._all = chunks
         self.parts = range(parts)[divide(parts, world)[rank]]
         self.chunks = chunks[divide(len(chunks), world)[rank]]
-        self.images = sum(len(chunk.labels) for chunk in self.chunks)
         self._opened, self._done, self._total, self._saved = ExitStack(), 0, 0, time.perf_counter()
         self.store: JobFolder | None = None
         if job.out is not None:
@@ -124,7 +122,10 @@ class Generation:
         if self.store is not None:
             self.ranks.wait()
             for chunk in self._all:
-                made[chunk.index] = self.store.need(_name(chunk))[0]["images"]
+                found = self.store.read(_name(chunk))
+                if found is None:
+                    raise ValueError(f"{self.store.run.path / _name(chunk)} has disappeared")
+                made[chunk.index] = found[0]["images"]
             self.ranks.wait()
         return torch.cat([made[chunk.index] for chunk in self._all])
 
@@ -133,11 +134,18 @@ def views(
     data: ImageSource, indices: Sequence[int], view: Callable[[Tensor, int], Tensor], size: int
 ) -> Iterator[Tensor]:
     """Images of a data set as ``view(image, size)``, decoded in threads a little ahead."""
+
+    def decode(index: int) -> Tensor | Exception:
+        try:
+            return view(data[index], size)
+        except Exception as error:  # told in the caller's thread
+            return error
+
     held = isinstance(getattr(data, "images", None), Tensor)
     workers = 0 if held else default_workers()
-    made = ahead(lambda index: view(data[index], size), indices, workers=workers, most=_WAITING)
-    for _, image in made:
-        assert isinstance(image, Tensor)  # what cannot be read has raised
+    for _, image in ahead(decode, indices, workers=workers, most=_WAITING):
+        if isinstance(image, Exception):
+            raise image
         yield image
 
 

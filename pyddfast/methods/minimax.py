@@ -9,6 +9,8 @@ sampled from the moving average of the fine-tuned weights.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from pyddfast.methods.chunks import Chunk, plan_chunks
 from pyddfast.methods.generation import Generation
 from pyddfast.methods.latents import (
     LatentCoder,
+    check_pixels,
     check_steps,
     fixed_precision,
     naming_memory,
@@ -35,7 +38,7 @@ from pyddfast.methods.minimax_loss import Schedule, noise_schedule
 from pyddfast.methods.minimax_tuning import PhaseTuning, Tuning, difffit
 from pyddfast.methods.recover import Job
 from pyddfast.methods.small_scale import optimise
-from pyddfast.methods.synthesis import check_counts, check_pixels
+from pyddfast.methods.synthesis import check_counts
 from pyddfast.random import Purpose, generator
 from pyddfast.train.distributed import Ranks, resolve_device
 
@@ -185,7 +188,7 @@ def minimax(
     ]
     chunks = [replace(chunk, index=index) for index, chunk in enumerate(chunks)]
     with Generation(facts, job, beside="phases", parts=len(phases), chunks=chunks) as work:
-        tuned = _tune(data, phases, pipe, trained, coder, schedule, config, work, job)
+        tuned = _tune(data, phases, pipe, trained, coder, schedule, config, work, job, facts)
         images = work.generate(_Sampling(pipe, trained, tuned, coder, config), config.steps)
     return DistilledSet(
         images=images,
@@ -211,7 +214,7 @@ def check_minimax(data: ImageSource, config: MinimaxConfig) -> list[range]:
     Raises:
         ValueError: As :func:`minimax`, of images and classes.
     """
-    check_pixels(data, "Minimax Diffusion encodes pixels: data")
+    check_pixels(data, "Minimax Diffusion")
     classes = data.num_classes
     if config.model_classes and len(config.model_classes) != classes:
         raise ValueError(
@@ -257,6 +260,7 @@ def _tune(
     config: MinimaxConfig,
     work: Generation,
     job: Job,
+    facts: dict[str, Any],
 ) -> list[dict[str, Tensor]]:
     """The averaged weights of every phase; this process fine-tunes its own."""
     settings = Tuning(
@@ -269,11 +273,11 @@ def _tune(
     lengths = [
         config.epochs * (int(counts[p.start : p.stop].sum()) // config.batch_size) for p in phases
     ]
-    sampled = config.steps * work.images
+    sampled = config.steps * sum(len(chunk.labels) for chunk in work.chunks)
     # In images through the network.
     work.expect(config.batch_size * sum(lengths[number] for number in work.parts) + sampled)
     made: dict[int, dict[str, Tensor]] = {}
-    key = None if work.store is None else work.store.key
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     for number in work.parts:
         if work.store is not None and work.store.read(_file(number)) is not None:
             work.advance(config.batch_size * lengths[number])
@@ -295,7 +299,10 @@ def _tune(
     if work.store is not None:
         work.ranks.wait()
         for number in range(len(phases)):
-            made[number] = work.store.need(_file(number))[0]
+            found = work.store.read(_file(number))
+            if found is None:
+                raise ValueError(f"{work.store.run.path / _file(number)} has disappeared")
+            made[number] = found[0]
     return [made[number] for number in range(len(phases))]
 
 
