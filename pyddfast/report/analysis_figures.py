@@ -27,12 +27,13 @@ _EVEN = {
 Points = tuple[Sequence[float], Sequence[float], Sequence[float]]
 
 
-def dcs_figure(points: Mapping[str, Points]) -> Figure:
+def dcs_figure(points: Mapping[str, Points], *, of_size: str = "size {:g}") -> Figure:
     """Error against objective, a point a subset, a colour a size; side by side.
 
     Args:
         points: By title, e.g. the objective and its score: objectives, errors (fractions) and
             sizes.
+        of_size: A format of the legend's entries.
 
     Returns:
         A matplotlib figure.
@@ -49,7 +50,7 @@ def dcs_figure(points: Mapping[str, Points]) -> Figure:
                 marker="o",
                 markersize=4,
                 color=COLORS[number % len(COLORS)],
-                label=f"size {value:g}",
+                label=of_size.format(value),
             )
         one.set_xlabel(title)
         one.set_ylabel("test error (%)")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyddfast.analysis.dcs import DCS, dcs, dcs_difference
 from pyddfast.analysis.dynamics import loss_dynamics
 from pyddfast.analysis.objectives.trajectory import start_epoch_curve
 from pyddfast.analysis.ood import ood_dcs
 from pyddfast.analysis.pool import largest_error
+from pyddfast.report.analysis_figures import dcs_figure
 from pyddfast.report.comparison import REGIMES
 from pyddfast.report.dynamics import dynamics_figure, start_epoch_figure
-from pyddfast.report.figures import COLORS, figure_of
 from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, column_of
@@ -21,9 +21,6 @@ from pyddfast.study.section import Finding, Section, ends
 from pyddfast.study.spec import Study
 from pyddfast.study.steps import images
 from pyddfast.train import Regime
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["dcs_section", "dynamics_section", "ood_section", "tm_curve_section"]
 
@@ -101,7 +98,7 @@ def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
         tuple(rows),
         values,
         _dcs_claims(scores),
-        _scatter(points),
+        dcs_figure(points, of_size="{:g} images a class"),
         "Test error of students against each objective, a point a set",
     )
 
@@ -232,26 +229,6 @@ def ood_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
 
 def _score(score: DCS) -> str:
     return f"{score.rho:+.2f} {ends(score.ci)}"
-
-
-def _scatter(points: dict[str, tuple[list[float], list[float], list[int]]]) -> Figure:
-    figure, axes = figure_of(1, len(points), width=3.2 * len(points))
-    for column, (name, (objective, error, size)) in zip(axes, points.items(), strict=True):
-        for number, ipc in enumerate(sorted(set(size))):
-            at = [i for i, other in enumerate(size) if other == ipc]
-            column.plot(
-                [objective[i] for i in at],
-                [100 * error[i] for i in at],
-                linestyle="none",
-                marker="o",
-                markersize=5,
-                color=COLORS[number % len(COLORS)],
-                label=f"{ipc} images a class",
-            )
-        column.set_xlabel(name)
-    axes[0].set_ylabel("test error (%)")
-    axes[-1].legend(frameon=False, fontsize=8)
-    return figure
 
 
 def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
