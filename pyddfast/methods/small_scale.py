@@ -373,7 +373,7 @@ def optimise(
             if job.on_progress is not None:
                 job.on_progress(done, total)
             if folder is not None and folder.first:
-                keep_snapshot(folder.run, done, snapshot_every, work.tensors())
+                keep_snapshot(folder.run, done, snapshot_every, work.tensors)
             reports = done % LOG_EVERY == 0 or done == total
             saves = folder is not None and ranks.agree(
                 time.perf_counter() - saved >= job.checkpoint_seconds or done == total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,11 +26,12 @@ def check_snapshots(every: int | None) -> None:
 
 
 def keep_snapshot(
-    run: RunFolder, done: int, every: int | None, tensors: Mapping[str, Tensor]
+    run: RunFolder, done: int, every: int | None, state: Callable[[], Mapping[str, Tensor]]
 ) -> None:
     """Write ``images`` (and ``labels``, ``lr`` where they are learned) if it is time to."""
     if every is None or done % every:
         return
+    tensors = state()
     kept = {name: tensors[name].detach() for name in ("images", "labels", "lr") if name in tensors}
     run.write_tensors(f"{_FOLDER}/{done:08d}.safetensors", kept)
 

@@ -486,7 +486,7 @@ def _iterate(
         done += 1
         if run is not None:
             run.log(row)
-            keep_snapshot(run, done, matching.config.snapshot_every, matching.state())
+            keep_snapshot(run, done, matching.config.snapshot_every, matching.state)
         if row.get("skipped"):
             skipped.append(row["start_epoch"])
             in_a_row.append(row["start_epoch"])
