@@ -134,18 +134,11 @@ def views(
     data: ImageSource, indices: Sequence[int], view: Callable[[Tensor, int], Tensor], size: int
 ) -> Iterator[Tensor]:
     """Images of a data set as ``view(image, size)``, decoded in threads a little ahead."""
-
-    def decode(index: int) -> Tensor | Exception:
-        try:
-            return view(data[index], size)
-        except Exception as error:  # told in the caller's thread
-            return error
-
     held = isinstance(getattr(data, "images", None), Tensor)
     workers = 0 if held else default_workers()
-    for _, image in ahead(decode, indices, workers=workers, most=_WAITING):
-        if isinstance(image, Exception):
-            raise image
+    made = ahead(lambda index: view(data[index], size), indices, workers=workers, most=_WAITING)
+    for _, image in made:
+        assert isinstance(image, Tensor)  # what cannot be read has raised
         yield image
 
 
