@@ -174,6 +174,8 @@ class PhaseTuning:
         self.banks = MemoryBanks(
             len(labels), settings.memory_size, coder.latent_channels * side**2, model.device
         )
+        # The epoch's images in order, the step that is read next, and the images from it on.
+        self._order: list[int] = []
         self._stream: tuple[int, Iterator[Tensor]] = (-1, iter(()))
 
     @property
@@ -244,16 +246,16 @@ class PhaseTuning:
         settings = self._settings
         epoch, within = divmod(step, self._each)
         size = settings.batch_size
-        count = len(self._members)
-        turn = self._phase * settings.epochs + epoch
-        order = permutation(settings.seed, Purpose.EPOCH_ORDER, count, turn).tolist()
-        ids = [self._members[place] for place in order[: self._each * size]]
         if self._stream[0] != step or within == 0:
-            rest = ids[within * size :]
+            count = len(self._members)
+            turn = self._phase * settings.epochs + epoch
+            order = permutation(settings.seed, Purpose.EPOCH_ORDER, count, turn).tolist()
+            self._order = [self._members[place] for place in order[: self._each * size]]
+            rest = self._order[within * size :]
             self._stream = step, views(self._data, rest, centre_view, settings.size)
         images = torch.stack(list(islice(self._stream[1], size)))
         self._stream = step + 1, self._stream[1]
-        return ids[within * size : (within + 1) * size], epoch, images
+        return self._order[within * size : (within + 1) * size], epoch, images
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, their average and moments, and the banks."""
