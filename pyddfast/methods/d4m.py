@@ -354,10 +354,7 @@ class _Clustering:
         if store is not None:
             self._work.ranks.wait()
             for label in range(len(self._members)):
-                found = store.read(_file(label))
-                if found is None:
-                    raise ValueError(f"{store.run.path / _file(label)} has disappeared")
-                made[label] = found[0]["prototypes"]
+                made[label] = store.need(_file(label))[0]["prototypes"]
         return [made[label] for label in range(len(self._members))]
 
     def _centres(self, label: int) -> Tensor:

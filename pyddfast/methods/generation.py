@@ -122,10 +122,7 @@ class Generation:
         if self.store is not None:
             self.ranks.wait()
             for chunk in self._all:
-                found = self.store.read(_name(chunk))
-                if found is None:
-                    raise ValueError(f"{self.store.run.path / _name(chunk)} has disappeared")
-                made[chunk.index] = found[0]["images"]
+                made[chunk.index] = self.store.need(_name(chunk))[0]["images"]
             self.ranks.wait()
         return torch.cat([made[chunk.index] for chunk in self._all])
 

@@ -72,6 +72,17 @@ class JobFolder:
             raise ValueError(f"{self.run.path / name} was written as {state.get('name')}")
         return tensors, state
 
+    def need(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As :meth:`read`, of a part that this process or another one has finished.
+
+        Raises:
+            ValueError: As there, or the file is gone.
+        """
+        found = self.read(name)
+        if found is None:
+            raise ValueError(f"{self.run.path / name} has disappeared")
+        return found
+
     def write(self, name: str, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write a file, whole or not at all.
 

@@ -299,10 +299,7 @@ def _tune(
     if work.store is not None:
         work.ranks.wait()
         for number in range(len(phases)):
-            found = work.store.read(_file(number))
-            if found is None:
-                raise ValueError(f"{work.store.run.path / _file(number)} has disappeared")
-            made[number] = found[0]
+            made[number] = work.store.need(_file(number))[0]
     return [made[number] for number in range(len(phases))]
 
 

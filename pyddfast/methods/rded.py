@@ -256,9 +256,7 @@ def rded(
     if store is not None:
         ranks.wait()
         for label in range(len(pools)):
-            stored = store.read(_name(label))
-            if stored is None:
-                raise ValueError(f"{store.run.path / _name(label)} has disappeared")
+            stored = store.need(_name(label))
             if stored[1]["label"] != label:
                 raise ValueError(f"{store.run.path / _name(label)} holds another class")
             made[label] = stored
