@@ -31,6 +31,7 @@ class JobFolder:
     Attributes:
         run: The run folder.
         first: Whether this is the first process.
+        key: SHA-256 of the configuration.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class JobFolder:
         ranks.wait()
         text = json.dumps(self.run.config, sort_keys=True)
         self._parts = parts
-        self._key = hashlib.sha256(text.encode()).hexdigest()
+        self.key = hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and state of a file, None where there is none.
@@ -66,7 +67,7 @@ class JobFolder:
         if found is None:
             return None
         tensors, state = found
-        if not isinstance(state, dict) or state.get("key") != self._key:
+        if not isinstance(state, dict) or state.get("key") != self.key:
             raise ValueError(f"{self.run.path / name} belongs to a job with another configuration")
         if state.get("name") != name:  # moved: it would pass for another part of the same job
             raise ValueError(f"{self.run.path / name} was written as {state.get('name')}")
@@ -90,7 +91,7 @@ class JobFolder:
             OSError: It could not be written, e.g. because the disk is full.
         """
         try:
-            self.run.write_tensors(name, tensors, {"key": self._key, "name": name, **state})
+            self.run.write_tensors(name, tensors, {"key": self.key, "name": name, **state})
         except OSError as error:
             raise OSError(
                 error.errno,

@@ -9,8 +9,6 @@ sampled from the moving average of the fine-tuned weights.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -188,7 +186,7 @@ def minimax(
     ]
     chunks = [replace(chunk, index=index) for index, chunk in enumerate(chunks)]
     with Generation(facts, job, beside="phases", parts=len(phases), chunks=chunks) as work:
-        tuned = _tune(data, phases, pipe, trained, coder, schedule, config, work, job, facts)
+        tuned = _tune(data, phases, pipe, trained, coder, schedule, config, work, job)
         images = work.generate(_Sampling(pipe, trained, tuned, coder, config), config.steps)
     return DistilledSet(
         images=images,
@@ -260,7 +258,6 @@ def _tune(
     config: MinimaxConfig,
     work: Generation,
     job: Job,
-    facts: dict[str, Any],
 ) -> list[dict[str, Tensor]]:
     """The averaged weights of every phase; this process fine-tunes its own."""
     settings = Tuning(
@@ -277,7 +274,7 @@ def _tune(
     # In images through the network.
     work.expect(config.batch_size * sum(lengths[number] for number in work.parts) + sampled)
     made: dict[int, dict[str, Tensor]] = {}
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    key = None if work.store is None else work.store.key
     for number in work.parts:
         if work.store is not None and work.store.read(_file(number)) is not None:
             work.advance(config.batch_size * lengths[number])
