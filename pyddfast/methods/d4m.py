@@ -190,11 +190,11 @@ def d4m(
     with Generation(facts, job, beside="prototypes", parts=data.num_classes, chunks=chunks) as work:
         if given is None:
             clustering = _Clustering(data, coder, config, work)
-            work.expect(clustering.count + _steps(config) * _images(work.chunks))
+            work.expect(clustering.count + _steps(config) * work.images)
             given = clustering.run()
             _write_json(work, data, words, given, config)
         else:
-            work.expect(_steps(config) * _images(work.chunks))
+            work.expect(_steps(config) * work.images)
         images = work.generate(_Denoising(pipe, coder, words, given, config), _steps(config))
     return DistilledSet(
         images=images,
@@ -449,10 +449,6 @@ def _write_json(
 def _steps(config: D4MConfig) -> int:
     """Denoising steps of an image."""
     return int(config.strength * config.steps)
-
-
-def _images(chunks: Sequence[Chunk]) -> int:
-    return sum(len(chunk.labels) for chunk in chunks)
 
 
 def _file(label: int) -> str:

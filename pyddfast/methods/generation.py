@@ -39,6 +39,7 @@ class Generation:
         store: The run folder, None without one.
         parts: Numbers of this process's parts.
         chunks: This process's batches.
+        images: How many images they have.
 
     Raises:
         ValueError: Several processes have no run folder, or it belongs to another job.
@@ -61,6 +62,7 @@ class Generation:
         self._all = chunks
         self.parts = range(parts)[divide(parts, world)[rank]]
         self.chunks = chunks[divide(len(chunks), world)[rank]]
+        self.images = sum(len(chunk.labels) for chunk in self.chunks)
         self._opened, self._done, self._total, self._saved = ExitStack(), 0, 0, time.perf_counter()
         self.store: JobFolder | None = None
         if job.out is not None:

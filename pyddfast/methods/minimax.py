@@ -270,7 +270,7 @@ def _tune(
     lengths = [
         config.epochs * (int(counts[p.start : p.stop].sum()) // config.batch_size) for p in phases
     ]
-    sampled = config.steps * sum(len(chunk.labels) for chunk in work.chunks)
+    sampled = config.steps * work.images
     # In images through the network.
     work.expect(config.batch_size * sum(lengths[number] for number in work.parts) + sampled)
     made: dict[int, dict[str, Tensor]] = {}
