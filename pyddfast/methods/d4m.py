@@ -27,7 +27,6 @@ from pyddfast.methods.latents import (
     DTYPES,
     LatentCoder,
     Precision,
-    check_pixels,
     check_steps,
     fixed_precision,
     keyed_normal,
@@ -39,7 +38,7 @@ from pyddfast.methods.latents import (
 )
 from pyddfast.methods.prototypes import class_prototypes, read_prototypes, write_prototypes
 from pyddfast.methods.recover import Job
-from pyddfast.methods.synthesis import check_counts, common_size
+from pyddfast.methods.synthesis import check_counts, check_pixels, common_size
 from pyddfast.random import Purpose, generator, permutation
 from pyddfast.train.distributed import resolve_device
 
@@ -224,7 +223,7 @@ def check_d4m(
         TypeError: ``prompts`` is one string.
         ValueError: As :func:`d4m`, of prompts and images.
     """
-    check_pixels(data, "D4M")
+    check_pixels(data, "D4M encodes pixels: data")
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list, one a class, got the string {prompts!r}")
     words = list(data.class_names if prompts is None else prompts)

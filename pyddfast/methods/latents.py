@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pyddfast._extras import require
-from pyddfast.data import ImageSource
 from pyddfast.data.stored import read_json
 from pyddfast.random import generator
 from pyddfast.train.models import model_digest
@@ -24,7 +23,6 @@ __all__ = [
     "LatentCoder",
     "Precision",
     "centre_view",
-    "check_pixels",
     "check_steps",
     "fixed_precision",
     "keyed_normal",
@@ -285,20 +283,6 @@ def _check_finite(values: Tensor, what: str, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         why = f"the model overflows in {str(dtype).removeprefix('torch.')}: try precision fp32"
     raise FloatingPointError(f"{what} are not finite: {why}")
-
-
-def check_pixels(data: ImageSource, name: str) -> None:
-    """Refuse images that are not bytes.
-
-    Raises:
-        ValueError: They are normalised or whitened.
-    """
-    held = getattr(data, "images", None)
-    if isinstance(held, Tensor) and held.dtype != torch.uint8:
-        raise ValueError(
-            f"{name} encodes pixels: data must hold uint8 images, not {held.dtype} ones "
-            "(normalised or whitened)"
-        )
 
 
 def check_steps(steps: int, scheduler: Any) -> None:

@@ -24,7 +24,6 @@ from pyddfast.methods.chunks import Chunk, plan_chunks
 from pyddfast.methods.generation import Generation
 from pyddfast.methods.latents import (
     LatentCoder,
-    check_pixels,
     check_steps,
     fixed_precision,
     naming_memory,
@@ -36,7 +35,7 @@ from pyddfast.methods.minimax_loss import Schedule, noise_schedule
 from pyddfast.methods.minimax_tuning import PhaseTuning, Tuning, difffit
 from pyddfast.methods.recover import Job
 from pyddfast.methods.small_scale import optimise
-from pyddfast.methods.synthesis import check_counts
+from pyddfast.methods.synthesis import check_counts, check_pixels
 from pyddfast.random import Purpose, generator
 from pyddfast.train.distributed import Ranks, resolve_device
 
@@ -212,7 +211,7 @@ def check_minimax(data: ImageSource, config: MinimaxConfig) -> list[range]:
     Raises:
         ValueError: As :func:`minimax`, of images and classes.
     """
-    check_pixels(data, "Minimax Diffusion")
+    check_pixels(data, "Minimax Diffusion encodes pixels: data")
     classes = data.num_classes
     if config.model_classes and len(config.model_classes) != classes:
         raise ValueError(

@@ -29,7 +29,7 @@ from pyddfast.methods.engine import frozen
 from pyddfast.methods.job_folder import JobFolder
 from pyddfast.methods.patch_crops import CandidateBackend, check_backend
 from pyddfast.methods.patch_scoring import ClassPatches, Scoring, score_classes
-from pyddfast.methods.synthesis import common_size
+from pyddfast.methods.synthesis import check_pixels, common_size
 from pyddfast.ops.patches import mosaic
 from pyddfast.train.checkpoint import CHECKPOINT_SECONDS
 from pyddfast.train.distributed import join_ranks, resolve_device
@@ -169,12 +169,7 @@ def rded(
         OSError: A file could not be written; what is finished stays.
     """
     config = RDEDConfig() if config is None else config
-    held = getattr(dataset, "images", None)
-    if isinstance(held, torch.Tensor) and held.dtype != torch.uint8:
-        raise ValueError(
-            f"RDED cuts patches of pixels: dataset must hold uint8 images, not {held.dtype} ones "
-            "(normalised or whitened)"
-        )
+    check_pixels(dataset, "RDED cuts patches of pixels: dataset")
     size, factor, pools = check_rded(dataset, config, candidates=candidates)
     check_backend(dataset, backend)
     if workers is None:

@@ -24,6 +24,7 @@ __all__ = [
     "TaskInfo",
     "Teachers",
     "check_counts",
+    "check_pixels",
     "common_size",
     "initial_flip",
     "initial_noise",
@@ -188,6 +189,23 @@ def resolve(config: _Config, task: Task, published: Mapping[str, Mapping[str, An
         raise ValueError(f"classes must lie in [0, {task.num_classes}), got {bad[0]}")
     filled = replace(config, **values)
     return replace(filled, classes=filled.classes or tuple(range(task.num_classes)))
+
+
+def check_pixels(source: ImageSource, data: str) -> None:
+    """Refuse images that are not bytes.
+
+    Args:
+        source: The data set.
+        data: How the message begins: why bytes are needed, and what to call the data set.
+
+    Raises:
+        ValueError: They are normalised or whitened.
+    """
+    held = getattr(source, "images", None)
+    if isinstance(held, Tensor) and held.dtype != torch.uint8:
+        raise ValueError(
+            f"{data} must hold uint8 images, not {held.dtype} ones (normalised or whitened)"
+        )
 
 
 def common_size(source: Task) -> int | None:
