@@ -9,10 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyddfast.data import ImageSource, Normalization, ResidentDataset, network_input
+from pyddfast.data import ImageDataset, ImageSource, Normalization, ResidentDataset, network_input
 from pyddfast.train.distributed import Ranks
 
-__all__ = ["evaluate", "images_of", "predict", "predict_batches", "sampling_error"]
+__all__ = [
+    "check_test_set",
+    "evaluate",
+    "images_of",
+    "predict",
+    "predict_batches",
+    "sampling_error",
+]
+
+
+def check_test_set(dataset: ImageDataset, test_set: ImageSource) -> None:
+    """Whether a network that learns the one can be measured on the other.
+
+    Raises:
+        ValueError: the number of classes differs, or one is whitened and the other is not.
+    """
+    if dataset.num_classes != test_set.num_classes:
+        raise ValueError(
+            f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
+        )
+    if dataset.whitened != getattr(test_set, "whitened", False):
+        raise ValueError("dataset and test set must both be whitened, by the same ZCA, or neither")
 
 
 def images_of(dataset: ImageSource, start: int, stop: int) -> Tensor:

@@ -22,7 +22,7 @@ from pyddfast.data.trajectories import Trajectories, write_replay_buffer
 from pyddfast.random import Purpose, generator
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
 from pyddfast.train.distributed import Ranks, join_ranks, resolve_device
-from pyddfast.train.evaluate import evaluate
+from pyddfast.train.evaluate import check_test_set, evaluate
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches
 from pyddfast.train.models import ModelSpec, build_model, describe_model
@@ -143,12 +143,7 @@ def train_experts(
         raise ValueError(f"an expert learns from hard labels, the recipe has {used.regime!r}")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count must be a positive int, got {count!r}")
-    if dataset.num_classes != test_set.num_classes:
-        raise ValueError(
-            f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
-        )
-    if dataset.whitened != getattr(test_set, "whitened", False):
-        raise ValueError("dataset and test set must both be whitened, by the same ZCA, or neither")
+    check_test_set(dataset, test_set)
     target = resolve_device(device)
     ranks = join_ranks()
     job = _Experts(dataset, model, test_set, used, sharpness, seed, target, checkpoint_seconds)

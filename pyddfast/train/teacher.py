@@ -18,7 +18,7 @@ from pyddfast.data.stored import read_json, read_tensors
 from pyddfast.train.beside import Beside
 from pyddfast.train.checkpoint import CHECKPOINT, CHECKPOINT_SECONDS, fit
 from pyddfast.train.distributed import join_ranks, resolve_device
-from pyddfast.train.evaluate import evaluate, predict_batches
+from pyddfast.train.evaluate import check_test_set, evaluate, predict_batches
 from pyddfast.train.execution import Execution
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches, deterministic_mode
@@ -154,12 +154,7 @@ def train_teacher(
         used = teacher_recipe(epochs, **given)
     if used.regime != "hl":
         raise ValueError(f"a teacher learns from hard labels, the recipe has {used.regime!r}")
-    if dataset.num_classes != test_set.num_classes:
-        raise ValueError(
-            f"dataset has {dataset.num_classes} classes, the test set {test_set.num_classes}"
-        )
-    if dataset.whitened != getattr(test_set, "whitened", False):
-        raise ValueError("dataset and test set must both be whitened, by the same ZCA, or neither")
+    check_test_set(dataset, test_set)
     target, how = resolve_device(device), execution or Execution()
     how.check(target)
     plan = Plan(len(dataset), used.batch_size, used.drop_last, budget or Epochs(used.epochs))
