@@ -61,7 +61,7 @@ def teacher_folder(folder: Path) -> Path:
     Raises:
         FileNotFoundError: It holds no teacher.
     """
-    if (folder / "teacher" / "teacher.json").is_file():
+    if (folder / "teacher" / RECORD).is_file():
         folder = folder / "teacher"
     for name in (RECORD, WEIGHTS):
         if not (folder / name).is_file():
