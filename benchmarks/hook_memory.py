@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks import metadata
 from benchmarks.memory import Peak
 from benchmarks.ops.stats import FIRST, official_feature
-from benchmarks.schema import RESULTS
+from benchmarks.schema import RESULTS, write
 from pyddfast.models import create
 from pyddfast.nn import BNStatLoss
 
@@ -104,8 +104,7 @@ def main() -> None:
         print(json.dumps(step(options.child, options.batch, options.side)))
         return
     result = measure(options.batch, options.side)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
     for variant, size in result["bytes"].items():
         print(f"{variant}: {size / 2**20:.0f} MiB")
     print(f"inputs of all BatchNorm layers: {result['batch_norm_inputs'] / 2**20:.0f} MiB")

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks import metadata
 from benchmarks.memory import Peak
-from benchmarks.schema import RESULTS
+from benchmarks.schema import RESULTS, write
 from pyddfast import ops
 
 CLASSES, ROWS, FEATURES, PICKS = 1000, 1300, 512, 130
@@ -75,8 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "selection" / "scale.json")
     options = parser.parse_args()
     result = measure(options.classes, options.rows, options.centers)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
     print(json.dumps({k: result[k] for k in ("facility_location", "k_center")}, indent=1))
 
 
