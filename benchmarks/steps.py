@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from benchmarks import dm_iteration, trajectory
 from benchmarks.hook_memory import official_hooks
-from benchmarks.ops.kd import TEMPERATURE
+from benchmarks.ops.kd import eager_kd, our_kd
 from benchmarks.ops.select import Picker, location_loop, location_step
 from benchmarks.ops.stats import FIRST, official_feature
+from benchmarks.ops.synthesis import chain as official_view
 from pyddfast import ops
 from pyddfast.data import IMAGENET_NORMALIZATION, ImageFolder
 from pyddfast.methods.dm import DMConfig, DMWork
@@ -65,14 +66,6 @@ RECOVER = {"lr": 0.25, "betas": (0.5, 0.9), "eps": 1e-8}
 VIEW = (24, 40, 160, 144, 1, 16, 8)
 
 
-def official_view(images: Tensor, params: list[int]) -> Tensor:
-    """RandomResizedCrop (antialiased, as torchvision's on tensors), flip and roll."""
-    top, left, height, width, flip, down, right = params
-    cut = images[..., top : top + height, left : left + width]
-    views = F.interpolate(cut, images.shape[-2:], mode="bilinear", antialias=True)
-    return (views.flip(-1) if flip else views).roll((down, right), (2, 3))
-
-
 def official_prior(x: Tensor) -> Tensor:
     """TV and L2, which the official code computes at weight 0 too."""
     tv = sum(
@@ -106,8 +99,8 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
     batch, side = (2, 64) if quick else (100, 224) if device.type == "cuda" else (8, 224)
     start = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(batch, device=device)
-    params = [value if i == 4 else value * side // 224 for i, value in enumerate(VIEW)]
-    on_device = torch.tensor(params, device=device)
+    params = torch.tensor([v if i == 4 else v * side // 224 for i, v in enumerate(VIEW)])
+    on_device = params.to(device)
 
     def network() -> nn.Module:
         torch.manual_seed(0)
@@ -121,7 +114,7 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
         hooks = official_hooks(model, feature)
 
         def step() -> Tensor:
-            views = official_view(images, params)
+            views = official_view(images, params)  # on the host: waits for no device
             optimizer.zero_grad()
             cross_entropy = F.cross_entropy(model(views), targets)
             loss = cross_entropy + BN_WEIGHT * hooks() + 0.0 * official_prior(views)
@@ -225,22 +218,13 @@ def student(device: torch.device, quick: bool) -> Iterator[StepCase]:
 
         return step
 
-    def official(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = F.log_softmax(logits / TEMPERATURE, 1)
-        q = F.softmax(labels / TEMPERATURE, 1)
-        score = (log_p.detach().exp() - q).norm(dim=1) / TEMPERATURE
-        return F.kl_div(log_p, q, reduction="batchmean"), score
-
-    def ours(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.kd_loss(logits, labels, TEMPERATURE, return_score=True)
-
     yield StepCase(
         "SL+KD student, resnet18",
         f"{batch} images of {side} px, {classes} classes",
         {
-            "ours": step_of(ours),
-            "official": step_of(official),
-            **compiled(quick, lambda: step_of(torch.compile(official))),
+            "ours": step_of(our_kd),
+            "official": step_of(eager_kd),
+            **compiled(quick, lambda: step_of(torch.compile(eager_kd))),
         },
     )
 
