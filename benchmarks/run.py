@@ -75,24 +75,21 @@ def row(
 
 
 def share_of_ops(step: Run, device: torch.device) -> float:
-    """The part of a step that its time inside ``pyddfast`` operators is, of one profiled step."""
+    """The part of a step that its time inside ``pyddfast`` operators is, of one profiled step.
+
+    The step awaits its end.
+    """
+    on_device = device.type == "cuda"
     activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
+    if on_device:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         began = time.perf_counter()
         step()
-        _wait(device)
         wall_us = (time.perf_counter() - began) * 1e6
     events = [e for e in recorded.key_averages() if e.key.startswith("pyddfast::")]
-    on_device = device.type == "cuda"
     spent = sum(e.device_time_total if on_device else e.cpu_time_total for e in events)
     return min(1.0, spent / wall_us)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def measure_step(
@@ -103,7 +100,8 @@ def measure_step(
     def awaited(step: Run) -> Run:
         def run() -> Tensor | None:
             result = step()
-            _wait(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
             return result
 
         return run
