@@ -93,8 +93,11 @@ def train(
     return time.perf_counter() - began
 
 
-def train_vae(data: ImageDataset) -> tuple[Any, float]:
-    """Pixels in [-1, 1] to latents of 4 x 7 x 7 with a weak pull to the normal distribution."""
+def train_vae(data: ImageDataset) -> tuple[Any, Tensor, float]:
+    """Pixels in [-1, 1] to latents of 4 x 7 x 7 with a weak pull to the normal distribution.
+
+    Returns the VAE, the scaled latents of all images, and the seconds.
+    """
     vae = small_vae(width=16, factor=4)
     pixels = data.images.float() / 127.5 - 1
 
@@ -106,11 +109,10 @@ def train_vae(data: ImageDataset) -> tuple[Any, float]:
         return value
 
     seconds = train("VAE", [vae], VAE_STEPS, len(data), loss)
-    with torch.no_grad():
-        latents = encoded(vae, data)
+    latents = encoded(vae, data)
     # So that scaled latents have variance 1, as Stable Diffusion's 0.18215 does.
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
-    return vae, seconds
+    return vae, latents * vae.config.scaling_factor, seconds
 
 
 @torch.no_grad()
@@ -174,8 +176,7 @@ def trained_models(data: ImageDataset, folder: Path) -> dict[str, float]:
     if not kept.exists():
         torch.manual_seed(SEED)
         with new_folder(kept) as new:
-            vae, vae_seconds = train_vae(data)
-            latents = encoded(vae, data) * vae.config.scaling_factor
+            vae, latents, vae_seconds = train_vae(data)
             unet, text, unet_seconds = train_unet(data, latents)
             write_sd(new / "sd", vae, unet, text)
             dit, dit_seconds = train_dit(data, latents)
