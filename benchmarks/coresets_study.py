@@ -153,7 +153,7 @@ class Study:
         return found
 
     @cached_property
-    def whole_gradients(self) -> Scores:
+    def gradients(self) -> Scores:
         """GraNd of all weights, of the network of features."""
         model = self.network.model
         with self.timed("gradients"):
@@ -262,7 +262,7 @@ METHODS: dict[str, tuple[tuple[str, ...], Pick]] = {
     "GraNd, last layer": (PASS, _grand),
     "GraNd, all weights": (
         ("network", "gradients"),
-        lambda s, k: s.top(s.whole_gradients, k),
+        lambda s, k: s.top(s.gradients, k),
     ),
     "forgetting": _recorded("forgetting"),
     "AUM": _recorded("aum"),
@@ -289,10 +289,8 @@ def prepare(study: Study, needs: tuple[str, ...]) -> None:
     for name in needs:
         if name in ("young", "el2n-sl"):
             study.young("el2n" if name == "young" else name)
-        elif name in ("network", "embedding", "recorded"):
+        elif name in ("network", "embedding", "recorded", "gradients"):
             getattr(study, name)
-        elif name == "gradients":
-            study.whole_gradients  # noqa: B018 - computed when it is first read
 
 
 def images_trained(study: Study, needs: tuple[str, ...], ipc: int) -> int:
