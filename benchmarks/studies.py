@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import table
 from benchmarks.schema import RESULTS, write
 from pyddfast.data.atomic import write_bytes
 from pyddfast.report import percent
@@ -85,15 +86,13 @@ def page(folder: Path = STUDIES) -> str:
         "numbers have their 95 % interval. “Cannot be told”: the interval leaves it open. A lead",
         "that is said to be gone counts as gone where none can be told from chance.",
         "",
-        "| study | claim | shows here | measured |",
-        "| --- | --- | --- | --- |",
     ]
-    for run in runs:
-        for claim in run["claims"]:
-            lines.append(
-                f"| {run['study']}, {run['scale']} | {claim['says']} | {_SHOWS[claim['shows']]} | "
-                f"{claim['numbers']} |"
-            )
+    claims = [
+        [f"{run['study']}, {run['scale']}", claim["says"], _SHOWS[claim["shows"]], claim["numbers"]]
+        for run in runs
+        for claim in run["claims"]
+    ]
+    lines += table(["study", "claim", "shows here", "measured"], claims)
     for run in runs:
         lines += ["", *section(run)]
     return "\n".join(lines) + "\n"
@@ -116,14 +115,8 @@ def section(run: dict[str, Any]) -> list[str]:
     if run["cells"]:
         lines += ["", *accuracy_table(run)]
     for name, part in run["analyses"].items():
-        lines += [
-            "",
-            f"{name}: {part['note']}",
-            "",
-            "| " + " | ".join(part["columns"]) + " |",
-            "|" + " --- |" * len(part["columns"]),
-            *("| " + " | ".join(row) + " |" for row in part["rows"]),
-        ]
+        lines += ["", f"{name}: {part['note']}", ""]
+        lines += table(part["columns"], part["rows"], text=len(part["columns"]))
     stem = f"{run['study']}-{run['scale']}-"
     for file in sorted(FIGURES.glob(f"{stem}*")):
         shown = file.stem.removeprefix(stem).replace("-", " ")
@@ -142,7 +135,7 @@ def accuracy_table(run: dict[str, Any]) -> list[str]:
     columns = list(dict.fromkeys(column for _, column in cells))
     name = run["settings"]["published"]
     published = published_table(name) if name else None
-    lines = ["| set | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    shown = []
     for row in rows:
         texts = []
         for column in columns:
@@ -151,17 +144,12 @@ def accuracy_table(run: dict[str, Any]) -> list[str]:
             text += "" if cell["std"] is None else f" ± {percent(cell['std'])}"
             known = published.text(row, column) if published else ""
             texts.append(text + (f" (published {known})" if known else ""))
-        lines.append(f"| {row} | " + " | ".join(texts) + " |")
+        shown.append([row, *texts])
+    lines = table(["set", *columns], shown, text=1)
     if published is not None and not set(published.columns) <= set(columns):
-        lines += [
-            "",
-            "| published | " + " | ".join(published.columns) + " |",
-            "| --- |" + " ---: |" * len(published.columns),
-            *(
-                f"| {row} | " + " | ".join(published.text(row, c) for c in published.columns) + " |"
-                for row in published.rows
-            ),
-        ]
+        columns = list(published.columns)
+        shown = [[row, *(published.text(row, c) for c in columns)] for row in published.rows]
+        lines += ["", *table(["published", *columns], shown, text=1)]
     if published is not None:
         lines += ["", f"Published: {published.of}."]
         lines += [f"⚠ {row}, {column}: {why}." for (row, column), why in published.marks.items()]
