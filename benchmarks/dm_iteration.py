@@ -71,6 +71,18 @@ def official(
     return step
 
 
+def providers(ipc: int, batch: int, device: torch.device) -> dict[str, Callable[[int], object]]:
+    """An iteration by its number, as published and by ``methods.dm``."""
+    data = images()
+    real = RealImages(data, device, 0)
+    config = DMConfig(ipc=ipc, real_batch=batch, lr_img=1.0, init="real")
+    work = DMWork(real, Networks("convnet-d3", real, 0, fused=True), config, Ranks())
+    return {
+        "official expression": official(data, ipc, batch, device),
+        "methods.dm": work.run_step,
+    }
+
+
 def main() -> None:
     """Alternates the two and prints their times."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dm_iteration", description=__doc__)
@@ -78,14 +90,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--real-batch", type=int, default=256)
     options = parser.parse_args()
-    data = images()
-    real = RealImages(data, torch.device("cpu"), 0)
-    config = DMConfig(ipc=options.ipc, real_batch=options.real_batch, lr_img=1.0, init="real")
-    work = DMWork(real, Networks("convnet-d3", real, 0, fused=True), config, Ranks())
-    runs = {
-        "official expression": official(data, options.ipc, options.real_batch, torch.device("cpu")),
-        "methods.dm": work.run_step,
-    }
+    runs = providers(options.ipc, options.real_batch, torch.device("cpu"))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for iteration in range(options.rounds + 1):
         for name, step in runs.items():
