@@ -101,11 +101,6 @@ def pool_of(folder: ImageFolder) -> int:
     return len(folder) // folder.num_classes
 
 
-def device_of(teacher: nn.Module) -> torch.device:
-    """Where the teacher is; without parameters, the CPU."""
-    return next((p.device for p in teacher.parameters()), torch.device("cpu"))
-
-
 @torch.no_grad()
 def official(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
     """The official synthesis, a batch a class; returns bytes."""
@@ -114,7 +109,7 @@ def official(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
     made = []
     side, count = SIZE // FACTOR, IPC * FACTOR**2
     border = ((SIZE - side) // 2,) * 4
-    device = device_of(teacher)
+    device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
     moments = vars(folder.normalization).values()
     mean, std = (torch.tensor(x, device=device)[:, None, None] for x in moments)
     for crops, labels in ((c.to(device), y.to(device)) for c, y in loader):
@@ -139,7 +134,7 @@ def official(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
 def ours(folder: ImageFolder, teacher: nn.Module, workers: int) -> Tensor:
     """The same by ``methods.rded``."""
     config = replace(CONFIG, pool=pool_of(folder))
-    return rded(folder, teacher, config, device=device_of(teacher), workers=workers).images
+    return rded(folder, teacher, config, workers=workers).images
 
 
 PROVIDERS: dict[str, Callable[[ImageFolder, nn.Module, int], Tensor]] = {
