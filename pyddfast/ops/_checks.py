@@ -29,6 +29,16 @@ def float_tensor(value: Any, name: str) -> None:
         raise TypeError(f"{name} has dtype {value.dtype}; allowed are {_DTYPE_NAMES}")
 
 
+def unsound_row(x: Tensor) -> int | None:
+    """The first row of `x` (N, D) with NaN or an infinity; reads its values."""
+    # A row's sum sees NaN and infinities at the speed of memory; only where it is not finite, which
+    # large finite values may cause too, every value is looked at.
+    if bool(x.sum(1).isfinite().all()):
+        return None
+    bad = ~x.isfinite().all(1)
+    return int(bad.nonzero()[0, 0]) if bool(bad.any()) else None
+
+
 def number(value: Any, name: str) -> float:
     """`value` is a finite Python number; returns it as a float."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -130,14 +130,9 @@ def check_finite(x: Tensor, bounds: list[int], name: str = "x") -> None:
     if not readable(x):
         return
     for start, stop in tiles(len(x), x.shape[1] * x.element_size()):
-        part = x[start:stop].detach()
-        # A row's sum sees NaN and infinities at the speed of memory; only where it is not finite,
-        # which large finite values may cause too, every value is looked at.
-        if bool(part.sum(1).isfinite().all()):
-            continue
-        bad = ~part.isfinite().all(1)
-        if bool(bad.any()):
-            row = start + int(bad.nonzero()[0, 0])
+        row = _checks.unsound_row(x[start:stop].detach())
+        if row is not None:
+            row += start
             raise ValueError(
                 f"{name} holds NaN or infinite values, first in row {row} of segment "
                 f"{segment_of(row, bounds)}"
