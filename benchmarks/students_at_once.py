@@ -32,7 +32,9 @@ ROUNDS = 3  # of each, in turn
 
 def measure(width: int, batch: int, channels: int, side: int, steps: int) -> dict[str, Any]:
     """Milliseconds of processor time a step of all students: median over rounds."""
-    networks = [create("convnet-d3", 10, channels, side, width=width, seed=k) for k in range(3)]
+    networks = [
+        create("convnet-d3", 10, channels, side, width=width, seed=k) for k in range(STUDENTS)
+    ]
     images = torch.randn(STUDENTS, batch, channels, side, side)
     labels = torch.randint(0, 10, (STUDENTS, batch))
 
