@@ -1,8 +1,7 @@
 """Passes of GraNd for test_grand.py, run as a script in a process of its own.
 
 ``python grand_runner.py FOLDER`` scores in one process, in one that is killed after every part it
-writes, and in two of gloo, each into a folder of its own, and prints exit codes as JSON.  Each
-process is a forked child of a parent that has imported everything and run no backward pass.
+writes, and in two of gloo, each into a folder of its own, and prints exit codes as JSON.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from torch import nn
 from pyddfast.coresets import grand, grand_of_models
 from pyddfast.data import ImageDataset, Normalization
 from pyddfast.train.distributed import join_ranks
+from tests.processes import start, wait
 
 grand._PART = 8  # of 30 images: four parts, the last of 6
 PARTS = 4
 
 
-def work(out: Path, layer: Any) -> None:
+def work(layer: Any, out: Path) -> None:
     """GraNd of one network against a teacher."""
     torch.set_num_threads(1)
     made = torch.Generator().manual_seed(0)
@@ -52,37 +53,11 @@ def work(out: Path, layer: Any) -> None:
         scores.save(out / "scores.npz")
 
 
-def start(out: Path, layer: str, world: int = 1) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            os.environ |= {
-                "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-            try:
-                work(out, layer)
-                os._exit(0)
-            except BaseException as error:
-                print(rank, repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-        pids.append(pid)
-    return pids
-
-
-def wait(pids: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-
-
-def killed(out: Path, layer: str) -> list[int]:
+def killed(job: Callable[[Path], None], out: Path) -> list[int]:
     """Exit codes of processes that are killed when another part is there, until one ends."""
     codes, folder, seen = [], out / "gradients0", 0
     while not codes or codes[-1] < 0:
-        (pid,) = start(out, layer)
+        (pid,) = start(job, out)
         while True:
             found = len(list(folder.glob("part*"))) if folder.is_dir() else 0
             if seen < found < PARTS:
@@ -100,10 +75,11 @@ def main(root: Path) -> None:
     torch.set_num_threads(1)
     seen = {}
     for layer in ("last", "all"):
+        job = partial(work, layer)
         seen[layer] = {
-            "one": wait(start(root / f"{layer}-one", layer)),
-            "killed": killed(root / f"{layer}-killed", layer),
-            "two": wait(start(root / f"{layer}-two", layer, 2)),
+            "one": wait(start(job, root / f"{layer}-one")),
+            "killed": killed(job, root / f"{layer}-killed"),
+            "two": wait(start(job, root / f"{layer}-two", 2)),
         }
     print(json.dumps(seen))
 

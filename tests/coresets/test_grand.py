@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from pyddfast.coresets.el2n import scoring_networks
 from pyddfast.data import ImageDataset, normalize
 from pyddfast.train.distributed import Ranks
 from tests.coresets.test_el2n_sl import NORM, Orthogonal
+from tests.processes import run_python
 
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -144,13 +143,7 @@ def test_trained_networks_are_those_of_el2n(blobs: ImageDataset) -> None:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("grand")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("grand_runner.py")), str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(str(Path(__file__).with_name("grand_runner.py")), str(root), timeout=600)
     return root, json.loads(done.stdout)
 
 

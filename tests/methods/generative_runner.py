@@ -19,9 +19,10 @@ import torch
 import torch._dynamo
 from generative_cases import tiny_dit, tiny_sd
 from small_scale_cases import squares
-from small_scale_runner import job, save, start, wait
+from small_scale_runner import job, save
 
 from pyddfast.methods import D4MConfig, MinimaxConfig, d4m, minimax
+from tests.processes import start, wait
 
 
 def by_d4m(out: Path) -> None:

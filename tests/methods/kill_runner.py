@@ -3,9 +3,6 @@
 ``python kill_runner.py job METHOD FOLDER`` makes a set in FOLDER, as any rank of torchrun.
 ``python kill_runner.py kill METHOD FOLDER KILLS`` makes a set in FOLDER/whole, and the same set in
 other folders with a SIGKILL at so many moments, and prints what it saw as JSON.
-
-The kills are done to forked children of a parent that has imported everything and never run a
-backward pass, so that each costs milliseconds and not an import of torch.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ import torch
 
 from pyddfast.methods import EDCConfig, Job, SRe2LConfig, edc, sre2l
 from tests.methods.synthesis_cases import dataset, teacher
+from tests.processes import child
 
 SHARED: dict[str, Any] = {
     "ipc": 2, "iterations": 24, "batch_size": 3, "jitter": (0, 2), "seed": 11,
@@ -40,18 +37,6 @@ def job(folder: Path) -> None:
     made = method(dataset(), NETWORKS, config, job=Job(out=folder, checkpoint_seconds=0.0))
     if int(os.environ.get("RANK", "0")) == 0:
         made.save(folder / "set")
-
-
-def child(work: Callable[[], None]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-    return pid
 
 
 def finished(folder: Path) -> dict[str, tuple[int, int]]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from pyddfast.data import ImageFolder
 from pyddfast.methods import RDEDConfig, rded
-from tests.methods.kill_runner import child
+from tests.processes import child
 
 CLASSES, PER_CLASS, SIZE, KILLS = 5, 7, 16, 12
 # 4 images a batch against 7 a class: most batches hold two classes.

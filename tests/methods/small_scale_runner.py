@@ -1,8 +1,7 @@
 """Jobs for test_small_scale.py, run as a script in a process of their own.
 
 ``python small_scale_runner.py FOLDER`` makes sets by DM and DSA in one process, in two, and in
-processes that are killed at seeded moments, and prints exit codes as JSON.  Each process is a
-forked child of a parent that has imported everything and run no backward pass.
+processes that are killed at seeded moments, and prints exit codes as JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ import torch._dynamo
 from small_scale_cases import MODEL, squares
 
 from pyddfast.methods import DMConfig, DSAMatchingConfig, Job, dm, dsa
+from tests.processes import start, wait
 
 
 def by_dm(out: Path) -> None:
@@ -43,32 +42,6 @@ def job(out: Path) -> Job:
 def save(made, out: Path) -> None:
     if os.environ.get("RANK", "0") == "0":
         made.save(out / "set")
-
-
-def start(work: Callable[[Path], None], out: Path, world: int) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            os.environ |= {
-                "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-            try:
-                work(out)
-                os._exit(0)
-            except BaseException as error:
-                print(rank, repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-        pids.append(pid)
-    return pids
-
-
-def wait(pids: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def killed(work: Callable[[Path], None], out: Path) -> dict[str, object]:

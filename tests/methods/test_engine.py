@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,23 +19,13 @@ from pyddfast.data.stored import read_tensors
 from pyddfast.methods import EDCConfig, Job, SRe2LConfig, edc, sre2l
 from pyddfast.methods.chunks import Chunk, plan_chunks
 from tests.methods.synthesis_cases import CLASSES, SIZE, dataset, teacher
+from tests.processes import TORCHRUN, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("kill_runner.py")
 CONFIG = SRe2LConfig(ipc=2, iterations=8, batch_size=3, jitter=(0, 2), crop=True, seed=2)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def run(*arguments: str) -> str:
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -55,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_kills_change_no_byte_and_no_finished_chunk(
     method: str, kills: int, tmp_path: Path
 ) -> None:
-    seen = json.loads(run(str(RUNNER), "kill", method, str(tmp_path), str(kills)))
+    seen = json.loads(run_python(str(RUNNER), "kill", method, str(tmp_path), str(kills)).stdout)
     assert seen["kills"] == kills
     assert seen["torn"] == 1  # one of them left a half-written temporary file
     assert seen["rewritten"] == []
@@ -76,9 +64,8 @@ def test_kills_change_no_byte_and_no_finished_chunk(
 
 def test_ranks_make_the_bytes_of_one_process(tmp_path: Path) -> None:
     # EDC: the processes divide the teachers' passes over the data, too.
-    run(str(RUNNER), "job", "edc", str(tmp_path / "one"))
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run(*torchrun, str(RUNNER), "job", "edc", str(tmp_path / "two"))
+    run_python(str(RUNNER), "job", "edc", str(tmp_path / "one"))
+    run_python(*TORCHRUN, str(RUNNER), "job", "edc", str(tmp_path / "two"))
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 

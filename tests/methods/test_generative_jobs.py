@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_python
 
 RUNNER = Path(__file__).with_name("generative_runner.py")
 # What each method keeps of its first stage; D4M's JSON of it lies beside config.json.
@@ -18,13 +17,7 @@ KEPT = {"d4m": "prototypes/00000?.safetensors", "minimax": "phases/00000?.safete
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory):
     root = tmp_path_factory.mktemp("jobs")
-    repository = Path(__file__).resolve().parents[2]
-    ended = subprocess.run(
-        [sys.executable, str(RUNNER), str(root)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), *sys.path])},
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
+    ended = run_python(str(RUNNER), str(root), timeout=600)
     return root, json.loads(ended.stdout.splitlines()[-1])
 
 

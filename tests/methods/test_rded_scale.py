@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from pyddfast.methods import RDEDConfig, ca2d, patch_crops, rded
 from pyddfast.ops.augment import draw_crop_boxes
 from pyddfast.random import Purpose
 from tests.methods.rded_cases import CLASSES, CONFIG, PER_CLASS, SIZE, observer, write_photos
+from tests.processes import TORCHRUN, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNNER = Path(__file__).with_name("rded_cases.py")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,16 +34,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*arguments: str) -> str:
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a run by name, but config.json and what a kill left of an unfinished set."""
     names = [str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()]
@@ -55,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_kills_and_ranks_change_no_byte(photos: Path, tmp_path: Path) -> None:
-    seen = json.loads(run(str(RUNNER), "kill", str(photos), str(tmp_path)))
+    seen = json.loads(run_python(str(RUNNER), "kill", str(photos), str(tmp_path)).stdout)
     assert set(seen["statuses"]) <= {0}
     assert seen["kept"] > 0  # some kills came between two classes
     whole = contents(tmp_path / "whole")
@@ -66,8 +53,7 @@ def test_kills_and_ranks_change_no_byte(photos: Path, tmp_path: Path) -> None:
     ]
     for folder in seen["folders"]:
         assert contents(Path(folder)) == whole
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    run(*torchrun, str(RUNNER), "job", str(photos), str(tmp_path / "two"))
+    run_python(*TORCHRUN, str(RUNNER), "job", str(photos), str(tmp_path / "two"))
     assert contents(tmp_path / "two") == whole
 
 

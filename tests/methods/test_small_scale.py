@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +22,7 @@ from pyddfast.ops.dsa import draw_dsa
 from pyddfast.ops.dsa import dsa as apply_dsa
 from pyddfast.random import Purpose, permutation
 from pyddfast.train import recipe, train_student
+from tests.processes import run_python
 
 RUNNER = Path(__file__).with_name("small_scale_runner.py")
 CPU = Job(device="cpu")
@@ -164,11 +162,7 @@ def test_dc_and_dsa_are_the_official_loop(augment):
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     root = tmp_path_factory.mktemp("jobs")
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), str(root)], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_python(str(RUNNER), str(root))
     return root, json.loads(done.stdout), done.stderr
 
 

@@ -1,8 +1,7 @@
 """Jobs for test_distributed.py, run as a script in a process of their own.
 
 ``python distributed_runner.py FOLDER`` trains students and stores labels in one process and in two,
-kills some, and prints what it saw as JSON.  Each process is a forked child of a parent that has
-imported everything and started no thread, so that it costs milliseconds and not an import of torch.
+kills some, and prints what it saw as JSON.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +35,7 @@ from pyddfast.train import (
     train_student,
     train_teacher,
 )
+from tests.processes import start, wait
 
 
 def plain(seed: int) -> nn.Module:
@@ -143,34 +142,6 @@ def train(model: Callable[[int], nn.Module], r, out: Path | None, execution: Exe
         evaluations=2, checkpoint_seconds=0.0, out=out, device="cpu", progress=False,
         execution=execution,
     )  # fmt: skip
-
-
-def start(job: Callable[[Path], None], out: Path, world: int) -> list[int]:
-    """Process ids of the job, one a rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = []
-    for rank in range(world):
-        pid = os.fork()
-        if pid == 0:
-            os.environ |= {
-                "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            }  # fmt: skip
-            try:
-                job(out)
-                sys.stdout.flush()  # as an exit of Python's own would
-                os._exit(0)
-            except BaseException as error:
-                print(rank, repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-        pids.append(pid)
-    return pids
-
-
-def wait(pids: list[int]) -> list[int]:
-    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 def killed(job: Callable[[Path], None], out: Path, last: str) -> dict[str, object]:

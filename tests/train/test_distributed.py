@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from pyddfast.train.distributed import Ranks, divide
 from pyddfast.train.labels import HardLabels
 from pyddfast.train.loop import Trainer, check_batches
 from pyddfast.train.record import Ticks
+from tests.processes import run_python
 
 RUNNER = Path(__file__).with_name("distributed_runner.py")
 
@@ -28,11 +26,7 @@ RUNNER = Path(__file__).with_name("distributed_runner.py")
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     root = tmp_path_factory.mktemp("jobs")
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), str(root)], capture_output=True, text=True, timeout=400,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_python(str(RUNNER), str(root), timeout=400)
     *spoken, seen = done.stdout.splitlines()
     # Of the command in one process and in two: one process speaks.
     assert ["12 scores of 18 images" in line for line in spoken] == [True, False] * 2
