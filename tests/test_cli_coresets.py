@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +40,7 @@ from pyddfast.coresets import (
 from pyddfast.coresets.recorded import Recorded
 from pyddfast.data import DistilledSet, ImageDataset
 from pyddfast.train import train_teacher
+from tests.processes import TORCHRUN, run_python
 
 MODEL = ["--model", "convnet-d1", "--model-option", "width=4", "norm=batch"]
 
@@ -396,46 +394,18 @@ def test_k_means_is_an_algorithm_of_k_centers(
 
 def test_torchrun_shares_the_pass_over_the_data(network: Path, tmp_path: Path) -> None:
     words = ["coreset", "k-centers", "--teacher", str(network), "--ipc", "3", "--device", "cpu"]
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "pyddfast"),
-            *(*words, "--out", str(tmp_path / "two")),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    run_python(*TORCHRUN, "-m", "pyddfast", *words, "--out", str(tmp_path / "two"))
     parts = sorted(file.name for file in (tmp_path / "two" / "embedding").glob("part*"))
     assert parts == [f"part-{number:05d}.safetensors" for number in range(3)]  # of 6000 images
-    one = subprocess.run(
-        [sys.executable, "-m", "pyddfast", *words, "--out", str(tmp_path / "one")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert one.returncode == 0, one.stderr[-2000:]
+    run_python("-m", "pyddfast", *words, "--out", str(tmp_path / "one"))
     for name in ("embedding/part-00001.safetensors", "selection.npz"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_torchrun_shares_trainings_and_gradients(tmp_path: Path) -> None:
     words = ["coreset", "grand", "--layer", "all", "--repeats", "1", "--epochs", "1", *MODEL]
-    finished = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", "-m", "pyddfast"),
-            *(*words, "--ipc", "3", "--device", "cpu", "--out", str(tmp_path)),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    words += ["--ipc", "3", "--device", "cpu", "--out", str(tmp_path)]
+    run_python(*TORCHRUN, "-m", "pyddfast", *words)
     whole = data.load("fashion-mnist-mini")
     net = options.load_teacher(tmp_path / "networks" / "net0", whole, "cpu").model
     scores = grand_of_models(whole, [net], layer="all", progress=False)

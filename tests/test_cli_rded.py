@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,7 @@ from pyddfast.cli import main
 from pyddfast.data import DistilledSet
 from pyddfast.data.stored import read_tensors
 from tests.methods.rded_cases import write_photos
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import TORCHRUN, run_python
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,17 +38,7 @@ def test_torchrun_makes_the_set_of_one_process(
 ) -> None:
     arguments = [*rded(folder), "--teacher", str(folder / "run"), "--workers", "1"]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "pyddfast", *arguments),
-            *("--out", str(tmp_path / "two")),
-        ],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run_python(*TORCHRUN, "-m", "pyddfast", *arguments, "--out", str(tmp_path / "two"))
     for name in ("set.safetensors", "set.json"):
         one, two = ((tmp_path / run / "set" / name).read_bytes() for run in ("one", "two"))
         assert one == two

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +11,8 @@ import torch
 from pyddfast import data
 from pyddfast.cli import main
 from pyddfast.data import DistilledSet, read_layout
+from tests.processes import TORCHRUN, run_python
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--iterations", "3", "--ipc", "1", "--batch-size", "5"]
 
 
@@ -81,17 +78,7 @@ def test_the_others_take_a_trained_teacher_and_write_official_layouts(
 def test_torchrun_makes_the_set_of_one_process(teacher: Path, tmp_path: Path) -> None:
     arguments = ["distill", "sre2l", *TINY, "--init", "data", "--teacher", str(teacher)]
     assert main([*arguments, "--out", str(tmp_path / "one")]) == 0
-    path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "pyddfast", *arguments),
-            *("--out", str(tmp_path / "two")),
-        ],
-        check=True,
-        env={**os.environ, "PYTHONPATH": path},
-        timeout=300,
-    )
+    run_python(*TORCHRUN, "-m", "pyddfast", *arguments, "--out", str(tmp_path / "two"))
     one, two = (tmp_path / n / "set" / "set.safetensors" for n in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from pyddfast.cli import main
 from pyddfast.cli.sets import test_view as shorter_side
 from pyddfast.data import IMAGENET_NORMALIZATION, DistilledSet, ImageFolder, write_layout
 from pyddfast.train import evaluate
+from tests.processes import TORCHRUN, run_python
 
 SYNSETS = ("n01518878", "n01530575", "n02102040")
 SMALL = ["--regime", "hl", "--model", "convnet-d1", "--model-option", "width=4", "--steps", "2"]
@@ -130,18 +128,7 @@ def test_torchrun_shares_a_training(tmp_path: Path, root: Path, distilled: Disti
     images = write_layout(distilled, tmp_path / "set", "rded")
     words = ["train", "--set", str(images), *SMALL, "--data", "folder", "--root", str(root)]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc_per_node", "2", "-m", "pyddfast"),
-            *(*words, "--out", str(tmp_path / "two")),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(*TORCHRUN, "-m", "pyddfast", *words, "--out", str(tmp_path / "two"))
     assert done.stdout.count("standard error of") == 1  # one process speaks
     one, two = (
         load_file(tmp_path / run / "students" / "seed0.safetensors") for run in ("one", "two")
