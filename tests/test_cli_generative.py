@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ import torch
 
 from pyddfast.cli import main
 from pyddfast.data import DistilledSet
-
-sys.path.insert(0, str(Path(__file__).parent / "methods"))
-from generative_cases import tiny_dit, tiny_sd
+from tests.methods.generative_cases import tiny_dit, tiny_sd
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
