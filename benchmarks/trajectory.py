@@ -149,7 +149,7 @@ def kept_mb(problem: Problem, step: InnerStep, steps: int) -> float:
     alive: weakref.WeakSet[Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> Kept:
-        kept = Kept(tensor)
+        kept = Kept(tensor.detach())  # itself, it would keep the graph that keeps it, for ever
         alive.add(kept)
         return kept
 
