@@ -256,63 +256,73 @@ def page(runs: dict[str, Row]) -> str:
         if left_out := run["metadata"]["left_out"]:
             lines += ["### Not measured", ""]
             lines += [*(f"- {name}: {reason}" for name, reason in left_out.items()), ""]
-    return "\n".join([*lines, *recorder_lines(), *reading_lines()])
+    return "\n".join([*lines, *recorder_lines(), *reading_lines(), *trajectory_lines()])
 
 
 def readme_part(runs: dict[str, Row]) -> str:
-    """What stands between the README's markers: a line an op and shape, and the accuracy.
+    """What stands between the README's markers: a line an op, over all its cases, and the accuracy.
 
-    Ops that have a backward are shown with it.  `cpu-….json`, the suite under other conditions, is
-    left to `docs/results.md`.
+    Ops that have a backward are shown with it.  Of several runs on one machine that have an op the
+    first by name is shown: `cpu-kept-memory.json` is the suite under other conditions.
     """
     if not runs:
         return "No result has been committed yet."
-    lines = []
-    for run in (run for stem, run in runs.items() if "-" not in stem):
+    machines: dict[str, tuple[dict[str, list[list[Row]]], list[Row]]] = {}
+    for _, run in sorted(runs.items()):
         metadata = run["metadata"]
         cpu, gpu = metadata["cpu"], metadata["gpu"]
         where = gpu["name"] if gpu else f"{cpu['name']}, {cpu['threads']} threads"
+        ops, accuracy = machines.setdefault(
+            f"{where}, torch {metadata['versions']['torch']}", ({}, [])
+        )
+        found: dict[str, list[list[Row]]] = {}
+        for group in grouped(run["results"]):
+            if any(row["provider"] == "ours" for row in group):
+                found.setdefault(group[0]["op"], []).append(group)
+        for op, cases in found.items():
+            differentiated = [group for group in cases if "+" in group[0]["part"]]
+            ops.setdefault(op, differentiated or cases)
+        accuracy += [] if accuracy else run["accuracy"]
+    lines = []
+    for machine, (ops, accuracy) in machines.items():
+        rows = [
+            [
+                f"`{op}`",
+                str(len(cases)),
+                *(_factors(cases, name) for name in COMMON_PEERS),
+                "; ".join(f"{name} {_factors(cases, name)}" for name in _other_peers(cases)),
+            ]
+            for op, cases in ops.items()
+        ]
+        header = ["op", "cases", "faster than eager", "than torch.compile", "than others"]
         lines += [
-            f"{where}, torch {metadata['versions']['torch']}; forward and backward, or forward "
-            "where there is no backward:",
+            f"{machine}; forward and backward, or forward where there is no backward; the least "
+            "and the most of all cases:",
+            "",
+            *table(header, rows, text=1),
             "",
         ]
-        groups = [g for g in grouped(run["results"]) if any(r["provider"] == "ours" for r in g)]
-        backward = {g[0]["op"] for g in groups if g[0]["part"] == "forward+backward"}
-        rows = []
-        for group in groups:
-            op, part, shape, dtype = case_of(group[0])
-            if part == "forward" and op in backward:
-                continue
-            ours = next(row for row in group if row["provider"] == "ours")
-            common = [_factor(group, name) for name in COMMON_PEERS]
-            others = [row["provider"] for row in group if is_peer(row)]
-            others = [name for name in others if name not in COMMON_PEERS and "form" not in name]
-            rows.append(
-                [
-                    f"`{op}`, twice" if "double" in part else f"`{op}`",
-                    shape_text(op, shape),
-                    dtype,
-                    f"{number(ours['median_us'])} µs",
-                    *common,
-                    "; ".join(f"{name} {_factor(group, name)}" for name in others),
-                ]
-            )
-        header = ["op", "shape", "dtype", "median", "faster than eager", "than torch.compile"]
-        lines += [*table([*header, "than others"], rows), ""]
-        if run["accuracy"]:
-            lines += [accuracy_sentence(run["accuracy"]), ""]
+        if accuracy:
+            lines += [accuracy_sentence(accuracy), ""]
     return "\n".join(lines).rstrip()
 
 
 COMMON_PEERS = ("eager", "torch.compile")
 
 
-def _factor(group: list[Row], provider: str) -> str:
-    factor = speedup(group, provider)
-    if factor is None:
+def _other_peers(cases: list[list[Row]]) -> list[str]:
+    """Peers of some ops only; another form of a common peer is left to the page."""
+    names = dict.fromkeys(row["provider"] for group in cases for row in group if is_peer(row))
+    return [name for name in names if name not in COMMON_PEERS and "form" not in name]
+
+
+def _factors(cases: list[list[Row]], provider: str) -> str:
+    """How many times as fast as a provider we are, from the least to the most."""
+    factors = [f for group in cases if (f := speedup(group, provider)) is not None]
+    if not factors:
         return ""
-    return f"{factor:.1f}×" + (f" {SLOWER}" if factor < 1 else "")
+    ends = dict.fromkeys(f"{factor:.1f}" for factor in (min(factors), max(factors)))
+    return "–".join(ends) + "×" + (f" {SLOWER}" if min(factors) < 1 else "")
 
 
 def recorder_lines(folder: Path = RESULTS / "recorder") -> list[str]:
@@ -388,6 +398,54 @@ def reading_lines(folder: Path = RESULTS / "reading") -> list[str]:
             "is the input path of the official codes.",
             "",
             *table(header, rows),
+            "",
+        ]
+    return lines
+
+
+def trajectory_lines(folder: Path = RESULTS / "trajectory") -> list[str]:
+    """What an outer step of TM costs, of every run of `python -m benchmarks.trajectory`."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        timed, metadata = run["results"], run["metadata"]
+        lengths = list(dict.fromkeys(row["steps"] for row in run["memory"]))
+        kept = {(row["provider"], row["steps"]): row["kept_mb"] for row in run["memory"]}
+        rows = []
+        for row in timed:
+            name = row["provider"]
+            gain = timed[0]["outer_ms"] / row["outer_ms"]
+            least, most = min(row["outer_ms_all"]), max(row["outer_ms_all"])
+            rows.append(
+                [
+                    name,
+                    f"{row['outer_ms']:,.0f}",
+                    f"{least:,.0f} to {most:,.0f}",
+                    f"{row['convolution_ms']:,.0f}",
+                    "" if row is timed[0] else f"{gain:.2f}×" + (f" {SLOWER}" if gain < 1 else ""),
+                    *(number(kept[name, n]) if (name, n) in kept else "" for n in lengths),
+                ]
+            )
+        header = ["provider", "ms", "of", "in convolutions, ms", "faster by"]
+        header += [f"MB kept, N = {n}" for n in lengths]
+        model, options = run["model"]
+        calls = ", ".join(
+            f"{row['provider']} {row['inner_step']} and {row['final_backward']}"
+            for row in run["calls"]
+        )
+        lines += [
+            f"## A step of trajectory matching: {path.stem}",
+            "",
+            f"An outer step of TM, {run['steps']} inner steps of {run['batch_size']} images of 32 "
+            f"px, {model} of width {options['width']}: `python -m benchmarks.trajectory`, median "
+            f"of {len(timed[0]['outer_ms_all'])}; {metadata['cpu']['name']}, "
+            f"{metadata['cpu']['threads']} threads, torch {metadata['versions']['torch']}, "
+            f"{run['created']}; load average before the run "
+            f"{metadata['cpu']['load_average_1min']:g}. Kept are the bytes that wait for the "
+            "backward at the end of N inner steps. Operators of an inner step and of its part of "
+            f"the final backward: {calls}.",
+            "",
+            *table(header, rows, text=1),
             "",
         ]
     return lines

@@ -218,7 +218,7 @@ def test_a_closed_form_is_held_against_our_one_pass() -> None:
 
 def test_the_readme_part(example: dict[str, object]) -> None:
     text = report.readme_part({"cpu": example})
-    assert "| `kd_loss` | 256×10 | float32 | 20 µs | 5.0× | 2.5× |  |" in text
+    assert "| `kd_loss` | 1 | 5.0× | 2.5× |  |" in text
     assert "1e-10, fp32: 3.4e-07; of `F.kl_div`: 5.2e+01 (at KL 1e-10, 50 % of" in text
     assert report.between_markers("a <!-- results:begin -->old<!-- results:end --> b", text) == (
         f"a <!-- results:begin -->\n{text}\n<!-- results:end --> b"
@@ -233,7 +233,19 @@ def test_the_readme_part_of_an_op_without_backward() -> None:
     run["results"] = [
         {**first, "provider": name, "median_us": us} for name, us in (("ours", 10.0), ("PIL", 70.0))
     ]
-    assert "| 10 µs |  |  | PIL 7.0× |" in report.readme_part({"cpu": run})
+    assert "| `augment` | 1 |  |  | PIL 7.0× |" in report.readme_part({"cpu": run})
+    run["results"] += [
+        {**first, "provider": name, "median_us": us, "shape": [8, 3, 8, 8]}
+        for name, us in (("ours", 10.0), ("PIL", 9.0))
+    ]
+    assert "| `augment` | 2 |  |  | PIL 0.9–7.0× **slower** |" in report.readme_part({"cpu": run})
+
+
+def test_the_readme_shows_an_op_from_its_first_run(example: dict[str, object]) -> None:
+    again = {**example, "results": [row("ours", 10.0), row("eager", 20.0)]}
+    text = report.readme_part({"cpu-kept-memory": again, "cpu": example})
+    assert text.count("`kd_loss` |") == 1
+    assert "| `kd_loss` | 1 | 5.0× | 2.5× |  |" in text
 
 
 def test_the_recorders_cost(tmp_path: Path) -> None:
@@ -245,6 +257,19 @@ def test_the_recorders_cost(tmp_path: Path) -> None:
     text = "\n".join(report.recorder_lines(tmp_path))
     assert "| 2,000 | 0.25 | 0.020% | 0.040% |" in text
     assert "85.8 MB" in text
+
+
+def test_a_step_of_trajectory_matching(tmp_path: Path) -> None:
+    run = json.loads((report.RESULTS / "trajectory" / "cpu.json").read_text())
+    timed = {"outer_ms_all": [1.0, 3.0], "convolution_ms": 1.0}
+    run["results"] = [
+        {"provider": name, "outer_ms": ms, **timed} for name, ms in (("official", 2e3), ("x", 4e3))
+    ]
+    run["memory"] = [{"provider": "official", "steps": 10, "kept_mb": 1499.0}]
+    (tmp_path / "cpu.json").write_text(json.dumps(run))
+    text = "\n".join(report.trajectory_lines(tmp_path))
+    assert "| official | 2,000 | 1 to 3 | 1 |  | 1,499 |" in text
+    assert f"| x | 4,000 | 1 to 3 | 1 | 0.50× {report.SLOWER} |  |" in text
 
 
 def test_figures_are_the_same_bytes_each_time(example: dict[str, object], tmp_path: Path) -> None:
