@@ -74,8 +74,8 @@ def multi_crop(
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes do not fit, or a box is empty or leaves its image (under
-            ``torch.compile`` such a crop is NaN).
+        ValueError: Shapes do not fit, or a box is empty or leaves its image (of boxes on CUDA, and
+            under ``torch.compile``, such a crop is NaN; ``PYDDFAST_DEBUG=1`` makes it an error).
 
     Example:
         >>> images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
@@ -112,7 +112,8 @@ def multi_crop(
             )
         if isinstance(images, Tensor):
             break  # the others are alike
-    if not torch.compiler.is_compiling():  # which could not trace a question about values
+    # Elsewhere a look at values waits for the device; a compiled graph cannot ask about them.
+    if _native.debug() or (boxes.is_cpu and not torch.compiler.is_compiling()):
         _check_boxes(images, boxes)
 
     batch = [images] if isinstance(images, Tensor) else list(images)

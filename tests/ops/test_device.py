@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops import _native
+from tests.host_copies import HostCopies
 from tests.ops.conftest import Backend
 from tests.ops.device_cases import CASES, DeviceCase, Inputs, Outputs
 from tests.tolerances import FLOAT32, ROUNDING, assert_close
@@ -82,6 +83,16 @@ def test_values_are_those_of_the_cpu(backend: Backend, case: DeviceCase) -> None
         # Half a step of fp16's finest grid an element.
         grid = 6e-8 * b.numel() ** 0.5 if b.dtype is torch.float16 else 2e-6
         assert_close(a, b, 4 * FLOAT32 + 2 * ROUNDING[a.dtype], f"output {k}", absolute=grid)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.captures], ids=str)
+def test_a_call_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, case: DeviceCase) -> None:
+    """Without values, reading one is an error; a copy from the host would wait for the device."""
+    monkeypatch.setattr(_native, "usable", lambda *_: True)
+    inputs = {name: x.to("meta") for name, x in case.make(IMAGES, 0).items()}
+    with HostCopies() as copies:
+        case.call(inputs)
+    assert copies.found == []
 
 
 def recorded(call: Callable[[], Outputs], device: torch.device) -> Callable[[], Outputs]:

@@ -264,3 +264,22 @@ def test_knn_divergence(backend: Backend) -> None:
         "knn": torch.arange(ROWS)[:, None].roll(1),
     }
     check(backend, inputs, lambda given: [ops.knn_divergence(**given)], 1000)
+
+
+def test_herding(backend: Backend) -> None:
+    """The nearest row to the mean is the last one."""
+    times = more_than_int32(backend, 512)
+    x = repeated(backend, {"x": randn(1, ROWS, 512, dtype=torch.float16)}, times)["x"]
+    x[-1] = x[:ROWS].float().mean(0)
+    assert ops.herding(x, 1).picks.tolist() == [len(x) - 1]
+
+
+def test_facility_location(backend: Backend) -> None:
+    """Of a matrix of that many similarities; the last row is as near as can be to all."""
+    rows = 46_400 if backend.device.type == "cuda" else 40
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(1)).to(backend.device)
+    x += 1
+    x[-1] = 1
+    found = ops.facility_location(x, 2, max_matrix_bytes=1 << 34)
+    assert int(found.picks[0]) == rows - 1
+    assert 0 <= int(found.picks[1]) < rows - 1
