@@ -221,8 +221,8 @@ __global__ void intrinsics(const float* in, float* out, int n) {
   for (int k = 0; k < int(sizeof(results) / sizeof(float)); ++k) out[k * n + i] = results[k];
 }
 
-__global__ void dependent(float* out, int waits) {
-  if (waits) grid_dependency_wait();
+__global__ void dependent(float* out, int waiting) {
+  if (int(threadIdx.x) < waiting) grid_dependency_wait();
   out[threadIdx.x] = 1.0f;
   grid_dependency_launch();
 }
@@ -279,8 +279,8 @@ int launch_indices(int* out, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
 int launch_intrinsics(const float* in, float* out, int n) {
   return launch(intrinsics, {.grid = 1, .block = unsigned(n)}, in, out, n);
 }
-int launch_dependent(float* out, bool waits) {
-  return launch(dependent, {.grid = 1, .block = 32, .programmatic = true}, out, int(waits));
+int launch_dependent(float* out, int waiting) {
+  return launch(dependent, {.grid = 1, .block = 32, .programmatic = true}, out, waiting);
 }
 int launch_barriers(float* out, int blocks, int threads, int count) {
   return launch(barriers, {.grid = unsigned(blocks), .block = unsigned(threads)}, out, count);

@@ -39,7 +39,7 @@ int launch_warp_ops(const float* in, float* out, int operand, int width);
 int launch_indices(int* out, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                    unsigned bz, size_t shared_bytes, int cluster);
 int launch_intrinsics(const float* in, float* out, int n);
-int launch_dependent(float* out, bool waits);
+int launch_dependent(float* out, int waiting);  // threads that wait, of 32
 int launch_barriers(float* out, int blocks, int threads, int count);
 
 }  // namespace pyddfast::simt::selftest

@@ -142,6 +142,7 @@ struct Fiber {
   unsigned mask;
   int source;  // shuffles: the lane read from
   uint64_t value, result;
+  bool waited_for_grid;
 };
 
 struct Cta {
@@ -196,7 +197,6 @@ struct Runtime {
   bool sticky = false;
   int cluster_arrived = 0;
   Site cluster_site;
-  bool waited_for_grid = false;
   int error = kSuccess;
   bool failed_in_thread = false;  // current_thread_idx is the thread to blame
   char text[4096];
@@ -393,6 +393,10 @@ void on_exit() {
   Cta& cta = *r.active;
   self.state = State::kExited;
   ++cta.exited;
+  if (r.request->programmatic && !self.waited_for_grid) {
+    fail(kLaunchFailure,
+         "launched with programmatic = true, but the thread ended without grid_dependency_wait()");
+  }
   if (cta.at_barrier > 0) {
     fail(kLaunchFailure,
          "divergent __syncthreads: the thread has ended while %d thread(s) of its block wait "
@@ -520,6 +524,7 @@ void start_cta(Cta& cta, unsigned block, int rank) {
     fiber.thread = {index % size.x, index / size.x % size.y, index / size.x / size.y};
     fiber.warp = i / kWarp;
     fiber.lane = i % kWarp;
+    fiber.waited_for_grid = false;
     fiber.stack = stack_of(rank * kMaxBlock + i);
     fiber.fake_stack = nullptr;
     unpoison_stack(fiber);
@@ -640,7 +645,6 @@ void run_grid(const Request& request) {
   r.threads = static_cast<int>(request.block.x * request.block.y * request.block.z);
   r.random = mix(mix(r.seed) + r.launches);
   r.sticky = random_below(2) == 0;
-  r.waited_for_grid = false;
   r.failed_in_thread = false;
   std::fill(std::begin(r.cache), std::end(r.cache), Runtime::CachedSite{});
   if (static_cast<int>(r.ctas.size()) < r.cluster) r.ctas.resize(static_cast<size_t>(r.cluster));
@@ -657,11 +661,6 @@ void run_grid(const Request& request) {
   for (const unsigned index : order) {
     run_cluster(index * static_cast<unsigned>(r.cluster));
     if (r.error != kSuccess) return;
-  }
-  if (request.programmatic && !r.waited_for_grid) {
-    r.error = kLaunchFailure;
-    std::snprintf(r.text, sizeof(r.text),
-                  "launched with programmatic = true, but no thread called grid_dependency_wait()");
   }
 }
 
@@ -878,7 +877,7 @@ void cluster_read(void* result, const void* address, size_t bytes, int rank, Sit
   std::memcpy(result, source, bytes);
 }
 
-void grid_dependency_wait() { runtime().waited_for_grid = true; }
+void grid_dependency_wait() { runtime().fiber->waited_for_grid = true; }
 
 void misaligned(const void* address, size_t alignment, const char* what, Site site) {
   fail(kMisalignedAddress, "misaligned %s at " SITE_FORMAT ": address %p is no multiple of %zu",

@@ -134,8 +134,8 @@ PYBIND11_MODULE(simt_host, m) {
   self_test("intrinsics", [](const Array<float>& in, Array<float>& out) {
     return launch_intrinsics(in.data(), out.mutable_data(), int(in.size()));
   });
-  self_test("dependent", [](Array<float>& out, bool waits) {
-    return launch_dependent(out.mutable_data(), waits);
+  self_test("dependent", [](Array<float>& out, int waiting) {
+    return launch_dependent(out.mutable_data(), waiting);
   });
   self_test("barriers", [](Array<float>& out, int blocks, int threads, int count) {
     return launch_barriers(out.mutable_data(), blocks, threads, count);

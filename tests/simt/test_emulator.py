@@ -325,10 +325,11 @@ def test_alignment(host: ModuleType, how: str, alignment: int) -> None:
 
 def test_a_dependent_kernel_has_to_wait(host: ModuleType) -> None:
     out = nan(32)
-    assert host.dependent(out, True) == 0
+    assert host.dependent(out, 32) == 0
     assert (out == 1.0).all()
-    assert host.dependent(nan(32), False) == 719
-    assert "no thread called grid_dependency_wait()" in host.last_error()
+    for waiting in (0, 31):
+        assert host.dependent(nan(32), waiting) == 719
+        assert "thread ended without grid_dependency_wait()" in host.last_error()
 
 
 KILO = 1024

@@ -53,3 +53,13 @@ def test_every_kernel_that_ships_is_launched() -> None:
     ships = {name for kernels in kernel_report.load()["kernels"].values() for name in kernels}
     launched = frozenset().union(*(run_configurations(file)[2] for file in KERNEL_TESTS))
     assert sorted(ships - launched) == []
+
+
+def test_a_launched_kernel_is_a_launched_configuration() -> None:
+    """Cluster and dependent launch are constants of an instantiation: no launch has others."""
+    files = [p for p in build.CSRC.rglob("*") if p.suffix in (".cu", ".h") and p.name != "simt.h"]
+    field = re.compile(r"\.(cluster|programmatic|shared_bytes)\s*=\s*([^;,}]+)")
+    assert {pair for file in files for pair in field.findall(file.read_text())} == {
+        ("cluster", "Team::kCluster"),
+        ("programmatic", "true"),
+    }
