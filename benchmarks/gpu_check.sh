@@ -6,7 +6,7 @@
 #
 # OUT gets a log and a record a stage, the benchmark results as JSON and summary.json; WHEEL is a
 # wheel built elsewhere (with a CPU-only torch, another Python), to be loaded here unchanged; without
-# it, the one under dist/ is taken, if there is one.
+# it, the one under dist/ is taken, if there is one.  The status is 0 if every stage succeeded.
 #
 # A call lasts at most GPU_CHECK_SECONDS (570: machines may end a command after ten minutes).  Stages
 # that did not finish are left for the next call with the same OUT, which skips the finished ones;
@@ -17,22 +17,29 @@ if [[ $# -lt 1 || $# -gt 2 ]]; then
   echo "usage: ${BASH_SOURCE[0]} OUT [WHEEL]" >&2
   exit 2
 fi
-mkdir -p "$1/stages"
-out=$(realpath "$1") wheel=${2:+$(realpath "$2")}
+die() { printf 'gpu_check: %s\n' "$*" >&2 && exit 1; }
+wheel=${2:-}
+[[ -z $wheel || -f $wheel ]] || die "no wheel $wheel"
+wheel=${wheel:+$(realpath "$wheel")}
+mkdir -p "$1/stages" || exit
+out=$(realpath "$1")
+# What a call that was killed had begun holds the lock until it ends.
+exec 9>"$out/lock" || exit
+flock -n 9 || { echo "another call still works in $out" && exit 75; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 if [[ -z $wheel ]]; then
   prebuilt=(dist/pyddfast-*.whl)
-  [[ ! -f ${prebuilt[0]} ]] || wheel=$(realpath "${prebuilt[0]}")
+  if [[ -f ${prebuilt[0]} ]]; then wheel=$(realpath "${prebuilt[0]}"); else echo "no wheel to load"; fi
 fi
 readonly call_limit=${GPU_CHECK_SECONDS:-570} stage_limit=540 device=${GPU_CHECK_DEVICE:-cuda}
 export PYDDFAST_STRICT=1 # a fallback to the twin would hide a kernel that does not run
-export PYTHONUNBUFFERED=1 GPU_CHECK_DEVICE=$device
+export PYTHONUNBUFFERED=1 GPU_CHECK_DEVICE=$device GPU_CHECK_OUT=$out
 pending=()
 
 stage() {
   local name=$1 code start=$SECONDS left=$((call_limit - SECONDS)) limit=$stage_limit
   shift
-  [[ ! -f $out/stages/$name.json ]] || return 0
+  [[ ! -s $out/stages/$name.json ]] || return 0
   if ((left < 20)); then # too short for anything: a Python with torch starts in ten seconds
     pending+=("$name")
     return 0
@@ -41,14 +48,17 @@ stage() {
   echo "== $name: $*"
   timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
-  # Cut off by the end of the call, after less than its own time: it starts again in the next one.
-  if ((code == 124 || code == 137)) && ((limit < stage_limit && start > 60)); then
+  # It has done a part (75), or was cut off by the end of the call, after less than its own time: it
+  # goes on, or starts again, in the next one.
+  if ((code == 75 || (code == 124 || code == 137) && limit < stage_limit && start > 60)); then
     pending+=("$name")
     return 0
   fi
   ((code == 0)) || tail -n 20 "$out/$name.log"
+  # Unrecorded, a failure would pass for a stage that was left out: the disk may be full.
   printf '{"stage": "%s", "exit": %d, "seconds": %d}\n' "$name" "$code" $((SECONDS - start)) \
-    >"$out/stages/$name.tmp" && mv "$out/stages/$name.tmp" "$out/stages/$name.json"
+    >"$out/stages/$name.tmp" && mv "$out/stages/$name.tmp" "$out/stages/$name.json" ||
+    die "$name ended with $code, which $out/stages/$name.json cannot take"
 }
 
 # The kernels against the float64 twin, under whatever torch this is.
@@ -56,6 +66,7 @@ values='
 import os, torch, pyddfast
 from pyddfast import ops
 device = torch.device(os.environ["GPU_CHECK_DEVICE"])
+assert pyddfast.__file__.startswith(os.environ["GPU_CHECK_ROOT"] + "/"), pyddfast.__file__
 print(pyddfast.__file__, torch.__version__, torch.cuda.get_device_name() if device.type == "cuda" else "")
 generator = torch.Generator().manual_seed(0)
 for shape in [(256, 10), (64, 1000), (8, 21841)]:
@@ -78,28 +89,50 @@ case $device in
 esac
 # Packages that only oracles need may be missing: their files are errors, the others run.
 tests=(python3 -m pytest -q -p no:cacheprovider --continue-on-collection-errors "${marked[@]}")
-small=(python3 -m pytest -q -p no:cacheprovider "${marked[@]}" tests/ops/test_device.py -k values_are)
+facts='
+failed=0
+for command in nvidia-smi "nvcc --version" "compute-sanitizer --version" "df -h ." \
+  "python3 -m torch.utils.collect_env"; do
+  $command || failed=$?
+done
+exit "$failed"
+'
+# A tool that refuses the device may end with 0, and without its summary.  Torch keeps memory in large
+# blocks, in which an overrun stays unseen: every tensor gets memory of its own.
+sanitized='
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$0" --target-processes all \
+  --error-exitcode 3 "$@" && grep -q "SUMMARY: 0 " "$GPU_CHECK_OUT/$0.log"
+'
+small=(python3 -m pytest -q -p no:cacheprovider -m cuda tests/ops/test_device.py -k values_are)
+mapfile -t elsewhere < <(grep -rl --include 'test_*.py' --exclude-dir ops mark.cuda tests)
+names='
+from benchmarks.ops import CASES
+from benchmarks.steps import STEPS
+print("ops:", *CASES)
+print("steps:", *STEPS)
+'
 
-stage facts bash -c 'nvidia-smi; nvcc --version; python3 -V; python3 -c "import torch; print(torch.__version__)"'
+stage facts bash -c "$facts"
 if [[ -n $wheel ]]; then
-  stage wheel_install python3 -m pip install --quiet --no-deps --no-index --target "$out/wheel" "$wheel"
-  stage wheel_values env -C "$out" PYTHONPATH="$out/wheel" python3 -c "$values"
+  stage wheel_install python3 -m pip install --quiet --no-deps --no-index --upgrade \
+    --target "$out/wheel" "$wheel"
+  stage wheel_values env -C "$out" PYTHONPATH="$out/wheel" GPU_CHECK_ROOT="$out/wheel" \
+    python3 -c "$values"
 fi
 stage build env PYDDFAST_CUDA="$cuda" python3 setup.py --quiet build_ext --inplace
-stage values python3 -c "$values"
+stage values env GPU_CHECK_ROOT="$PWD" python3 -c "$values"
 stage tests_device "${tests[@]}" tests/ops/test_device.py # graphs, streams, every operator
 stage tests_ops "${tests[@]}" tests/ops --ignore tests/ops/test_device.py --ignore tests/ops/test_large.py
 stage tests_large "${tests[@]}" tests/ops/test_large.py # more than 2^31 elements
-stage tests_elsewhere "${tests[@]}" tests/methods tests/data tests/train
-stage memcheck compute-sanitizer --tool memcheck --error-exitcode 3 "${small[@]}"
-stage racecheck compute-sanitizer --tool racecheck --error-exitcode 3 "${small[@]}"
-names=$(python3 -c 'from benchmarks.ops import CASES; print(*CASES)')
-for op in $names; do
+stage tests_elsewhere "${tests[@]}" "${elsewhere[@]}"
+stage memcheck bash -c "$sanitized" memcheck "${small[@]}"
+stage racecheck bash -c "$sanitized" racecheck "${small[@]}"
+stage names python3 -c "$names"
+for op in $(sed -n 's/^ops: //p' "$out/names.log" 2>/dev/null); do
   stage "bench_$op" python3 -m benchmarks run --device "$device" "${bench[@]}" --limit 420 \
     --ops "$op" --out "$out/$op.json"
 done
-names=$(python3 -c 'from benchmarks.steps import STEPS; print(*STEPS)')
-for step in $names; do
+for step in $(sed -n 's/^steps: //p' "$out/names.log" 2>/dev/null); do
   stage "step_$step" python3 -m benchmarks run --device "$device" "${bench[@]}" --limit 420 \
     --end-to-end "$step" --out "$out/step-$step.json"
 done
@@ -112,7 +145,7 @@ mapfile -t records < <(find "$out/stages" -name '*.json' -printf '%T@ %p\n' | so
     printf '%s%s' "$separator" "$(<"$record")" && separator=', '
   done
   [[ $separator == '[' ]] && echo '[]' || echo ']'
-} >"$out/summary.json"
+} >"$out/summary.tmp" && mv "$out/summary.tmp" "$out/summary.json" || die "$out takes no summary"
 cat "$out/summary.json"
 if ((${#pending[@]} > 0)); then
   echo "left for the next call with the same OUT: ${pending[*]}"

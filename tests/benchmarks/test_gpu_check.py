@@ -1,5 +1,6 @@
 """The GPU script goes on after a failing stage, records every one, and resumes."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,16 +15,17 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.sh"
 STUB = """#!/bin/sh
 echo "$*" >> "$STUB_LOG"
 case "$0 $*" in
-  *"benchmarks.ops"*) echo "kd_loss soft_ce" ;;
-  *"benchmarks.steps"*) echo "rded" ;;
-  *compute-sanitizer*) echo "device not supported"; exit 9 ;;
+  *"benchmarks.ops"*) echo "ops: kd_loss soft_ce"; echo "steps: rded"; exit "${STUB_NAMES:-0}" ;;
+  *"compute-sanitizer --version") ;;
+  *compute-sanitizer*) echo "device not supported"; exit "${STUB_SANITIZER:-9}" ;;
   *"-m pytest"*) echo "1 failed"; exit 1 ;;
-  *"--out"*) for last; do :; done; echo "{}" > "$last" ;;
+  *"--out"*) for last; do :; done; echo "{}" > "$last"; exit "${STUB_BENCH:-0}" ;;
 esac
 """
 TESTS = ["tests_device", "tests_ops", "tests_large", "tests_elsewhere"]
-STAGES = ["build", "values", *TESTS, "memcheck", "racecheck", "bench_kd_loss", "bench_soft_ce"]
-STAGES += ["step_rded"]
+STAGES = ["build", "values", *TESTS, "memcheck", "racecheck", "names"]
+BENCHES = ["bench_kd_loss", "bench_soft_ce", "step_rded"]
+STAGES += BENCHES
 
 
 def run(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +75,57 @@ def test_a_call_without_time_left_leaves_its_stages_to_the_next(tmp_path: Path) 
     assert set(stages) == {"facts", *STAGES}
     assert stages["build"]["seconds"] == 3
     assert "setup.py" not in (tmp_path / "calls").read_text()  # it was not built again
+
+
+def records(out: Path) -> dict[str, int]:
+    return {s["stage"]: s["exit"] for s in json.loads((out / "summary.json").read_text())}
+
+
+def test_a_sanitizer_that_ends_without_its_summary_has_failed(tmp_path: Path) -> None:
+    run(tmp_path, str(tmp_path / "out"), STUB_SANITIZER="0")
+    assert records(tmp_path / "out")["memcheck"] == 1
+
+
+def test_benchmarks_that_cannot_be_listed_are_a_failure(tmp_path: Path) -> None:
+    out = tmp_path / "an out with spaces"
+    assert run(tmp_path, str(out), STUB_NAMES="3").returncode == 1
+    assert records(out)["names"] == 3
+
+
+def test_a_benchmark_that_did_a_part_goes_on_in_the_next_call(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(tmp_path, str(out), STUB_BENCH="75")
+    assert done.returncode == 75
+    assert f"left for the next call with the same OUT: {' '.join(BENCHES)}" in done.stdout
+    assert run(tmp_path, str(out)).returncode == 1
+    assert [stage for stage in records(out) if stage in BENCHES] == BENCHES
+
+
+def test_a_record_that_the_disk_does_not_take_ends_the_call(tmp_path: Path) -> None:
+    stages = tmp_path / "out" / "stages"
+    stages.mkdir(parents=True)
+    (stages / "values.tmp").symlink_to("/dev/full")
+    done = run(tmp_path, str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "values ended with 0, which" in done.stderr
+    assert {path.name for path in stages.glob("*.json")} == {"facts.json", "build.json"}
+
+
+def test_two_calls_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = run(tmp_path, str(tmp_path / "out"))
+    assert done.returncode == 75
+    assert "another call still works" in done.stdout
+    assert not (tmp_path / "calls").exists()
+
+
+def test_a_wheel_that_is_not_there(tmp_path: Path) -> None:
+    done = run(tmp_path, str(tmp_path / "out"), str(tmp_path / "none" / "x.whl"))
+    assert done.returncode == 1
+    assert "no wheel" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_usage(tmp_path: Path) -> None:
