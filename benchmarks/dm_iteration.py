@@ -2,22 +2,25 @@
 
 ``python -m benchmarks.dm_iteration`` restates the loop of ``main_DM.py`` (a network, ten classes, a
 forward of 256 real and of the synthetic images each, DSA with draws from the global generators) and
-runs it and ``methods.dm`` on the same images, alternating.  Prints medians and their ratio.
+runs it and ``methods.dm`` on the same images, alternating; `compiled` is the loop with its network
+under ``torch.compile``, whose parameters are arguments, as every iteration has a new one.  Prints
+medians and the ratio of the first two.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyddfast.compat import vico
+from benchmarks.ops.dsa import ENTRIES
+from benchmarks.ops.dsa import official as official_dsa
 from pyddfast.data import CIFAR10_NORMALIZATION, ImageDataset, normalize
 from pyddfast.methods.dm import DMConfig, DMWork
 from pyddfast.methods.small_scale import Networks, RealImages
@@ -27,7 +30,6 @@ from pyddfast.train.distributed import Ranks
 CLASSES, EACH = 10, 500
 # Of the process: other work on the machine counts less.
 clock = time.process_time
-STRATEGY = "color_crop_cutout_flip_scale_rotate"
 
 
 def images() -> ImageDataset:
@@ -39,30 +41,56 @@ def images() -> ImageDataset:
     return ImageDataset(pixels.to(torch.uint8), labels, names, CIFAR10_NORMALIZATION)
 
 
+def official_view(images: Tensor, seed: int) -> Tensor:
+    """DSA with its published strategy: an entry and its parameters by the seed, for all images."""
+    torch.manual_seed(seed)
+    return official_dsa(images, ENTRIES[int(torch.randint(0, len(ENTRIES), (1,)))], seed)
+
+
+class Embedding(nn.Module):
+    """A network up to its last layer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features, (N, F)."""
+        features: Tensor = self.network.embed(images)  # type: ignore[operator]
+        return features
+
+
 def official(
-    data: ImageDataset, ipc: int, batch: int, device: torch.device
+    data: ImageDataset, ipc: int, batch: int, device: torch.device, *, compiled: bool = False
 ) -> Callable[[int], None]:
     """The iteration as the script has it, on normalised images on the device."""
     everything = normalize(data.images, data.normalization).to(device)
     synthetic = torch.randn(CLASSES * ipc, 3, 32, 32, device=device, requires_grad=True)
     optimizer = torch.optim.SGD([synthetic], lr=1.0, momentum=0.5)
-    param: Any = SimpleNamespace(
-        aug_mode="S", prob_flip=0.5, ratio_scale=1.2, ratio_rotate=15.0, ratio_crop_pad=0.125,
-        ratio_cutout=0.5, brightness=1.0, saturation=2.0, contrast=0.5,
-    )  # fmt: skip
+
+    def embedding(iteration: int) -> Embedding:
+        network = create("convnet-d3", CLASSES, 3, 32, seed=iteration)
+        return Embedding(network).to(device).requires_grad_(False)
+
+    first = embedding(0)
+
+    def call(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        features: Tensor = torch.func.functional_call(first, parameters, (images,))
+        return features
+
+    one_graph: Any = torch.compile(call, fullgraph=True, dynamic=False)
 
     def step(iteration: int) -> None:
-        network: Any = create("convnet-d3", CLASSES, 3, 32, seed=iteration).to(device)
-        network.requires_grad_(False)
+        network: Any = embedding(iteration)
+        if compiled:
+            network = functools.partial(one_graph, dict(network.named_parameters()))
         loss: Tensor = torch.zeros((), device=device)
         for label in range(CLASSES):
             real = everything[label * EACH + torch.randperm(EACH)[:batch]]
             ours = synthetic[label * ipc : (label + 1) * ipc]
             seed = 1000 * iteration + label
-            real = vico.DiffAugment(real, STRATEGY, seed=seed, param=param)
-            ours = vico.DiffAugment(ours, STRATEGY, seed=seed, param=param)
-            wanted = network.embed(real).detach()
-            found = network.embed(ours)
+            wanted = network(official_view(real, seed)).detach()
+            found = network(official_view(ours, seed))
             loss = loss + ((wanted.mean(0) - found.mean(0)) ** 2).sum()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -80,6 +108,7 @@ def providers(ipc: int, batch: int, device: torch.device) -> dict[str, Callable[
     return {
         "official expression": official(data, ipc, batch, device),
         "methods.dm": work.run_step,
+        "compiled": official(data, ipc, batch, device, compiled=True),
     }
 
 

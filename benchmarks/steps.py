@@ -42,8 +42,8 @@ class StepCase:
     Attributes:
         step: Name of the step.
         setting: Its sizes, in words.
-        providers: ``ours``; ``official``; and ``torch.compile``, the official step with the part
-            that our operators take over compiled.
+        providers: ``ours``; ``official``; and, where shapes stay, ``torch.compile``, the official
+            step with the part that our operators take over compiled.
     """
 
     step: str
@@ -160,7 +160,10 @@ def recover(arch: str, device: torch.device, quick: bool) -> Iterator[StepCase]:
 
 @contextmanager
 def rded_synthesis(device: torch.device, quick: bool) -> Iterator[StepCase]:
-    """From JPEG files to mosaics (`benchmarks/rded.py`); a quick run has a small teacher."""
+    """From JPEG files to mosaics (`benchmarks/rded.py`); a quick run has a small teacher.
+
+    Nothing is compiled: crops differ in size, for each of which Inductor would compile anew.
+    """
     from benchmarks import rded  # here: the other steps go without Pillow
     from benchmarks.photos import write_photos
 
@@ -250,6 +253,7 @@ def distribution_matching(device: torch.device, quick: bool) -> Iterator[StepCas
         {
             "ours": counted(steps["methods.dm"]),
             "official": counted(steps["official expression"]),
+            **compiled(quick, lambda: counted(steps["compiled"])),
         },
     )
 

@@ -9,6 +9,7 @@ kernels stay.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -22,7 +23,7 @@ from pyddfast import ops
 from pyddfast.ops.reference import dsa as twin
 
 # The package's attribute of this name is the function.
-draws = import_module("pyddfast.ops.dsa")
+dsa_op = import_module("pyddfast.ops.dsa")
 
 # (images, side): the real batch of DC and DM, a synthetic one of TM, the paper's of DATM.
 CPU_SHAPES = [(256, 32), (50, 32), (250, 64)]
@@ -33,27 +34,51 @@ ENTRIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 Inputs = Mapping[str, Tensor]
 
 
-def official(images: Tensor, entry: str) -> Tensor:
-    """The official transform with the parameters of each image, default strengths."""
-    n = len(images)
-    torch.randint(0, 1, (1,))  # the choice of the entry, which the benchmark has made
+class Draws:
+    """The official draws, from the global generators.
+
+    Args:
+        seed: -1: parameters of each image.  Else the Siamese form: every draw seeds the generators
+            anew, and all images get what the first one has drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, drawn: Callable[[], Tensor]) -> Tensor:
+        """The parameters of all images."""
+        if self.seed == -1:
+            return drawn()
+        torch.manual_seed(self.seed)
+        self.seed += 1
+        first = drawn()
+        return first[:1].expand_as(first)
+
+
+def official(images: Tensor, entry: str, seed: int = -1) -> Tensor:
+    """The official transform, default strengths."""
+    n, device, draw = len(images), images.device, Draws(seed)
+
+    def rand() -> Tensor:
+        return torch.rand(n, 1, 1, 1, device=device)
+
+    draw(lambda: torch.randint(0, 1, (1,)))  # the choice of the entry, which the caller has made
     if entry == "color":
-        images = images + (torch.rand(n, 1, 1, 1, device=images.device) - 0.5)
+        images = images + (draw(rand) - 0.5)
         mean = images.mean(dim=1, keepdim=True)
-        images = (images - mean) * (torch.rand(n, 1, 1, 1, device=images.device) * 2) + mean
+        images = (images - mean) * (draw(rand) * 2) + mean
         mean = images.mean(dim=[1, 2, 3], keepdim=True)
-        return (images - mean) * (torch.rand(n, 1, 1, 1, device=images.device) + 0.5) + mean
+        return (images - mean) * (draw(rand) + 0.5) + mean
     if entry == "flip":
-        mirrored = torch.rand(n, 1, 1, 1, device=images.device) < 0.5
-        return torch.where(mirrored, images.flip(3), images)
+        return torch.where(draw(rand) < 0.5, images.flip(3), images)
     if entry in ("crop", "cutout"):
-        return (crop if entry == "crop" else cutout)(images)
+        return (crop if entry == "crop" else cutout)(images, draw)
     if entry == "scale":
         low, high = 1 / 1.2, 1.2
-        x, y = (torch.rand(n) * (high - low) + low for _ in range(2))
+        x, y = (draw(lambda: torch.rand(n) * (high - low) + low) for _ in range(2))
         rows = [[[x[i], 0, 0], [0, y[i], 0]] for i in range(n)]
     else:
-        angle = (torch.rand(n) - 0.5) * 2 * 15.0 / 180 * math.pi
+        angle = draw(lambda: (torch.rand(n) - 0.5) * 2 * 15.0 / 180 * math.pi)
         rows = [
             [
                 [torch.cos(angle[i]), torch.sin(-angle[i]), 0],
@@ -62,7 +87,7 @@ def official(images: Tensor, entry: str) -> Tensor:
             for i in range(n)
         ]
     theta = torch.tensor(rows, dtype=torch.float)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(images.device)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False).to(device)
     return F.grid_sample(images, grid, align_corners=False)
 
 
@@ -71,25 +96,26 @@ def pixel_grid(n: int, height: int, width: int, device: torch.device) -> tuple[T
     return torch.meshgrid(*ranges, indexing="ij")
 
 
-def crop(images: Tensor) -> Tensor:
+def crop(images: Tensor, draw: Draws) -> Tensor:
     n, _, height, width = images.shape
     batch, rows, columns = pixel_grid(n, height, width, images.device)
     places = []
     for pixel, size in ((rows, height), (columns, width)):
-        reach = int(size * 0.125 + 0.5)
-        shift = torch.randint(-reach, reach + 1, [n, 1, 1], device=images.device)
+        ends = -int(size * 0.125 + 0.5), int(size * 0.125 + 0.5) + 1
+        shift = draw(functools.partial(torch.randint, *ends, [n, 1, 1], device=images.device))
         places.append(torch.clamp(pixel + shift + 1, 0, size + 1))
     padded = F.pad(images, [1, 1, 1, 1])
     return padded.permute(0, 2, 3, 1).contiguous()[batch, places[0], places[1]].permute(0, 3, 1, 2)
 
 
-def cutout(images: Tensor) -> Tensor:
+def cutout(images: Tensor, draw: Draws) -> Tensor:
     n, _, height, width = images.shape
     sizes = int(height * 0.5 + 0.5), int(width * 0.5 + 0.5)
     batch, rows, columns = pixel_grid(n, *sizes, images.device)
     places = []
     for pixel, size, side in ((rows, sizes[0], height), (columns, sizes[1], width)):
-        offset = torch.randint(0, side + (1 - size % 2), [n, 1, 1], device=images.device)
+        end = side + (1 - size % 2)
+        offset = draw(functools.partial(torch.randint, 0, end, [n, 1, 1], device=images.device))
         places.append(torch.clamp(pixel + offset - size // 2, 0, side - 1))
     mask = torch.ones(n, height, width, dtype=images.dtype, device=images.device)
     mask[batch, places[0], places[1]] = 0
@@ -143,7 +169,7 @@ def providers(
     }
     if device.type != "cuda":  # the official loop waits for the device: nothing to capture
         functions["ours with draws"] = lambda images: ops.dsa(
-            images, draws.draw_dsa_official(images, strategy=entry)[0]
+            images, dsa_op.draw_dsa_official(images, strategy=entry)[0]
         )
         functions["eager"] = lambda images: official(images, entry)
     return {name: step_of(function, part) for name, function in functions.items()}

@@ -1,9 +1,14 @@
 """The cases of the image operators: every provider computes the same pictures."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from benchmarks.dm_iteration import official_view
 from benchmarks.ops import CASES
+from benchmarks.ops.dsa import ENTRIES
+from pyddfast.compat import vico
 
 CPU = torch.device("cpu")
 IMAGE_OPS = ("augment", "multi_crop", "mosaic")
@@ -56,6 +61,26 @@ def test_dsa_draws_what_the_official_expression_draws() -> None:
             exact = case.part.split()[0] in ("crop", "cutout", "flip")
             # Coordinates of 32 pixels in float32, and sums of 3072 values.
             assert (ours - eager).abs().max() <= (0 if exact else 1e-5)  # type: ignore[operator]
+
+
+def test_the_official_draws_of_a_seed() -> None:
+    """Against the drop-in function, which other tests hold to the official one's outputs."""
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    param = SimpleNamespace(
+        aug_mode="S", prob_flip=0.5, ratio_scale=1.2, ratio_rotate=15.0, ratio_crop_pad=0.125,
+        ratio_cutout=0.5, brightness=1.0, saturation=2.0, contrast=0.5,
+    )  # fmt: skip
+    drawn = set()
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(12):
+            view = official_view(images, seed)
+            state = torch.get_rng_state()
+            want = vico.DiffAugment(images, "_".join(ENTRIES), seed=seed, param=param)
+            assert torch.equal(torch.get_rng_state(), state)
+            assert (view - want).abs().max() <= 1e-5  # coordinates of 32 pixels in float32
+            torch.manual_seed(seed)
+            drawn.add(ENTRIES[int(torch.randint(0, 6, (1,)))])
+    assert drawn == set(ENTRIES)
 
 
 def test_providers_agree_on_both_derivatives_of_the_block() -> None:
