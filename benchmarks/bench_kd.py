@@ -1,4 +1,4 @@
-"""pytest-benchmark cases of the kd family: `pytest benchmarks/bench_kd.py`.
+"""pytest-benchmark cases of every op: `pytest benchmarks/bench_kd.py -k kd_loss`.
 
 The same cases and providers as `python -m benchmarks run`, for comparing two working trees
 (`--benchmark-save`, `--benchmark-compare`); what is published comes from that runner.

@@ -7,7 +7,8 @@ with their inter-quartile range.  Inputs stay where the caches leave them.
 CUDA: the calls of a provider are captured into one CUDA graph that walks over enough input sets to
 overflow the L2 cache several times, and replays are timed by events behind a replay that keeps the
 stream busy: the time is the kernels' alone.  The host's time for the same calls, eager and without
-waiting for the device, is measured apart.
+waiting for the device, is measured apart.  An op that reads results as it goes cannot be captured:
+its case is timed like a CPU's, with the end of every call awaited.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.schema import is_ours
+
 Step = Callable[[], object]
 """One call of a provider, its inputs bound."""
+Result = TypeVar("Result")
 
 CPU_BLOCK_S = 0.01  # 10 ms a block: 10^5 times the clock's resolution, short enough to interleave
 L2_OVERFLOW = 4  # the input sets of one graph hold this many times the L2 cache
@@ -44,6 +49,8 @@ class Case:
         make_inputs: Takes a seed; the same seed gives the same tensors.
         providers: Name to a function that binds inputs and returns the step.
         own_draws: Providers that draw for themselves: their results are not those of the others.
+        captures: Whether ours waits for no device.  Where it does, no graph can hold it, and every
+            provider is timed on CUDA as it is called, its end awaited.
     """
 
     op: str
@@ -54,11 +61,17 @@ class Case:
     make_inputs: Callable[[int], Mapping[str, Tensor]]
     providers: Mapping[str, Callable[[Mapping[str, Tensor]], Step]]
     own_draws: frozenset[str] = frozenset()
+    captures: bool = True
 
     @property
     def name(self) -> str:
         """All but the providers, for people."""
         return f"{self.op} {self.part} {'x'.join(map(str, self.shape))} {self.dtype}"
+
+
+def reason(error: Exception) -> str:
+    """Why a peer is left out, in the one line that a result file has for it."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 @dataclass(frozen=True)
@@ -135,22 +148,41 @@ def input_sets(bytes_floor: int, l2_bytes: int) -> int:
     return min(64, max(2, math.ceil(L2_OVERFLOW * l2_bytes / max(bytes_floor, 1))))
 
 
-def time_cuda(steps: Mapping[str, Sequence[Step]], *, rounds: int) -> dict[str, Timing]:
-    """Device time by graph replay and host time apart, of every provider's steps (one a set)."""
-    graphs: dict[str, torch.cuda.CUDAGraph] = {}
-    host: dict[str, list[float]] = {name: [] for name in steps}
+def captured(sets: Sequence[Step]) -> torch.cuda.CUDAGraph:
+    """The calls, one a set, as one graph."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for step in (*sets, *sets[:2]):  # capture needs everything initialised and compiled
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for step in sets:
+            step()
+    return graph
+
+
+def time_cuda(
+    steps: Mapping[str, Sequence[Step]], *, rounds: int, failed: dict[str, str] | None = None
+) -> dict[str, Timing]:
+    """Device time by graph replay and host time apart, of every provider's steps (one a set).
+
+    Args:
+        steps: Provider to steps.
+        rounds: Samples a provider.
+        failed: Takes a peer that cannot be captured, and why; None: it raises.
+    """
+    graphs = {}
     for name, sets in steps.items():
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for step in (*sets, *sets[:2]):  # capture needs everything initialised and compiled
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for step in sets:
-                step()
-        graphs[name] = graph
+        try:
+            graphs[name] = captured(sets)
+        except Exception as error:
+            if failed is None or is_ours(name):
+                raise
+            failed[name] = reason(error)
+    steps = {name: steps[name] for name in graphs}
+    host: dict[str, list[float]] = {name: [] for name in steps}
     for name in turns(list(steps), rounds):
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -173,19 +205,38 @@ def time_cuda(steps: Mapping[str, Sequence[Step]], *, rounds: int) -> dict[str, 
     return {name: summarize(samples[name], statistics.median(host[name])) for name in steps}
 
 
-def measure(case: Case, device: torch.device, *, rounds: int) -> dict[str, Timing]:
-    """Times the case on the device."""
-    if device.type != "cuda":
+def awaited(step: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
+    """The step up to its end on the device."""
+
+    def run() -> Result:
+        result = step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return run
+
+
+def measure(
+    case: Case, device: torch.device, *, rounds: int, failed: dict[str, str]
+) -> dict[str, Timing]:
+    """Times the case on the device; ``failed`` takes the peers that a graph cannot hold."""
+    if device.type != "cuda" or not case.captures:
         inputs = case.make_inputs(0)
         return time_cpu(
-            {name: bind(inputs) for name, bind in case.providers.items()}, rounds=rounds
+            {name: awaited(bind(inputs), device) for name, bind in case.providers.items()},
+            rounds=rounds,
         )
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     sets = [case.make_inputs(seed) for seed in range(input_sets(case.bytes_floor, l2_bytes))]
-    return time_cuda(
+    reasons: dict[str, str] = {}
+    timings = time_cuda(
         {name: [bind(inputs) for inputs in sets] for name, bind in case.providers.items()},
         rounds=rounds,
+        failed=reasons,
     )
+    failed |= {f"{case.name}: {name}": text for name, text in reasons.items()}
+    return timings
 
 
 def copy_gb_s(device: torch.device, *, rounds: int = 20) -> float:

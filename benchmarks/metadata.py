@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("liger-kernel", "quack-kernels", "submodlib-py", "apricot-select")
+PEERS = ("liger-kernel", "quack-kernels", "submodlib-py", "apricot-select", "faiss-cpu", "pillow")
 
 
 def _output(*command: str) -> str | None:

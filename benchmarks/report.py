@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.schema import RESULTS, read
+from benchmarks.schema import RESULTS, is_ours, read
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, README, IMAGES = ROOT / "docs" / "results.md", ROOT / "README.md", ROOT / "docs" / "img"
@@ -37,13 +36,16 @@ def case_of(row: Row) -> tuple[str, str, tuple[int, ...], str]:
 
 
 def grouped(rows: list[Row]) -> list[list[Row]]:
-    """Rows of one case together, in file order."""
-    return [list(group) for _, group in itertools.groupby(rows, key=case_of)]
+    """Rows of one case together, wherever they are in the file, in the order of their first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(case_of(row), []).append(row)
+    return list(groups.values())
 
 
 def is_peer(row: Row) -> bool:
-    """Not ours: another form of our own op (`ours (one pass)`) is no peer."""
-    return not row["provider"].startswith("ours")
+    """Whether the row is not of ours."""
+    return not is_ours(row["provider"])
 
 
 # Ops that are measured on many tensors at once; the shape is that of the network's images.
@@ -111,13 +113,24 @@ TIMING_HEADER = ["op", "shape", "dtype", "provider", "median µs", "IQR µs", "G
 TIMING_HEADER += ["host µs", "error", "ours is faster by"]
 
 
+def our_medians(rows: list[Row]) -> dict[tuple[str, str], float]:
+    """Milliseconds of our side by step and setting."""
+    return {(r["step"], r["setting"]): r["median_ms"] for r in rows if r["provider"] == "ours"}
+
+
+def step_speedup(row: Row, medians: dict[tuple[str, str], float]) -> float | None:
+    """The row's median over ours; None for our own row, and where ours was not measured."""
+    ours = medians.get((row["step"], row["setting"]))
+    return row["median_ms"] / ours if ours and is_peer(row) else None
+
+
 def step_rows(rows: list[Row]) -> list[list[str]]:
     """One line a provider of a whole step."""
-    medians = {row["step"]: row["median_ms"] for row in rows if row["provider"] == "ours"}
+    medians = our_medians(rows)
     lines = []
     for row in rows:
-        factor = row["median_ms"] / medians[row["step"]]
-        mark = f"{factor:.2f}×" + (f" {SLOWER}" if factor < 1 else "")
+        factor = step_speedup(row, medians)
+        mark = "" if factor is None else f"{factor:.2f}×" + (f" {SLOWER}" if factor < 1 else "")
         difference = row["difference"]
         lines.append(
             [
@@ -128,7 +141,7 @@ def step_rows(rows: list[Row]) -> list[list[str]]:
                 number(row["iqr_ms"]),
                 "" if row["op_share"] is None else f"{row['op_share']:.1%}",
                 "" if difference is None else f"{difference:.0e}",
-                mark if is_peer(row) else "",
+                mark,
             ]
         )
     return lines
@@ -190,13 +203,13 @@ def slower_cases(rows: list[Row]) -> list[str]:
 
 def slower_steps(rows: list[Row]) -> list[str]:
     """Every step in which the official expression is faster, in words."""
-    medians = {row["step"]: row["median_ms"] for row in rows if row["provider"] == "ours"}
-    return [
-        f"{row['step']}: {row['provider']} takes "
-        f"{row['median_ms'] / medians[row['step']]:.2f} of our time"
-        for row in rows
-        if is_peer(row) and row["median_ms"] < medians[row["step"]]
-    ]
+    medians = our_medians(rows)
+    found = []
+    for row in rows:
+        factor = step_speedup(row, medians)
+        if factor is not None and factor < 1:
+            found.append(f"{row['step']}: {row['provider']} takes {factor:.2f} of our time")
+    return found
 
 
 def noisy(rows: list[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -14,9 +15,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import metadata
 from benchmarks.accuracy import exact_result, relative_error
-from benchmarks.harness import Case, Timing, copy_gb_s, measure, time_cpu
+from benchmarks.harness import (
+    Case,
+    Timing,
+    awaited,
+    copy_gb_s,
+    measure,
+    reason,
+    time_cpu,
+)
 from benchmarks.ops import ACCURACY, CASES
-from benchmarks.schema import SCHEMA_VERSION
+from benchmarks.progress import Progress
+from benchmarks.schema import SCHEMA_VERSION, is_ours
 from benchmarks.steps import STEPS, Run, StepCase
 
 ROUNDS, QUICK_ROUNDS = 40, 5
@@ -37,19 +47,21 @@ def available(
             continue
         try:
             result = bind(case.make_inputs(0))()
-            errors[name] = relative_error(result, None if name in case.own_draws else exact)
+            errors[name] = finite(relative_error(result, None if name in case.own_draws else exact))
         except Exception as error:  # a peer's trouble (no compiler for Inductor, say) is a result
-            if name == "ours":
-                raise
+            if is_ours(name):
+                raise RuntimeError(f"{case.name}: {name} failed") from error
             left_out[f"{case.name}: {name}"] = reason(error)
         else:
             kept[name] = bind
     return dataclasses.replace(case, providers=kept), errors
 
 
-def reason(error: Exception) -> str:
-    """One line, as a result file has it."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def finite(error: float | None) -> float | None:
+    """A relative error; one that is no number is a failure of its provider."""
+    if error is not None and not math.isfinite(error):
+        raise ArithmeticError(f"its relative error is {error}")
+    return error
 
 
 def row(
@@ -96,36 +108,23 @@ def measure_step(
     case: StepCase, device: torch.device, rounds: int, left_out: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Wall time of a step, its end awaited, by providers that take turns."""
-
-    def awaited(step: Run) -> Run:
-        def run() -> Tensor | None:
-            result = step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return result
-
-        return run
-
-    steps = {name: awaited(step) for name, step in case.providers.items()}
-    first = {}
-    for name in list(steps):
+    steps = {name: awaited(step, device) for name, step in case.providers.items()}
+    differences: dict[str, float | None] = {}
+    expected = cloned(steps["official"]())
+    for name in [name for name in steps if name != "official"]:
         try:
-            result = steps[name]()
+            found = cloned(steps[name]())
+            both = None if found is None or expected is None else (found, expected)
+            differences[name] = both and finite(relative_error(both[0], [both[1]]))
         except Exception as error:
             if name != "torch.compile":
-                raise
+                raise RuntimeError(f"{case.step}: {name} failed") from error
             left_out[f"{case.step}: {name}"] = reason(error)
             del steps[name]
-        else:
-            first[name] = None if result is None else result.clone()
     timings = time_cpu(steps, rounds=rounds, warm_ups=1)
     rows = []
     for name, timing in timings.items():
-        found, expected = first[name], first["official"]
         share = share_of_ops(steps[name], device) if name == "ours" else None
-        difference = None
-        if name != "official" and found is not None and expected is not None:
-            difference = relative_error(found.double(), [expected.double().cpu()])
         rows.append(
             {
                 "step": case.step,
@@ -135,10 +134,19 @@ def measure_step(
                 "iqr_ms": round(timing.iqr_us / 1e3, 3),
                 "samples": timing.samples,
                 "op_share": None if share is None else round(share, 6),
-                "difference": difference,
+                "difference": differences.get(name),
             }
         )
     return rows
+
+
+def cloned(result: Tensor | None) -> Tensor | None:
+    """What a step has computed, in float64 on the CPU: the next step may write over it."""
+    return None if result is None else result.detach().double().cpu().clone()
+
+
+# What makes two calls parts of one run, of the metadata.
+SAME = ("git_revision", "git_dirty", "device", "platform", "versions", "rounds", "quick")
 
 
 def run(
@@ -150,6 +158,7 @@ def run(
     quick: bool = False,
     rounds: int | None = None,
     limit_s: float | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measures and returns the content of a result file.
 
@@ -160,56 +169,66 @@ def run(
         providers: Only these (None: all); of the ops.
         quick: Small shapes, few rounds: for a look or a smoke test, not for publication.
         rounds: Samples a provider and case.
-        limit_s: Seconds after which no further case is begun; those are noted as left out.
+        limit_s: Seconds after which no further case is begun.
+        progress: Takes every case when it is measured, and the names of those that were not begun;
+            the cases that it has from an earlier call are not measured again.
     """
     for kind, names, known in (("ops", op_names, CASES), ("steps", step_names, STEPS)):
         if unknown := sorted(set(names) - set(known)):
             raise ValueError(f"{kind} {unknown} are not known, allowed are {sorted(known)}")
+    cases = {op: CASES[op](device, quick) for op in CASES if op in op_names}
+    able = {name for of_op in cases.values() for case in of_op for name in case.providers}
+    if unknown := sorted(set(providers or ()) - able):
+        raise ValueError(f"providers {unknown} do none of the cases; those that do: {sorted(able)}")
     began = time.perf_counter()
-    op_rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    progress = progress or Progress()
     meta = metadata.collect(device)  # first: the load before this run adds its own
-    copy = copy_gb_s(device, rounds=QUICK_ROUNDS if quick else 20)
-    left_out: dict[str, str] = {}
-    results: list[dict[str, Any]] = []
-    accuracy: list[dict[str, Any]] = []
-    steps: list[dict[str, Any]] = []
+    meta |= {"rounds": rounds or (QUICK_ROUNDS if quick else ROUNDS), "quick": quick}
+    asked = {name: meta[name] for name in SAME}
+    asked |= {"cpu": meta["cpu"]["name"], "threads": meta["cpu"]["threads"]}
+    asked |= {"gpu": meta["gpu"] and meta["gpu"]["name"], "ops": list(cases)}
+    asked["steps"] = [name for name in STEPS if name in step_names]
+    asked["providers"] = None if providers is None else sorted(providers)
+    if not progress.begin(asked):
+        copy = copy_gb_s(device, rounds=QUICK_ROUNDS if quick else 20)
+        meta |= {"copy_gb_s": round(copy, 3), "left_out": {}}
+        progress.result = {"schema_version": SCHEMA_VERSION, "metadata": meta}
+        progress.result |= {"results": [], "accuracy": [], "steps": []}
+        progress.save()
+    result = progress.result
+    copy, left_out = result["metadata"]["copy_gb_s"], result["metadata"]["left_out"]
 
-    def too_late(name: str) -> bool:
-        if limit_s is None or time.perf_counter() - began <= limit_s:
+    def wanted(name: str) -> bool:
+        if name in progress.done:
             return False
-        left_out[name] = f"not begun within {limit_s:g} s"
-        return True
+        if limit_s is None or time.perf_counter() - began <= limit_s:
+            return True
+        progress.left.append(name)
+        return False
 
-    for op in (name for name in CASES if name in op_names):
-        cases = CASES[op](device, quick)
-        for i, case in enumerate(cases, 1):
-            if too_late(case.name):
+    for op, of_op in cases.items():
+        for i, case in enumerate(of_op, 1):
+            if not wanted(case.name):
                 continue
             started = time.perf_counter()
             torch._dynamo.reset()  # a case's graphs are its own: no recompilation limit is reached
             case, errors = available(case, device, providers, left_out)
-            timings = measure(case, device, rounds=op_rounds)
-            results += [
-                row(case, name, timings[name], copy, errors[name]) for name in case.providers
+            timings = measure(case, device, rounds=meta["rounds"], failed=left_out)
+            result["results"] += [
+                row(case, name, timing, copy, errors[name]) for name, timing in timings.items()
             ]
-            seconds = time.perf_counter() - started
-            print(f"{op} {i}/{len(cases)}: {case.name} ({seconds:.0f} s)", file=sys.stderr)
-        if op in ACCURACY and not too_late(f"{op} accuracy"):
-            accuracy += ACCURACY[op](device, quick)
-    for name in (name for name in STEPS if name in step_names):
-        if too_late(name):
-            continue
+            progress.save(case.name)
+            spent = time.perf_counter() - started
+            print(f"{op} {i}/{len(of_op)}: {case.name} ({spent:.0f} s)", file=sys.stderr)
+        if op in ACCURACY and wanted(f"{op} accuracy"):
+            result["accuracy"] += ACCURACY[op](device, quick)
+            progress.save(f"{op} accuracy")
+    for name in filter(wanted, asked["steps"]):
         started = time.perf_counter()
         torch._dynamo.reset()
         with STEPS[name](device, quick) as step:
             step_rounds = rounds or (QUICK_STEP_ROUNDS if quick else STEP_ROUNDS)
-            steps += measure_step(step, device, step_rounds, left_out)
+            result["steps"] += measure_step(step, device, step_rounds, left_out)
+        progress.save(name)
         print(f"{step.step} ({time.perf_counter() - started:.0f} s)", file=sys.stderr)
-    meta |= {"copy_gb_s": round(copy, 3), "rounds": op_rounds, "quick": quick}
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "metadata": {**meta, "left_out": left_out},
-        "results": results,
-        "accuracy": accuracy,
-        "steps": steps,
-    }
+    return result

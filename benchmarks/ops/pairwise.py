@@ -75,6 +75,7 @@ def gram_cases(device: torch.device, quick: bool) -> list[Case]:
             bytes_floor=4 * shape[0] * (shape[0] + shape[1] + shape[2]),
             make_inputs=gradients_of(shape, device),
             providers=providers(shape),
+            captures=False,  # it reads whether values are finite
         )
         for shape in shapes
     ]
@@ -123,6 +124,7 @@ def neighbour_cases(device: torch.device, quick: bool) -> list[Case]:
                 .to(device)
             },
             providers={name: forward(call, "x") for name, call in found.items()},
+            captures=False,  # it reads whether values are finite and neighbours certain
         )
         for rows, width in ([(60, 16)] if quick else [(1300, 512), (5000, 512)])
     ]
@@ -160,6 +162,7 @@ def divergence_cases(device: torch.device, quick: bool) -> list[Case]:
             bytes_floor=shape[0] * (4 * shape[1] + 8 * NEIGHBOURS + 4),
             make_inputs=make(*shape),
             providers={name: forward(call, "logp", "knn") for name, call in found.items()},
+            captures=False,  # it reads whether rows exist
         )
         for shape in shapes
     ]

@@ -213,6 +213,7 @@ def cases(op: str, device: torch.device, quick: bool) -> list[Case]:
                     bytes_floor=passes * rows * dim * dtype.itemsize,
                     make_inputs=make_inputs(rows, dim, dtype, device),
                     providers=providers,
+                    captures=False,
                 )
             )
     return found

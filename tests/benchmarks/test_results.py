@@ -143,6 +143,24 @@ def test_the_schema_refuses(example: dict[str, object], path: tuple, value: obje
         schema.validate(broken)
 
 
+@pytest.mark.parametrize("part", ["results", "steps", "accuracy"])
+def test_the_schema_refuses_a_second_row_of_a_case(example: dict[str, object], part: str) -> None:
+    example[part].append(copy.deepcopy(example[part][0]))
+    with pytest.raises(ValueError, match=f"{part} has two rows of "):
+        schema.validate(example)
+
+
+def test_what_is_no_number_is_neither_written_nor_read(
+    example: dict[str, object], tmp_path: Path
+) -> None:
+    example["results"][0]["error"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        schema.write(example, tmp_path / "x.json")
+    (tmp_path / "x.json").write_text(json.dumps(example))
+    with pytest.raises(ValueError, match=r"x\.json is not a benchmark result: NaN is no number"):
+        schema.read(tmp_path / "x.json")
+
+
 @pytest.mark.parametrize("content", ["{", "{}"])  # not JSON, not a result
 def test_a_bad_file_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.json"
@@ -207,6 +225,17 @@ def test_another_form_of_ours_is_no_peer(example: dict[str, object]) -> None:
     example["steps"] = []
     assert report.slower_cases(example["results"]) == []
     assert report.SLOWER not in report.page({"cpu": example})
+
+
+def test_a_row_apart_from_ours_is_marked(example: dict[str, object]) -> None:
+    """As rows of several calls may be."""
+    faster = row("liger", 19.999)
+    example["results"].append(faster)
+    assert "- `kd_loss` forward+backward 256×10 float32: liger takes 1.00 of our time" in (
+        report.page({"cpu": example})
+    )
+    example["steps"].append(step("official", 19.0, setting="100 classes"))  # of which ours is not
+    assert "| DM | 100 classes | official | 19 | 0.5 |  |  |  |" in report.page({"cpu": example})
 
 
 def test_a_closed_form_is_held_against_our_one_pass() -> None:
@@ -323,13 +352,12 @@ def test_an_unknown_name_is_named(option: str, kind: str) -> None:
     assert f"{kind} ['kd_los'] are not known, allowed are" in done.stderr
 
 
-def test_what_does_not_begin_in_time_is_noted(tmp_path: Path) -> None:
+def test_what_does_not_begin_in_time_is_left_to_the_next_call(tmp_path: Path) -> None:
     out = tmp_path / "late.json"
     done = benchmarks("run", "--quick", "--limit", "0", "--end-to-end", "dm", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    run = json.loads(out.read_text())
-    assert run["steps"] == run["results"] == []
-    assert run["metadata"]["left_out"] == {"dm": "not begun within 0 s"}
+    assert done.returncode == 75, done.stderr
+    assert f"1 not begun: the same command with --out {out} goes on" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["late.json.partial"]
 
 
 def test_the_page_of_coresets_has_the_committed_correlations():
