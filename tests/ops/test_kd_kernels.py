@@ -78,6 +78,16 @@ def test_configuration(host: ModuleType, case: OpCase, capability: int, classes:
         assert_close(got, want, FLOAT32, f"gradient of the {name} input", absolute=case.absolute)
 
 
+# Rows that each thread of the sum takes: 1 to 4 (1024 threads), and more in a second turn.
+@pytest.mark.parametrize("rows", [1025, 5000])
+def test_configuration_of_many_rows(host: ModuleType, rows: int) -> None:
+    case = CASES[0]
+    inputs = case.make(rows, 3)
+    got = case.op(*(x.float() for x in inputs), "batchmean", None)[0]
+    want = case.twin(*(x.float().double() for x in inputs), "batchmean", None)[0]
+    assert_close(got, want, FLOAT32)
+
+
 @pytest.mark.parametrize("classes", [10, 100, 1001, 3000, 12_001])
 @pytest.mark.parametrize(
     ("offset", "stride"),

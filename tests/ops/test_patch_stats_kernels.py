@@ -19,6 +19,8 @@ CONFIGURATIONS = {
     ((2, 3, 7, 20), 16): "resized; two cells",
     ((19, 2, 5, 5), 16): "three parts of the batch, the last one not full",
     ((9, 4, 3, 3), 4): "backward: two groups of planes",
+    ((1, 1, 10, 14), 2): "more cells of a channel than lanes of a warp",
+    ((1, 33, 2, 2), 2): "more channels of a cell than lanes",
     ((1, 1, 20, 20), 17): "cells of more pixels than threads; two tiles of the plane",
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

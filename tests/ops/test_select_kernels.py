@@ -17,6 +17,7 @@ CONFIGURATIONS = {
     "a row a warp, less than a warp of features": ([3, 8], 5),
     "two CTAs a segment, an empty one, a step of unrolled loads and one more": ([130, 0, 9], 129),
     "more CTAs than warps": ([600], 33),
+    "more features than a CTA has threads": ([9], 300),
 }
 
 
@@ -77,6 +78,15 @@ def test_configuration(host: ModuleType, name: str, dtype: torch.dtype) -> None:
         for s, (a, _) in zip(matrices, spans(bounds), strict=True)
     ]
     assert torch.equal(given.picks, torch.cat(want))
+
+
+def test_configuration_of_more_rows_than_warps(host: ModuleType) -> None:
+    """Of facility location: 256 CTAs of 8 warps, of which some take a second row."""
+    s = torch.rand(2100, 2100, generator=torch.Generator().manual_seed(3))
+    s[:, -1] = 0.95
+    picks = ops.facility_location(None, 2, similarity=s).picks
+    assert int(picks[0]) == len(s) - 1
+    assert torch.equal(picks, twin.facility_location(s.double(), 2, torch.ones(len(s)))[0])
 
 
 def test_picks_do_not_depend_on_the_schedule(host: ModuleType) -> None:
