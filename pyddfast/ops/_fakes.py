@@ -171,6 +171,15 @@ def _facility_location(similarity: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return picks, similarity.new_empty((rest[3],), dtype=torch.float64)
 
 
+def _knn_decide(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (x.shape[0], rest[4])
+    return (
+        x.new_empty(shape, dtype=torch.float64),
+        x.new_empty(shape, dtype=torch.int64),
+        x.new_empty((x.shape[0],), dtype=torch.bool),
+    )
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "kd_loss": _kd_loss,
     "kd_loss_score": _kd_loss_score,
@@ -210,6 +219,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "greedy_rows": _greedy_rows,
     "facility_location": _facility_location,
     "knn_divergence": lambda logp, *_: _rows(logp),
+    "knn_propose_": lambda *_: None,
+    "knn_decide": _knn_decide,
 }
 
 

@@ -59,6 +59,8 @@ OPERATORS = (
     "greedy_rows",
     "facility_location",
     "knn_divergence",
+    "knn_propose_",
+    "knn_decide",
 )
 
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, get_args, overload
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks, _memory, _native
+from pyddfast.ops import _checks, _memory, _native, _neighbours
 from pyddfast.ops._native import raw
 from pyddfast.ops._segments import check_sizes, offsets
 from pyddfast.ops.kd import kd_value_and_grad
@@ -210,7 +210,8 @@ def knn_topk(
         metric: ``"euclidean"``, ‖x_i − x_j‖ (not squared); or ``"cosine"``, 1 − cos, where the
             cosine with a row of zeros is 0.
         segments: int64 (S + 1,), offsets of classes (:func:`class_segments`); None is one class.
-        tile: Rows at a time; 4 · tile² distances are in memory, besides ``x`` and the result.
+        tile: Rows at a time; up to 4 · tile² distances are in memory, besides ``x``, on the CPU a
+            copy of it, and the result.
         exclude_self: Whether a row is not its own neighbour.
 
     Returns:
@@ -233,10 +234,12 @@ def knn_topk(
     check_sizes(others, k, f"k = {k} neighbours{' beside the row' if exclude_self else ''}")
     distances = torch.empty((len(x), k), dtype=dtype, device=x.device)
     indices = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
+    native = x.is_cpu and _native.usable(x) and not raw.emulated
+    nearest = _neighbours.knn_topk if native else reference.knn_topk
     with torch.autocast(x.device.type, enabled=False):
         for start, stop in itertools.pairwise(bounds):
             if start < stop:
-                distances[start:stop], local = reference.knn_topk(
+                distances[start:stop], local = nearest(
                     x[start:stop], k, metric=metric, tile=tile, exclude_self=exclude_self,
                     dtype=dtype,
                 )  # fmt: skip

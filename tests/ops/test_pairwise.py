@@ -15,6 +15,8 @@ from pyddfast.ops import _memory, _native
 from tests.ops.conftest import Backend
 from tests.tolerances import FLOAT32, FLOAT64, assert_close
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METRICS = ("dot", "cosine", "cosine01", "euclidean")
 
 
@@ -210,14 +212,28 @@ def brute_force(x: Tensor, k: int, metric: str, exclude_self: bool) -> tuple[Ten
     return value[:, :k], index[:, :k]
 
 
+on_cpu_and_device = pytest.mark.parametrize(
+    "backend", ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True
+)
+
+
+def nearest(backend: Backend, x: Tensor, k: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """The op's, on the backend's device; back on the CPU."""
+    distance, index = ops.knn_topk(x.to(backend.device), k, **options)
+    return distance.cpu(), index.cpu()
+
+
+@on_cpu_and_device
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 @pytest.mark.parametrize("tile", [1, 7, 64, 1024])  # rows in pieces, columns in pieces, in one
 @pytest.mark.parametrize("exclude_self", [True, False])
-def test_neighbours_are_those_of_all_pairs(metric: Any, tile: int, exclude_self: bool) -> None:
-    x = randn(90, 6, dtype=torch.float32)
+def test_neighbours_are_those_of_all_pairs(
+    backend: Backend, metric: Any, tile: int, exclude_self: bool
+) -> None:
+    x = randn(200, 6, dtype=torch.float32)
     x[50], x[70] = x[20], x[20]  # duplicates are neighbours at distance 0
     x[5] = 0
-    distance, index = ops.knn_topk(x, 5, metric=metric, tile=tile, exclude_self=exclude_self)
+    distance, index = nearest(backend, x, 5, metric=metric, tile=tile, exclude_self=exclude_self)
     want, which = brute_force(x, 5, metric, exclude_self)
     assert torch.equal(index, which)
     assert distance.dtype == torch.float32
@@ -225,10 +241,11 @@ def test_neighbours_are_those_of_all_pairs(metric: Any, tile: int, exclude_self:
     assert (distance[50, 0], distance[70, 1]) == (0, 0)
 
 
+@on_cpu_and_device
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_neighbours_of_other_dtypes(dtype: torch.dtype) -> None:
+def test_neighbours_of_other_dtypes(backend: Backend, dtype: torch.dtype) -> None:
     x = randn(60, 9).to(dtype)
-    distance, index = ops.knn_topk(x, 4)
+    distance, index = nearest(backend, x, 4)
     want, which = brute_force(x, 4, "euclidean", True)
     assert torch.equal(index, which)
     wide = dtype == torch.float64
@@ -236,7 +253,8 @@ def test_neighbours_of_other_dtypes(dtype: torch.dtype) -> None:
     assert_close(distance, want, FLOAT64 if wide else FLOAT32)
 
 
-def test_neighbours_where_the_product_form_has_no_digits() -> None:
+@on_cpu_and_device
+def test_neighbours_where_the_product_form_has_no_digits(backend: Backend) -> None:
     # Far from 0 and close together: in float32 |x|^2 is 1e10 and a rounding of it 1e3.
     near = 1e5 + randn(80, 4, seed=3).float()
     # Two clusters, so that the mean does not help; and many at the same place.
@@ -246,37 +264,45 @@ def test_neighbours_where_the_product_form_has_no_digits() -> None:
             if metric == "cosine" and x is near:
                 continue  # one direction: distances of 1e-10, decided by roundings of the norm
             _, which = brute_force(x, 3, metric, True)
-            _, index = ops.knn_topk(x, 3, metric=metric, tile=16)  # type: ignore[arg-type]
+            _, index = nearest(backend, x, 3, metric=metric, tile=16)  # type: ignore[arg-type]
             if metric == "euclidean":
                 assert torch.equal(index, which)
             else:
                 assert ((index // 80 == 1) == (which // 80 == 1)).all()
 
 
-def test_ties_go_to_the_lowest_index() -> None:
+@on_cpu_and_device
+def test_ties_go_to_the_lowest_index(backend: Backend) -> None:
     x = torch.zeros(40, 3)
     for metric in ("euclidean", "cosine"):
-        distance, index = ops.knn_topk(x, 3, metric=metric, tile=4)  # type: ignore[arg-type]
+        distance, index = nearest(backend, x, 3, metric=metric, tile=4)  # type: ignore[arg-type]
         assert index[0].tolist() == [1, 2, 3]
         assert index[1].tolist() == [0, 2, 3]
         assert index[39].tolist() == [0, 1, 2]
         assert (distance == (metric == "cosine")).all()
     # A grid: four neighbours at distance 1 of each inner point.
     grid = torch.cartesian_prod(torch.arange(5.0), torch.arange(5.0))
-    assert ops.knn_topk(grid, 2)[1][12].tolist() == [7, 11]
+    assert nearest(backend, grid, 2)[1][12].tolist() == [7, 11]
 
 
-def test_neighbours_under_products_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("product", ["mm", "addmm"])
+def test_neighbours_under_products_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, product: str
+) -> None:
     """A program may allow them; here is a machine on which they are as coarse as that."""
-    exact = torch.addmm
+    if product == "addmm":  # the twin's
+        monkeypatch.setattr(_native, "usable", lambda *_: False)
+    exact = getattr(torch, product)
 
-    def coarse(bias: Tensor, a: Tensor, b: Tensor, **options: Any) -> Tensor:
-        return exact(bias, a.bfloat16().float(), b.bfloat16().float(), **options)
+    def coarse(*tensors: Tensor, **options: Any) -> Tensor:
+        *bias, a, b = tensors
+        found: Tensor = exact(*bias, a.bfloat16().float(), b.bfloat16().float(), **options)
+        return found
 
     x = randn(400, 4, dtype=torch.float32, seed=7)  # so dense that their roundings decide
-    monkeypatch.setattr(torch, "addmm", coarse)
+    monkeypatch.setattr(torch, product, coarse)
     # More of them would hide the difference.
-    monkeypatch.setattr("pyddfast.ops.reference.pairwise._SPARE", 1)
+    monkeypatch.setattr("pyddfast.ops.reference.pairwise.SPARE", 1)
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
     try:
@@ -299,13 +325,48 @@ def test_neighbours_are_those_of_faiss() -> None:
     assert_close(distance.square(), torch.from_numpy(square[:, 1:]), 1e-5)
 
 
-def test_neighbours_within_segments() -> None:
+@on_cpu_and_device
+def test_neighbours_within_segments(backend: Backend) -> None:
     x = randn(50, 4, dtype=torch.float32)
     segments = torch.tensor([0, 20, 20, 50])
-    _, index = ops.knn_topk(x, 6, segments=segments)
+    _, index = nearest(backend, x, 6, segments=segments)
     for a, b in ((0, 20), (20, 50)):
         assert torch.equal(index[a:b] - a, brute_force(x[a:b], 6, "euclidean", True)[1])
-    assert ops.knn_topk(x[:0], 3)[0].shape == (0, 3)
+    assert nearest(backend, x[:0], 3)[0].shape == (0, 3)
+
+
+@on_cpu_and_device
+def test_neighbours_of_rows_whose_squares_overflow(backend: Backend) -> None:
+    x = 1e25 * randn(40, 4, dtype=torch.float32)
+    for metric in ("euclidean", "cosine"):
+        distance, index = nearest(backend, x, 3, metric=metric)
+        want, which = brute_force(x, 3, metric, True)
+        assert torch.equal(index, which)
+        assert_close(distance, want, FLOAT32)
+
+
+def test_neighbours_do_not_depend_on_the_threads() -> None:
+    x = randn(600, 40, dtype=torch.float32)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(ops.knn_topk(x, 5))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_opcheck_of_neighbours() -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = randn(6, 4, dtype=dtype)
+        squares, norm = x.square().sum(1), x.double().norm(dim=1)
+        values, indices = torch.full((6, 3), torch.inf, dtype=dtype), torch.full((6, 3), -1)
+        product = x[:4] @ x.T
+        torch.library.opcheck(
+            _native.raw.knn_propose_, (product, squares, values, indices, 0, 0, True)
+        )
+        decide = (x, norm, squares, values, indices, 2, False, 1e-6)
+        torch.library.opcheck(_native.raw.knn_decide, decide)
 
 
 def divergence(logp: Tensor, knn: Tensor, kind: str) -> Tensor:

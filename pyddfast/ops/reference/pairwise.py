@@ -17,7 +17,7 @@ _TEMPORARY = 1 << 24
 _CACHED = 1 << 17
 # Neighbours that the product form finds beyond the k asked for; exact distances decide among them.
 # Where rows are so close that 8 do not suffice, the row is searched with exact distances.
-_SPARE = 8
+SPARE = 8
 
 
 def logit_gradient(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -121,7 +121,7 @@ def _row_tile(
         return rows - center if euclidean else unit_rows(rows)
 
     rows = moved(x[own])
-    proposed = min(count - exclude_self, k + _SPARE)
+    proposed = min(count - exclude_self, k + SPARE)
     values = rows.new_empty((len(rows), 0))
     indices = own.new_empty((len(rows), 0))
     for first in range(0, count, 4 * tile):
@@ -149,15 +149,14 @@ def _row_tile(
         norm = torch.linalg.vector_norm(rows, dim=1)
         # A neighbour at no more than the k-th distance has a norm of at most this.
         reach = norm + (values[:, k - 1] + norm.square()).clamp(min=0).sqrt()
-        error = _rounding(dtype, x.device) * (x.shape[1] + 8) * (norm + reach).square()
-        unclear = (values[:, -1] - values[:, k - 1] <= 2 * error).nonzero().squeeze(1)
-        for part in _parts(len(unclear), 4 * tile, x.device):
-            row = unclear[part]
-            distances[row], indices[row] = _search(x, own[row], k, euclidean, tile, exclude_self)
+        error = rounding(dtype, x.device) * (x.shape[1] + 8) * (norm + reach).square()
+        # Values that are not finite say nothing.
+        unclear = ~(values[:, -1] - values[:, k - 1] > 2 * error)
+        search_unclear(x, own, unclear, distances, indices, euclidean, tile, exclude_self)
     return distances, indices
 
 
-def _rounding(dtype: torch.dtype, device: torch.device) -> float:
+def rounding(dtype: torch.dtype, device: torch.device) -> float:
     """The rounding error of an operand of a product, which a program may let be coarser."""
     on_cuda = device.type == "cuda"
     backend = torch.backends.cuda.matmul if on_cuda else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -186,6 +185,24 @@ def _exact(x: Tensor, rows: Tensor, columns: Tensor, euclidean: bool) -> Tensor:
         vanishes = (a == 0).all(-1)[:, None] | (b == 0).all(-1)
         distance = distance.masked_fill(vanishes, 2**0.5)
     return distance
+
+
+def search_unclear(
+    x: Tensor,
+    rows: Tensor,
+    unclear: Tensor,
+    distances: Tensor,
+    indices: Tensor,
+    euclidean: bool,
+    tile: int,
+    exclude_self: bool,
+) -> None:
+    """Finds the neighbours of ``rows[unclear]`` anew, into both results, by all distances."""
+    k = indices.shape[1]
+    where = unclear.nonzero().squeeze(1)
+    for part in _parts(len(where), 4 * tile, x.device):
+        row = where[part]
+        distances[row], indices[row] = _search(x, rows[row], k, euclidean, tile, exclude_self)
 
 
 def _search(
