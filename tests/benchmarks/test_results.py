@@ -345,6 +345,14 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert "kd_loss forward+backward" in done.stdout
 
 
+def test_the_cases_of_pytest_benchmark() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["benchmarks/bench_kd.py", "--benchmark-disable"]
+    command += ["-k", "cpu and soft_ce and 256x10 and not 256x100 and not compile"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "2 passed" in done.stdout, done.stdout
+
+
 @pytest.mark.parametrize(("option", "kind"), [("--ops", "ops"), ("--end-to-end", "steps")])
 def test_an_unknown_name_is_named(option: str, kind: str) -> None:
     done = benchmarks("run", option, "kd_los")
