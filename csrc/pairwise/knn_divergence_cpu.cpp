@@ -49,46 +49,55 @@ PYDD_HD void fill_rows(const KnnDivergenceParams& params, int64_t begin, int64_t
   }
 }
 
-// Adds `count` blocks, which begin at log_p and so on.
-template <Divergence kKind, class T>
-PYDD_HD void add_blocks(const T* log_p, const T* p, const T* log_q, const T* q, int64_t count,
-                        T* sum) {
-  for (int64_t b = 0; b < count; ++b) {
+// Adds kBlocks blocks of a row, from class `first` on, with those of all of its neighbours; returns
+// whether these are rows.
+template <Divergence kKind, int64_t kBlocks, class T>
+PYDD_HD bool add_blocks(const KnnDivergenceParams& params, int64_t row, int64_t first,
+                        double (&total)[kLanes]) {
+  constexpr int64_t kSize = kBlocks * kLanes;
+  const int64_t width = blocks_of(params.classes) * kLanes;
+  const T* const filled = vector<T>(params.filled) + first;
+  const int64_t* const knn = params.knn + row * params.neighbours;
+  alignas(64) T log_p[kSize], p[kSize];
+  std::copy_n(filled + row * 2 * width, kSize, log_p);
+  std::copy_n(filled + row * 2 * width + width, kSize, p);
+  bool known = true;
+  for (int64_t start = 0; start < params.neighbours; start += kSumBlocks) {
+    const int64_t stop = std::min(params.neighbours, start + kSumBlocks);
+    alignas(64) T sum[kSize] = {};
+    for (int64_t j = start; j < stop; ++j) {
+      const bool is_row = knn[j] >= 0 && knn[j] < params.rows;
+      known &= is_row;
+      const T* const log_q = filled + (is_row ? knn[j] : row) * 2 * width;
+      const T* const q = log_q + width;
 #pragma omp simd
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const int64_t i = b * kLanes + l;
-      sum[l] += divergence_term<kKind>(log_p[i], p[i], log_q[i], q[i]);
+      for (int64_t l = 0; l < kSize; ++l) {
+        sum[l] += divergence_term<kKind>(log_p[l], p[l], log_q[l], q[l]);
+      }
+      asm volatile("");  // else GCC exchanges the two loops, and gathers
+    }
+    for (int64_t b = 0; b < kSize; b += kLanes) {
+#pragma omp simd
+      for (int64_t l = 0; l < kLanes; ++l) total[l] += double(sum[b + l]);
     }
   }
+  return known;
 }
 
 template <Divergence kKind, class T>
 PYDD_HD void divergences(const KnnDivergenceParams& params, int64_t begin, int64_t end) {
-  const int64_t blocks = blocks_of(params.classes);
+  constexpr int64_t kBlocks = 4;  // at a time: rows are read in stretches of some cache lines
+  const int64_t width = blocks_of(params.classes) * kLanes;
   for (int64_t row = begin; row < end; ++row) {
-    const Distribution<T> own(params, row);
     alignas(64) double total[kLanes] = {};
-    alignas(64) T sum[kLanes] = {};
-    int64_t added = 0;  // blocks, to `sum`
     bool known = true;
-    for (int64_t j = 0; j < params.neighbours; ++j) {
-      const int64_t wanted = params.knn[row * params.neighbours + j];
-      const bool is_row = wanted >= 0 && wanted < params.rows;
-      known &= is_row;
-      const Distribution<T> other(params, is_row ? wanted : row);
-      for (int64_t b = 0; b < blocks;) {
-        const int64_t count = std::min(blocks - b, kSumBlocks - added), i = b * kLanes;
-        add_blocks<kKind>(own.log + i, own.p + i, other.log + i, other.p + i, count, sum);
-        b += count;
-        added += count;
-        if (added == kSumBlocks) {
-          add_lanes(sum, total);
-          std::fill_n(sum, kLanes, T(0));
-          added = 0;
-        }
-      }
+    int64_t first = 0;
+    for (; first + kBlocks * kLanes <= width; first += kBlocks * kLanes) {
+      known &= add_blocks<kKind, kBlocks, T>(params, row, first, total);
     }
-    add_lanes(sum, total);
+    for (; first < width; first += kLanes) {
+      known &= add_blocks<kKind, 1, T>(params, row, first, total);
+    }
     const double mean = mean_divergence<kKind>(fold(total, Sum()), params.neighbours);
     static_cast<T*>(params.result)[row] += T(known ? mean : kNan);
   }
@@ -96,8 +105,7 @@ PYDD_HD void divergences(const KnnDivergenceParams& params, int64_t begin, int64
 
 template <class T, class S>
 PYDD_HD void fill(const KnnDivergenceParams& params, int64_t begin, int64_t end) {
-  if constexpr (std::is_same_v<T, S>)
-    fill_rows<T>(params, begin, end);  // 16-bit rows do not come here
+  if constexpr (std::is_same_v<T, S>) fill_rows<T>(params, begin, end);  // 16 bit: not here
 }
 
 template <class T, class S>

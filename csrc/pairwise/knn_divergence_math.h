@@ -9,7 +9,6 @@
 #include <cmath>
 #include <type_traits>
 
-#include "common/half.h"
 #include "common/types.h"
 
 namespace pyddfast {
@@ -21,33 +20,26 @@ enum class Divergence : int { kJeffreys, kKlNeighbourRow, kKlRowNeighbour };
 // percent.  As in pyddfast/ops/pairwise.py.
 constexpr double kMassError = 0.1;
 
-// In place of a probability that underflows, so that 0 times infinity is not met.  Far above the
+// What a probability that underflows counts as, so that 0 times infinity is not met.  Far above the
 // smallest number: subnormal products are slow.
 constexpr float kLeast = 0x1p-100f;
 
 PYDD_HD float largest_of(float a, float b) { return a > b ? a : b; }
 PYDD_HD double largest_of(double a, double b) { return a > b ? a : b; }
 
-// Of two numbers that are both computed: for a branch between them, GCC 12 has no vectors.
-PYDD_HD float choose(bool first, float a, float b) {
-  const uint32_t mask = 0u - uint32_t(first);
-  return bits_to_float((float_to_bits(a) & mask) | (float_to_bits(b) & ~mask));
-}
-
 // (q - p) d.
 PYDD_HD float jeffreys_term(float p, float q, float d) {
-  const float a = std::fabs(d);
-  // (1 - exp(-a)) / a on [0, 1]: minimax, relative error 9e-8 in fp32.
-  float y = 0x1.0d3be0p-13f;
-  y = y * a - 0x1.546fdap-10f;
-  y = y * a + 0x1.0f17c2p-7f;
-  y = y * a - 0x1.55291cp-5f;
-  y = y * a + 0x1.555376p-3f;
-  y = y * a - 0x1.fffff0p-2f;
-  y = y * a + 1.0f;
-  const float near = largest_of(largest_of(p, q), kLeast) * y * a;
-  const float far = largest_of(std::fabs(q - p), kLeast);
-  return choose(a < 1.0f, near, far) * a;
+  const float a = std::fabs(d), far = std::fabs(q - p) + kLeast;
+  // (1 - exp(-a)) / 2a on [0, 1]: minimax, relative error 9e-8 in fp32.
+  float y = 0x1.0d3be0p-14f;
+  y = y * a - 0x1.546fdap-11f;
+  y = y * a + 0x1.0f17c2p-8f;
+  y = y * a - 0x1.55291cp-6f;
+  y = y * a + 0x1.555376p-4f;
+  y = y * a - 0x1.fffff0p-3f;
+  y = y * a + 0.5f;
+  const float near = (p + q + far) * y * a;  // p + q + |q - p| is twice the larger one
+  return (a < 1.0f ? near : far) * a;
 }
 
 // q d - q + p: what a class adds to KL(q || p).
@@ -66,12 +58,12 @@ PYDD_HD float kl_term(float p, float q, float d) {
   const float near = q * y * (d * d);
   // Below -1000, q is 0.
   const float far = largest_of(q * (largest_of(d, -1000.0f) - 1.0f) + p, 0.0f);
-  return choose((d > -2.0f) & (d < 1.0f), near, far);
+  return std::fabs(d + 0.5f) < 1.5f ? near : far;
 }
 
 // In fp64, what cancels leaves more digits than a result in fp32 has.
 PYDD_HD double jeffreys_term(double p, double q, double d) {
-  return d == 0.0 ? 0.0 : largest_of(std::fabs(q - p), double(kLeast)) * std::fabs(d);
+  return (std::fabs(q - p) + double(kLeast)) * std::fabs(d);
 }
 
 PYDD_HD double kl_term(double p, double q, double d) {
@@ -81,8 +73,7 @@ PYDD_HD double kl_term(double p, double q, double d) {
 
 template <Divergence kKind, class T>
 PYDD_HD T divergence_term(T log_p, T p, T log_q, T q) {
-  const T both = log_q - log_p;
-  const T d = log_p == log_q ? T(0) : both;  // -inf on both sides has no difference
+  const T d = log_p == log_q ? T(0) : log_q - log_p;  // -inf on both sides has no difference
   if constexpr (kKind == Divergence::kJeffreys) return jeffreys_term(p, q, d);
   if constexpr (kKind == Divergence::kKlNeighbourRow) return kl_term(p, q, d);
   return kl_term(q, p, -d);
