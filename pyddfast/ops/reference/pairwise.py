@@ -200,6 +200,8 @@ def search_unclear(
     """Finds the neighbours of ``rows[unclear]`` anew, into both results, by all distances."""
     k = indices.shape[1]
     where = unclear.nonzero().squeeze(1)
+    if not len(where):  # a part of no rows would widen all others
+        return
     for part in _parts(len(where), 4 * tile, x.device):
         row = where[part]
         distances[row], indices[row] = _search(x, rows[row], k, euclidean, tile, exclude_self)
