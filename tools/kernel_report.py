@@ -7,8 +7,8 @@
 Needs nvcc, but no GPU.  A spilled register is traffic that no test of values can see, and what a
 kernel needs of registers decides how many of its CTAs share an SM, so both are held in the report:
 no spills at all, and not more registers than the committed report says, plus SLACK.  The register
-rule holds within one release of nvcc; another one allocates differently.  On the other architectures
-of a release kernels may spill what the report says, and no more (``--shipped --write`` writes that).
+rule holds within one release of nvcc; another one allocates differently.  On the other
+architectures of a release, kernels may spill as much as the report says (``--shipped --write``).
 """
 
 from __future__ import annotations
