@@ -32,7 +32,9 @@ from pyddfast.train import Teacher, train_experts, train_teacher
 from pyddfast.train.distributed import default_device
 
 SEED = 0
-SHOWN = ("start", "random", "k-centers", "DC", "DSA", "DM", "TM", "DATM")
+# Methods' own first images: DC's are noise, DSA's and DM's the same.
+STARTS = {"start of DSA and DM": "DM", "start of TM": "TM", "start of DATM": "DATM"}
+SHOWN = (*STARTS, "random", "k-centers", "DC", "DSA", "DM", "TM", "DATM")
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,8 @@ class Bench:
         stored = self.folder / "sets" / f"{name}-{ipc}"
         if stored.exists():
             return DistilledSet.load(stored)
-        if name == "start":
-            real = RealImages(self.train, torch.device("cpu"), SEED)
-            made = as_set(real.initial(ipc, "real"), real, {"method": "start"})
+        if name in STARTS:
+            made = self.start(STARTS[name], ipc)
         elif name == "random":
             scores = random_scores(len(self.train), seed=SEED + 1)
             made = select(scores, self.train.labels, ipc=ipc, method="random").to_distilled(
@@ -108,10 +109,23 @@ class Bench:
         made.save(stored)
         return made
 
-    def distil(self, name: str, ipc: int) -> DistilledSet:
+    def start(self, name: str, ipc: int) -> DistilledSet:
+        """The real images that a method begins with."""
+        if name == "DM":
+            real = RealImages(self.train, torch.device("cpu"), SEED)
+            return as_set(real.initial(ipc, "real"), real, {"method": "start"})
+        # A step that is too small to change a bit.
+        made = self.distil(name, ipc, methods.Job(), iterations=1, lr_img=1e-30)
+        return replace(made, lr=None, soft_labels=None, meta={"method": "start"})
+
+    def distil(
+        self, name: str, ipc: int, job: methods.Job | None = None, **changed: Any
+    ) -> DistilledSet:
         """By one of the methods; seconds go to its run folder."""
-        given = self.scale.settings(name, ipc)
-        job = methods.Job(out=self.folder / "distil" / f"{name}-{ipc}", on_progress=told(name, ipc))
+        given = self.scale.settings(name, ipc) | changed
+        job = job or methods.Job(
+            out=self.folder / "distil" / f"{name}-{ipc}", on_progress=told(name, ipc)
+        )
         if name in ("TM", "DATM"):
             method, config = {
                 "TM": (methods.tm, methods.TMConfig), "DATM": (methods.datm, methods.DATMConfig),
