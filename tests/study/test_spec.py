@@ -5,7 +5,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 
+from pyddfast.models import create
 from pyddfast.study import plan, prepare, read_study, shipped
 from pyddfast.study.results import published_table
 from pyddfast.study.spec import SCALES, Data
@@ -23,6 +25,19 @@ def test_shipped_studies_can_be_planned_at_every_scale():
             assert len(made.cells) == cells * sum(per_regime) * networks
             if study.published:
                 published_table(study.published)
+
+
+def test_networks_of_shipped_studies_take_the_images_of_fashion_mnist():
+    built = set()
+    for name in shipped():
+        for scale in ("full", "smoke"):
+            for job in plan(read_study(name, scale=scale)).jobs.values():
+                network = job.settings.get("network")
+                if network and repr(network) not in built:
+                    with torch.device("meta"):
+                        create(network["model"], 10, 1, 28, **network["options"])
+                    built.add(repr(network))
+    assert len(built) > 5
 
 
 def test_scales_replace_data_and_merge_settings(tiny):
