@@ -14,12 +14,9 @@ struct KnnDivergenceParams {
   int64_t rows, classes, stride, neighbours;
   DType dtype;
   Divergence kind;
-  void* filled;  // CPU: (rows, 2, classes up to whole blocks), logarithms and probabilities
   void* result;  // (rows,); NaN where a row is no distribution or a neighbour no row
 };
 
-// CPU: `filled`, and in `result` 0 or NaN; then what is added to it.
-void knn_fill_cpu(const KnnDivergenceParams& params, int64_t begin, int64_t end);
 void knn_divergence_cpu(const KnnDivergenceParams& params, int64_t begin, int64_t end);
 int knn_divergence_cuda(const KnnDivergenceParams& params, void* stream);
 

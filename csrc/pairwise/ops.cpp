@@ -11,14 +11,6 @@
 namespace pyddfast {
 namespace {
 
-// Rows in parallel, each of `elements`.
-void run_wide_rows(void (*kernel)(const KnnDivergenceParams&, int64_t, int64_t),
-                   const KnnDivergenceParams& params, int64_t elements) {
-  constexpr int64_t kGrain = 16384;  // elements, as run_rows
-  torch::stable::parallel_for(0, params.rows, std::max<int64_t>(1, kGrain / elements),
-                              [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
-}
-
 template <bool kCuda>
 Tensor knn_divergence(const Tensor& logp_, const Tensor& knn_, int64_t kind) {
   const Tensor logp = with_contiguous_rows(logp_), knn = torch::stable::contiguous(knn_);
@@ -44,11 +36,7 @@ Tensor knn_divergence(const Tensor& logp_, const Tensor& knn_, int64_t kind) {
   if constexpr (kCuda) {
     launch(knn_divergence_cuda, params, logp);
   } else {
-    const int64_t width = blocks_of(params.classes) * kLanes;
-    const Tensor filled = new_tensor(logp, {params.rows, 2, width}, type);
-    params.filled = filled.mutable_data_ptr();
-    run_wide_rows(knn_fill_cpu, params, width);
-    run_wide_rows(knn_divergence_cpu, params, params.neighbours * width);
+    run_rows(knn_divergence_cpu, params);
   }
   return result;
 }
