@@ -35,6 +35,7 @@ readonly call_limit=${GPU_CHECK_SECONDS:-570} stage_limit=540 device=${GPU_CHECK
 export PYDDFAST_STRICT=1 # a fallback to the twin would hide a kernel that does not run
 export PYTHONUNBUFFERED=1 GPU_CHECK_DEVICE=$device GPU_CHECK_OUT=$out
 pending=()
+begun=0 # stages of this call
 
 stage() {
   local name=$1 code start=$SECONDS left=$((call_limit - SECONDS)) limit=$stage_limit
@@ -49,11 +50,12 @@ stage() {
   timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   code=$?
   # It has done a part (75), or was cut off by the end of the call, after less than its own time: it
-  # goes on, or starts again, in the next one.
-  if ((code == 75 || (code == 124 || code == 137) && limit < stage_limit && start > 60)); then
+  # goes on, or starts again, in the next one.  The first of a call has all the time that it can get.
+  if ((code == 75 || (code == 124 || code == 137) && limit < stage_limit && begun > 0)); then
     pending+=("$name")
     return 0
   fi
+  ((begun += 1))
   ((code == 0)) || tail -n 20 "$out/$name.log"
   # Unrecorded, a failure would pass for a stage that was left out: the disk may be full.
   printf '{"stage": "%s", "exit": %d, "seconds": %d}\n' "$name" "$code" $((SECONDS - start)) \

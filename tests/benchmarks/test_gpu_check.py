@@ -18,6 +18,7 @@ case "$0 $*" in
   *"benchmarks.ops"*) echo "ops: kd_loss soft_ce"; echo "steps: rded"; exit "${STUB_NAMES:-0}" ;;
   *"compute-sanitizer --version") ;;
   *compute-sanitizer*) echo "device not supported"; exit "${STUB_SANITIZER:-9}" ;;
+  *setup.py*) sleep "${STUB_BUILD:-0}" ;;
   *"-m pytest"*) echo "1 failed"; exit 1 ;;
   *"--out"*) for last; do :; done; echo "{}" > "$last"; exit "${STUB_BENCH:-0}" ;;
 esac
@@ -75,6 +76,17 @@ def test_a_call_without_time_left_leaves_its_stages_to_the_next(tmp_path: Path) 
     assert set(stages) == {"facts", *STAGES}
     assert stages["build"]["seconds"] == 3
     assert "setup.py" not in (tmp_path / "calls").read_text()  # it was not built again
+
+
+def test_a_stage_that_the_call_cuts_off_starts_again_in_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    # Of a call's own stages the first has failed where it is cut off: it will never have more time.
+    done = run(tmp_path, str(out), STUB_BUILD="60", GPU_CHECK_SECONDS="22")
+    assert done.returncode == 75, done.stdout
+    assert "left for the next call with the same OUT: build" in done.stdout
+    assert records(out) == {"facts": 0}
+    assert run(tmp_path, str(out)).returncode == 1
+    assert records(out)["build"] == 0
 
 
 def records(out: Path) -> dict[str, int]:

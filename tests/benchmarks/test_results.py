@@ -245,6 +245,27 @@ def test_a_closed_form_is_held_against_our_one_pass() -> None:
     assert report.speedup([group[0], group[2]], closed) is None
 
 
+def test_eager_that_draws_is_held_against_ours_that_draws() -> None:
+    group = [row("ours", 10.0), row("ours with draws", 20.0), row("eager", 60.0), row("x", 60.0)]
+    assert report.speedup(group, "eager") == 3.0
+    assert report.speedup(group, "x") == 6.0
+
+
+def test_a_quick_run_is_not_published(example: dict[str, object], tmp_path: Path) -> None:
+    example["metadata"]["quick"] = True
+    (tmp_path / "mine.json").write_text(json.dumps(example))
+    with pytest.raises(ValueError, match=r"mine\.json is of a --quick run"):
+        report.load(tmp_path)
+
+
+def test_the_readme_leaves_a_double_backward_to_the_page(example: dict[str, object]) -> None:
+    example["results"] += [
+        row(name, us, part="forward+double backward")
+        for name, us in (("ours", 1.0), ("eager", 9.0))
+    ]
+    assert "| `kd_loss` | 1 | 5.0× | 2.5× |  |" in report.readme_part({"cpu": example})
+
+
 def test_the_readme_part(example: dict[str, object]) -> None:
     text = report.readme_part({"cpu": example})
     assert "| `kd_loss` | 1 | 5.0× | 2.5× |  |" in text
