@@ -58,7 +58,8 @@ stage() {
   ((begun += 1))
   ((code == 0)) || tail -n 20 "$out/$name.log"
   # Unrecorded, a failure would pass for a stage that was left out: the disk may be full.
-  printf '{"stage": "%s", "exit": %d, "seconds": %d}\n' "$name" "$code" $((SECONDS - start)) \
+  printf '{"ended": %s, "stage": "%s", "exit": %d, "seconds": %d}\n' \
+    "${EPOCHREALTIME/,/.}" "$name" "$code" $((SECONDS - start)) \
     >"$out/stages/$name.tmp" && mv "$out/stages/$name.tmp" "$out/stages/$name.json" ||
     die "$name ended with $code, which $out/stages/$name.json cannot take"
 }
@@ -139,12 +140,12 @@ for step in $(sed -n 's/^steps: //p' "$out/names.log" 2>/dev/null); do
     --end-to-end "$step" --out "$out/step-$step.json"
 done
 
-# In the order in which they ran.
-mapfile -t records < <(find "$out/stages" -name '*.json' -printf '%T@ %p\n' | sort -n | cut -d' ' -f2-)
+# In the order in which they ended.
+mapfile -t records < <(sort "$out"/stages/*.json 2>/dev/null)
 {
   separator='['
   for record in "${records[@]}"; do
-    printf '%s%s' "$separator" "$(<"$record")" && separator=', '
+    printf '%s%s' "$separator" "$record" && separator=', '
   done
   [[ $separator == '[' ]] && echo '[]' || echo ']'
 } >"$out/summary.tmp" && mv "$out/summary.tmp" "$out/summary.json" || die "$out takes no summary"

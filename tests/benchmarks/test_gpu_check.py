@@ -69,7 +69,9 @@ def test_a_call_without_time_left_leaves_its_stages_to_the_next(tmp_path: Path) 
     assert done.returncode == 75
     assert json.loads((out / "summary.json").read_text()) == []
     assert "left for the next call with the same OUT: facts build values" in done.stdout
-    (out / "stages" / "build.json").write_text('{"stage": "build", "exit": 0, "seconds": 3}\n')
+    (out / "stages" / "build.json").write_text(
+        '{"ended": 1.0, "stage": "build", "exit": 0, "seconds": 3}\n'
+    )
     done = run(tmp_path, str(out))
     assert done.returncode == 1
     stages = {s["stage"]: s for s in json.loads((out / "summary.json").read_text())}
