@@ -92,15 +92,17 @@ def speedup(group: list[Row], provider: str) -> float | None:
     return float(medians[provider] / medians[ours])
 
 
+def times(factor: float | None) -> str:
+    """By which factor ours is faster, marked below 1; empty without one."""
+    return "" if factor is None else f"{factor:.2f}×" + (f" {SLOWER}" if factor < 1 else "")
+
+
 def timing_rows(rows: list[Row]) -> list[list[str]]:
     """One line a row; in a peer's line the factor by which ours is faster, marked below 1."""
     lines = []
     for group in grouped(rows):
         for row in group:
-            factor = speedup(group, row["provider"])
-            ours = f"{factor:.2f}×" if factor is not None and is_peer(row) else ""
-            if ours and factor is not None and factor < 1:
-                ours += f" {SLOWER}"
+            factor = speedup(group, row["provider"]) if is_peer(row) else None
             host = "" if row["host_us"] is None else number(row["host_us"])
             lines.append(
                 [
@@ -114,7 +116,7 @@ def timing_rows(rows: list[Row]) -> list[list[str]]:
                     f"{100 * row['copy_fraction']:.0f} %",
                     host,
                     "" if row.get("error") is None else f"{row['error']:.0e}",
-                    ours,
+                    times(factor),
                 ]
             )
     return lines
@@ -140,8 +142,6 @@ def step_rows(rows: list[Row]) -> list[list[str]]:
     medians = our_medians(rows)
     lines = []
     for row in rows:
-        factor = step_speedup(row, medians)
-        mark = "" if factor is None else f"{factor:.2f}×" + (f" {SLOWER}" if factor < 1 else "")
         difference = row["difference"]
         lines.append(
             [
@@ -152,7 +152,7 @@ def step_rows(rows: list[Row]) -> list[list[str]]:
                 number(row["iqr_ms"]),
                 "" if row["op_share"] is None else f"{row['op_share']:.1%}",
                 "" if difference is None else f"{difference:.0e}",
-                mark,
+                times(step_speedup(row, medians)),
             ]
         )
     return lines
@@ -395,7 +395,6 @@ def reading_lines(folder: Path = RESULTS / "reading") -> list[str]:
             first = next(r for r in run["results"] if r["view"] == row["view"])
             gain = row["images_per_s"] / first["images_per_s"]
             share = first["cpu_ms_per_image"] / row["cpu_ms_per_image"]
-            mark = "" if row is first else f"{gain:.2f}×" + (f" {SLOWER}" if gain < 1 else "")
             rows.append(
                 [
                     row["view"],
@@ -405,7 +404,7 @@ def reading_lines(folder: Path = RESULTS / "reading") -> list[str]:
                     number(row["images_per_s"]),
                     f"{row['pass_iqr_ms'] / row['pass_ms']:.0%}",
                     f"{row['cpu_ms_per_image']:.2f}",
-                    mark,
+                    times(None if row is first else gain),
                     "" if row is first else f"{share:.2f}×",
                 ]
             )
@@ -449,7 +448,7 @@ def trajectory_lines(folder: Path = RESULTS / "trajectory") -> list[str]:
                     f"{row['outer_ms']:,.0f}",
                     f"{least:,.0f} to {most:,.0f}",
                     f"{row['convolution_ms']:,.0f}",
-                    "" if row is timed[0] else f"{gain:.2f}×" + (f" {SLOWER}" if gain < 1 else ""),
+                    times(None if row is timed[0] else gain),
                     *(number(kept[name, n]) if (name, n) in kept else "" for n in lengths),
                 ]
             )

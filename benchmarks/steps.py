@@ -251,9 +251,9 @@ def distribution_matching(device: torch.device, quick: bool) -> Iterator[StepCas
         "DM, convnet-d3",
         f"10 classes, {ipc} images and {batch} real ones a class",
         {
-            "ours": counted(steps["methods.dm"]),
-            "official": counted(steps["official expression"]),
-            **compiled(quick, lambda: counted(steps["compiled"])),
+            "ours": counted(steps["ours"]),
+            "official": counted(steps["official"]),
+            **compiled(quick, lambda: counted(steps["torch.compile"])),
         },
     )
 

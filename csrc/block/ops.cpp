@@ -102,9 +102,7 @@ struct Call {
   }
 
   void run_cpu(void (*kernel)(const NormReluPoolParams&, int64_t, int64_t)) const {
-    constexpr int64_t kGrain = 16384;  // elements that are worth a thread's wake-up
-    const int64_t each = params.height * params.width;
-    torch::stable::parallel_for(0, planes(), std::max<int64_t>(1, kGrain / each),
+    torch::stable::parallel_for(0, planes(), grain_of(params.height * params.width),
                                 [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
   }
 };

@@ -130,13 +130,16 @@ void launch(Launcher<Params> launcher, const Params& params, const Tensor& stude
   STD_TORCH_CHECK(error == 0, "pyddfast: CUDA error: ", device_error_string(error));
 }
 
+// How many tasks of `each` elements a thread takes at least.
+inline int64_t grain_of(int64_t each) {
+  constexpr int64_t kGrain = 16384;  // elements: fewer cost less than a thread's wake-up
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, each));
+}
+
 // Rows in parallel on torch's own threads.
 template <class Params>
 void run_rows(void (*kernel)(const Params&, int64_t, int64_t), const Params& params) {
-  constexpr int64_t kGrain =
-      16384;  // elements: below it a thread's wake-up costs more than it saves
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.classes));
-  torch::stable::parallel_for(0, params.rows, grain,
+  torch::stable::parallel_for(0, params.rows, grain_of(params.classes),
                               [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
 }
 

@@ -70,10 +70,9 @@ Tensor run(const Tensor& in, const Tensor& out, const Params& params) {
   if constexpr (kCuda) {
     launch<Params>(Kernels::cuda, params, in);
   } else {
-    constexpr int64_t kGrain = 16384;  // pixels, as run_rows
     const int64_t each = out.numel() / params.images.count;
     torch::stable::parallel_for(
-        0, params.images.count, std::max<int64_t>(1, kGrain / each),
+        0, params.images.count, grain_of(each),
         [&](int64_t begin, int64_t end) { Kernels::cpu(params, begin, end); });
   }
   return out;

@@ -52,8 +52,7 @@ struct MatchCall {
   int64_t coefficients() const { return params.metric == GradientMetric::kRows ? params.rows : 1; }
 
   void run_cpu(void (*kernel)(const GradientDistanceParams&, int64_t, int64_t)) const {
-    constexpr int64_t kGrain = 16384;  // elements that are worth a thread's wake-up
-    torch::stable::parallel_for(0, elements, kGrain,
+    torch::stable::parallel_for(0, elements, grain_of(1),
                                 [&](int64_t begin, int64_t end) { kernel(params, begin, end); });
   }
 };

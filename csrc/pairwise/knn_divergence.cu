@@ -15,7 +15,6 @@ using Team = LaneTeam<32>;
 template <Divergence kKind>
 __global__ void __launch_bounds__(Team::kThreads)
     divergences(KnnDivergenceParams params, ExpScale scale) {
-  constexpr float kHigh = 80.0f;  // beyond what a log-probability is, before exp() overflows
   const int64_t row = Team::row();
   if (row >= params.rows) return;
   const float* const logp = static_cast<const float*>(params.logp);
@@ -24,7 +23,7 @@ __global__ void __launch_bounds__(Team::kThreads)
   bool known = true;
   for (int64_t c = Team::rank(); c < params.classes; c += Team::kSize) {
     const float log_p = logp[row * params.stride + c];
-    const float p = exp_scaled(log_p > kHigh ? kHigh : log_p, scale);
+    const float p = exp_scaled(log_p > kHighest ? kHighest : log_p, scale);
     mass += double(p);
     float sum = 0.0f;
 #pragma unroll 4

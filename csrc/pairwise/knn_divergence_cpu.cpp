@@ -33,8 +33,7 @@ PYDD_HD void add_classes(const KnnDivergenceParams& params, const ScaledExp<T>& 
   }
 #pragma omp simd
   for (int64_t l = 0; l < kSize; ++l) {
-    constexpr T kHigh = T(80);  // beyond what a log-probability is, before exp() overflows
-    p[l] = kWhole || l < count ? exp(log_p[l] > kHigh ? kHigh : log_p[l]) : T(0);
+    p[l] = kWhole || l < count ? exp(log_p[l] > T(kHighest) ? T(kHighest) : log_p[l]) : T(0);
   }
   for (int64_t start = 0; start < params.neighbours; start += kSumBlocks) {
     const int64_t stop = std::min(params.neighbours, start + kSumBlocks);

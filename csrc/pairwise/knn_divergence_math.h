@@ -20,6 +20,9 @@ enum class Divergence : int { kJeffreys, kKlNeighbourRow, kKlRowNeighbour };
 // percent.  As in pyddfast/ops/pairwise.py.
 constexpr double kMassError = 0.1;
 
+// Beyond what a log-probability is, before exp() overflows.
+constexpr float kHighest = 80.0f;
+
 // What a probability that underflows counts as, so that 0 times infinity is not met.  Far above the
 // smallest number: subnormal products are slow.
 constexpr float kLeast = 0x1p-100f;

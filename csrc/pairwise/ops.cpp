@@ -1,5 +1,4 @@
 // The operators of the pairwise family: schemas, layouts, allocation, dispatch.
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -41,8 +40,7 @@ Tensor knn_divergence(const Tensor& logp_, const Tensor& knn_, int64_t kind) {
   return result;
 }
 
-// ---- neighbours (CPU): a device takes the composition, whose topk is fast there
-// ------------------
+// ---- neighbours, on the CPU: a device takes the composition, whose topk is fast there -----------
 
 void knn_propose(const Tensor& product, const Tensor& squares, Tensor values, Tensor indices,
                  int64_t first_row, int64_t first_column, bool exclude_self) {
@@ -71,13 +69,11 @@ void knn_propose(const Tensor& product, const Tensor& squares, Tensor values, Te
   STD_TORCH_CHECK(first_row >= 0 && first_row + params.rows <= rows && first_column >= first_row &&
                       first_column + params.columns <= rows,
                   "pyddfast: a tile of the rows' products, on or above the diagonal, is needed");
-  constexpr int64_t kGrain = 16384;  // elements, as run_rows
   torch::stable::parallel_for(
-      0, params.rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.columns)),
+      0, params.rows, grain_of(params.columns),
       [&](int64_t begin, int64_t end) { knn_propose_rows_cpu(params, begin, end); });
   torch::stable::parallel_for(
-      params.first_other(), params.columns,
-      std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.rows)),
+      params.first_other(), params.columns, grain_of(params.rows),
       [&](int64_t begin, int64_t end) { knn_propose_columns_cpu(params, begin, end); });
 }
 
@@ -118,9 +114,8 @@ std::tuple<Tensor, Tensor, Tensor> knn_decide(const Tensor& x, std::optional<Ten
   params.distance = distance.mutable_data_ptr<double>();
   params.nearest = nearest.mutable_data_ptr<int64_t>();
   params.unclear = static_cast<bool*>(unclear.mutable_data_ptr());
-  constexpr int64_t kGrain = 16384;  // elements, as run_rows
   torch::stable::parallel_for(
-      0, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, params.kept * params.dim)),
+      0, rows, grain_of(params.kept * params.dim),
       [&](int64_t begin, int64_t end) { knn_decide_cpu(params, begin, end); });
   return {distance, nearest, unclear};
 }

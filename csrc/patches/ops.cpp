@@ -125,9 +125,8 @@ Tensor mosaic(const Tensor& patches, int64_t size, int64_t factor, bool bilinear
   if constexpr (kCuda) {
     launch(mosaic_cuda, params, patches);
   } else {
-    constexpr int64_t kGrain = 16384;  // pixels, as run_rows
     torch::stable::parallel_for(
-        0, params.images * params.channels * size, std::max<int64_t>(1, kGrain / size),
+        0, params.images * params.channels * size, grain_of(size),
         [&](int64_t begin, int64_t end) { mosaic_cpu(params, begin, end); });
   }
   return out;

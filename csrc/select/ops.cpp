@@ -22,11 +22,6 @@ const void* data_of(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-int64_t grain_of(int64_t each) {
-  constexpr int64_t kGrain = 16384;  // elements, as run_rows
-  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, each));
-}
-
 // ---- one state a row ---------------------------------------------------------------------------
 
 // The row or target that a pass compares with, in the type that is computed in.

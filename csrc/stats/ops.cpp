@@ -195,10 +195,8 @@ Tensor stats_backward(StatsCall& call, const Tensor& like, const Tensor& mean,
   } else {
     const bool planes = params.layout == ChannelLayout::kPlanes;
     const int64_t tasks = params.batch * (planes ? params.channels : params.positions);
-    const int64_t each = std::max<int64_t>(1, planes ? params.positions : params.channels);
-    constexpr int64_t kGrain = 16384;
     torch::stable::parallel_for(
-        0, tasks, std::max<int64_t>(1, kGrain / each),
+        0, tasks, grain_of(planes ? params.positions : params.channels),
         [&](int64_t begin, int64_t end) { channel_stats_backward_cpu(params, begin, end); });
   }
   return grad_x.finish();

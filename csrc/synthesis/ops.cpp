@@ -45,10 +45,8 @@ Tensor crop_flip_roll(const Tensor& in_, const Tensor& values_, int64_t height, 
     launch(crop_flip_roll_cuda, params, in);
   } else {
     const int64_t tasks = params.count * (adjoint ? params.channels : 1);
-    constexpr int64_t kGrain = 16384;  // pixels, as run_rows
-    const int64_t each = out.numel() / tasks;
     torch::stable::parallel_for(
-        0, tasks, std::max<int64_t>(1, kGrain / each),
+        0, tasks, grain_of(out.numel() / tasks),
         [&](int64_t begin, int64_t end) { crop_flip_roll_cpu(params, begin, end); });
   }
   return out;
