@@ -20,6 +20,8 @@ import torch
 
 from pyddfast._version import __version__
 from pyddfast.analysis.corruptions import CORRUPTIONS
+from pyddfast.study.objectives import objective_options
+from pyddfast.study.options import Options
 from pyddfast.study.sets import METHODS
 from pyddfast.study.spec import Budget, Corruptions, Network, ObjectiveSpec, SetSpec, Study, Trained
 from pyddfast.train import Regime
@@ -195,6 +197,7 @@ class _Planner:
 
     def objective(self, spec: ObjectiveSpec) -> Job:
         """All sets at once: what they share, such as statistics of the data, is computed once."""
+        _check(objective_options(spec.name), spec.options, f"objective {spec.name}")
         needs = {f"{label}, IPC {ipc}": job for (label, ipc), job in self.made.sets.items()}
         other = {"sre2l": "teacher", "dwa": "teacher", "tm": "experts"}.get(spec.name)
         if other is not None:
@@ -250,6 +253,8 @@ class _Planner:
     def set_of(self, label: str, spec: SetSpec, ipc: int) -> Job:
         method = _method(spec)
         study = self.study
+        options = {**study.settings.get(spec.method, {}), **spec.options}
+        _check(method.options, options, f"{label}, IPC {ipc}", ipc, study.seed)
         needs: dict[str, Job] = {}
         for need in method.needs:
             if need == "teachers":
@@ -258,7 +263,7 @@ class _Planner:
                 needs[need] = self.need(need, ipc)
         settings = {
             "method": spec.method,
-            "options": {**study.settings.get(spec.method, {}), **spec.options},
+            "options": options,
             "network": study.network.facts(),
             "ipc": ipc,
             # Only the sweep of EL2N-Best trains students.
@@ -322,6 +327,15 @@ class _Planner:
     ) -> Job:
         made = Job(kind, {**settings, "data": self.data}, needs, self.facts, shown)
         return self.made.jobs.setdefault(made.key, made)
+
+
+def _check(
+    allowed: Options, options: Mapping[str, Any], shown: str, ipc: int = 1, seed: int = 0
+) -> None:
+    try:
+        allowed.check(options, ipc, seed)
+    except ValueError as error:
+        raise ValueError(f"{shown}: {error}") from None
 
 
 def _label(spec: SetSpec) -> str:

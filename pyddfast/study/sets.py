@@ -16,6 +16,7 @@ from pyddfast.coresets import Embedding, Scores, Selection
 from pyddfast.data import DistilledSet, ImageDataset, Trajectories
 from pyddfast.data.stored import read_tensors
 from pyddfast.methods.dc import LOOPS
+from pyddfast.study.options import ConfigOptions, Options
 from pyddfast.train import Epochs
 from pyddfast.train.models import ModelSpec
 from pyddfast.train.teacher_folder import load_teacher
@@ -111,23 +112,29 @@ class Method:
         make: Called with the ingredients and the options.
         steps: Images that its own training passes forward and backward, from (train images,
             classes, ipc, epochs of a student, options); None: next to nothing.
+        options: What it can be told.
     """
 
     shown: str
     needs: tuple[str, ...]
     make: Make
     steps: Callable[[int, int, int, int, Mapping[str, Any]], float] | None = None
+    options: Options = field(default_factory=Options)
 
 
 def _embedded(shown: str, scores: Callable[..., Scores]) -> Method:
-    return Method(shown, ("embedding",), lambda i, **o: i.top(scores(i.embedding, **o)))
+    def make(i: Ingredients, **options: Any) -> DistilledSet:
+        return i.top(scores(i.embedding, **options))
+
+    return Method(shown, ("embedding",), make, options=Options(scores, ("embedding",)))
 
 
 def _greedy(shown: str, method: Callable[..., Selection]) -> Method:
     def make(i: Ingredients, **options: Any) -> DistilledSet:
         return i.picked(method(i.embedding, ipc=i.ipc, **options))
 
-    return Method(shown, ("embedding",), make)
+    given = ("embedding", "validation", "ipc", "fraction")
+    return Method(shown, ("embedding",), make, options=Options(method, given))
 
 
 def _scored(shown: str, need: str, name: str, strategy: str = "topk") -> Method:
@@ -179,7 +186,7 @@ def _inverted(
     def steps(count: int, classes: int, ipc: int, epochs: int, o: Mapping[str, Any]) -> float:
         return float(o.get("iterations") or 1000) * classes * ipc
 
-    return Method(shown, (need,), make, steps)
+    return Method(shown, (need,), make, steps, ConfigOptions(config))
 
 
 def _generated(shown: str, method: Make, config: Callable[..., Any]) -> Method:
@@ -188,7 +195,7 @@ def _generated(shown: str, method: Make, config: Callable[..., Any]) -> Method:
     def make(i: Ingredients, *, model: str, **options: Any) -> DistilledSet:
         return method(i.train, model, config(ipc=i.ipc, seed=i.seed, **options), job=i.job)
 
-    return Method(shown, (), make)
+    return Method(shown, (), make, options=ConfigOptions(config, needed=("model",)))
 
 
 def _matched(shown: str, method: Make, config: Callable[..., Any], *, loops: bool) -> Method:
@@ -205,7 +212,7 @@ def _matched(shown: str, method: Make, config: Callable[..., Any], *, loops: boo
         outer, inner = o.get("outer_loops") or outer, o.get("inner_epochs") or inner
         return float((o.get("iterations") or 1000) * outer * (real + 3 * made + inner * made))
 
-    return Method(shown, (), make, steps)
+    return Method(shown, (), make, steps, ConfigOptions(config))
 
 
 def _followed(shown: str, method: Make, config: Callable[..., Any]) -> Method:
@@ -220,12 +227,16 @@ def _followed(shown: str, method: Make, config: Callable[..., Any]) -> Method:
         batch = min(o.get("batch_syn") or classes * ipc, classes * ipc)
         return float((o.get("iterations") or 5000) * (o.get("syn_steps") or 50) * 5 * batch)
 
-    return Method(shown, ("experts",), make, steps)
+    return Method(shown, ("experts",), make, steps, ConfigOptions(config))
 
 
 def _folder(i: Ingredients, *, path: str) -> DistilledSet:
     return DistilledSet.load(path.format(ipc=i.ipc))
 
+
+_FILLED_IN = (
+    "dataset", "scores", "ipc", "test_set", "model", "budget", "device", "out", "progress",
+)  # fmt: skip
 
 METHODS: dict[str, Method] = {
     "random": Method("Random", (), _random),
@@ -248,12 +259,15 @@ METHODS: dict[str, Method] = {
     "dual": _scored("DUAL", "recorded", "dual"),
     "el2n": _scored("EL2N, hardest", "young", "el2n"),
     "el2n-easy": _scored("EL2N-Easy", "young", "el2n", "bottomk"),
-    "el2n-window": Method("EL2N-Pareto", ("young",), _el2n_window),
+    "el2n-window": Method(
+        "EL2N-Pareto", ("young",), _el2n_window, options=Options(needed=("offset",))
+    ),
     "el2n-best": Method(
         "EL2N-Best",
         ("young",),
         _el2n_best,
         lambda count, classes, ipc, epochs, o: 10.0 * epochs * ipc * classes,
+        Options(coresets.el2n_best, _FILLED_IN),
     ),
     "cad-prune": _scored("CAD-Prune", "cad", "cad"),
     "cad-early": _scored("CAD, early in a long run", "cad-early", "cad"),
@@ -262,12 +276,14 @@ METHODS: dict[str, Method] = {
         ("teacher",),
         _rded,
         lambda count, classes, ipc, epochs, o: min(300 * classes, count) * 5 / 3,
+        ConfigOptions(methods.RDEDConfig),
     ),
     "ca2d": Method(
         "CA2D",
         ("teacher", "cad"),
         _ca2d,
         lambda count, classes, ipc, epochs, o: min(300 * classes, count) * 5 / 3,
+        ConfigOptions(methods.RDEDConfig),
     ),
     "sre2l": _inverted("SRe2L", methods.sre2l, methods.SRe2LConfig),
     "cda": _inverted("CDA", methods.cda, methods.CDAConfig),
@@ -282,5 +298,5 @@ METHODS: dict[str, Method] = {
     "dm": _matched("DM", methods.dm, methods.DMConfig, loops=False),
     "tm": _followed("TM", methods.tm, methods.TMConfig),
     "datm": _followed("DATM", methods.datm, methods.DATMConfig),
-    "folder": Method("Set of a folder", (), _folder),
+    "folder": Method("Set of a folder", (), _folder, options=Options(needed=("path",))),
 }

@@ -14,21 +14,14 @@ from torch import nn
 
 from pyddfast import coresets
 from pyddfast.analysis.corruptions import corrupted
-from pyddfast.analysis.objectives import (
-    DCObjective,
-    DMObjective,
-    DWAObjective,
-    Objective,
-    SRe2LObjective,
-    TMObjective,
-    evaluate_objectives,
-)
+from pyddfast.analysis.objectives import Objective, evaluate_objectives
 from pyddfast.analysis.ood import corruption_accuracy, corruption_sets
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.coresets.cad_prune import check_cad
 from pyddfast.data import DistilledSet, ImageDataset, ImageFolder, load
 from pyddfast.data.digest import describe_data
 from pyddfast.data.stored import read_json, read_tensors, write_tensors
+from pyddfast.study.objectives import OBJECTIVES
 from pyddfast.study.sets import METHODS, Ingredients
 from pyddfast.train import (
     Budget,
@@ -213,13 +206,11 @@ def _objective(step: Step) -> dict[str, Any]:
     objective: Objective
     if s["name"] in ("sre2l", "dwa"):
         teacher = load_teacher(step.needs["teacher"], step.test, device).model
-        kind = {"sre2l": SRe2LObjective, "dwa": DWAObjective}[s["name"]]
-        objective = kind(teacher, **common)
+        objective = OBJECTIVES[s["name"]](teacher, **common)
     elif s["name"] == "tm":
-        objective = TMObjective(step.needs["experts"] / "work", step.model, **common)
+        objective = OBJECTIVES["tm"](step.needs["experts"] / "work", step.model, **common)
     else:
-        of_data = {"dm": DMObjective, "dc": DCObjective}[s["name"]]
-        objective = of_data(step.train, step.model, **common)
+        objective = OBJECTIVES[s["name"]](step.train, step.model, **common)
     found = evaluate_objectives([objective], sets)
     (values,) = found["objectives"].values()
     return {"sets": found["sets"], **values}

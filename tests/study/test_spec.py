@@ -120,6 +120,23 @@ def test_a_wrong_file_names_what_is_wrong(tiny, keys, message):
         ({"sets": ["k-center"]}, "unknown method 'k-center'; nearest are k-centers"),
         ({"sets": ["random", "random"]}, "sets need different labels"),
         ({"settings": {"dn": {}}}, "settings: unknown methods dn"),
+        (
+            {"sets": ["dm"], "settings": {"dm": {"iteration": 9}}},
+            "DM, IPC 2: unknown option 'iteration'; nearest are iterations",
+        ),
+        ({"sets": ["dm"], "settings": {"dm": {"iterations": -1}}}, "DM, IPC 2: .*iterations"),
+        ({"sets": ["dm"], "settings": {"dm": {"lr_img": "fast"}}}, "DM, IPC 2: .*'str'"),
+        ({"sets": ["dm"], "settings": {"dm": {"seed": 1}}}, "unknown option 'seed'"),
+        (
+            {"sets": [{"method": "herding", "options": {"k": 1}}]},
+            "unknown option 'k'; nearest are normalize, semantics",
+        ),
+        ({"sets": ["el2n-window"]}, "EL2N-Pareto, IPC 2: option offset must be given"),
+        ({"sets": [{"method": "random", "options": {"x": 1}}]}, "'x'; nearest are none"),
+        (
+            {"objectives": [{"name": "dm", "options": {"batch": 9}}]},
+            "objective dm: unknown option 'batch'; nearest are",
+        ),
         ({"sets": ["rded"]}, "teachers is empty"),
         ({"students": ["mlp", "mlp"]}, "students need different labels, got 'mlp', 'mlp'"),
         ({"budgets": [{"epochs": 2}, {"epochs": 3}]}, "budgets need different labels, got '', ''"),
