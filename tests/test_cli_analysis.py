@@ -241,6 +241,13 @@ def test_refuses_a_table(
     assert not out.exists()
 
 
+def test_no_objective_is_no_analysis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, out = write(tmp_path / "subsets.csv", SUBSETS), tmp_path / "out"
+    assert main(["analyze", "dcs", table, "--objective", "--out", str(out)]) == 2
+    assert "--objective and --error must name a column each" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_rows_without_a_group_are_no_group(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ def test_corrupted_images_and_accuracy_on_them(pool: Path, tmp_path: Path) -> No
     logits = teacher(data.normalize(test.images, test.normalization))
     assert found["id"] == pytest.approx(float((logits.argmax(1) == test.labels).float().mean()))
 
+    # Two runs of one name are told apart, and a new folder of the results is made.
+    for parent in ("first", "second"):
+        shutil.copytree(pool, tmp_path / parent / "teacher")
+    twice = [str(tmp_path / parent / "teacher") for parent in ("first", "second")]
+    new = tmp_path / "new" / "ood.json"
+    assert main(["analyze", "ood", *twice, "--tree", str(tree), "--out", str(new)]) == 0
+    both = read(new)["weights"]
+    assert [Path(name).relative_to(tmp_path).parts[0] for name in both] == ["first", "second"]
+    assert list(both.values()) == [found, found]
+
 
 def test_dynamics_starts_and_a_grid(tmp_path: Path) -> None:
     run = tmp_path / "dm"
@@ -171,9 +182,14 @@ def test_what_does_not_fit_is_told_in_a_line(
         (["subsets", "--errors", str(tmp_path / "no.json")], "an object of subsets and errors"),
         (["corrupt", "--corruptions", "rain"], "got 'rain'"),
         (["ood", str(pool), "--tree", str(pool)], "holds no CORRUPTION/SEVERITY folders"),
+        (["ood", "--tree", str(pool)], "give at least one run"),
+        (["corrupt", "--corruptions"], "must not be empty"),
         (["dynamics", str(tmp_path)], "metrics.jsonl is missing"),
+        (["start-epochs", str(tmp_path)], "objectives.json is missing; a run of pyddfast analyze"),
+        (["grid", str(tmp_path / "other"), "--classes"], "--classes must name at least one"),
         (["start-epochs", str(tmp_path / "no.json")], "holds no values of tm"),
         (["grid", str(pool), "--classes", "3"], "a run without a set"),
     ):
         assert main(["analyze", *arguments, *out]) == 2, arguments
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pyddfast.analysis._inputs import Array
 
-__all__ = ["LOG_A", "LOG_TAU", "B", "Curve", "D", "Problem", "powers"]
+__all__ = ["LOG_A", "LOG_TAU", "LONGEST_TAU", "B", "Curve", "D", "Problem", "powers"]
 
 # Columns of a curve's parameters.
 LOG_A, B, LOG_TAU, D = range(4)
@@ -24,7 +24,7 @@ LOG_A, B, LOG_TAU, D = range(4)
 # Wide enough that a published value (b from -0.5 to -0.005, τ from 1 to 10) is never near them.
 _B_BOUNDS = (-5.0, -1e-4)
 _SMALLEST_TAU = 0.1  # δ = 0.001: nothing is left after the first epoch
-_LONGEST_TAU = 10.0  # times the last epoch: δ^k > 0.93 to the end, which no curve tells from 1
+LONGEST_TAU = 10.0  # times the last epoch: δ^k > 0.93 to the end, which no curve tells from 1
 # Of the search for a start; the polish does the rest.
 _GRID_B = -np.geomspace(1e-3, 2.0, 40)
 _GRID_D = np.linspace(0.0, 1.0, 21)  # of the smallest error
@@ -95,7 +95,7 @@ class Problem:
                 self._fixed[:, column] = rule
 
         anything = (-math.inf, math.inf)
-        taus = (math.log(_SMALLEST_TAU), math.log(_LONGEST_TAU * last))
+        taus = (math.log(_SMALLEST_TAU), math.log(LONGEST_TAU * last))
         place(B, None, [_B_BOUNDS] * len(curves))
         place(LOG_TAU, None, [taus] * len(curves))
         log_a = math.log(a) if isinstance(a, float) else a
@@ -151,7 +151,7 @@ class Problem:
     def _starts(self) -> Array:
         """Free vectors (starts, count): at each d and τ of a grid the best b; a is linear."""
         last = max(float(curve.epochs.max()) for curve in self.curves)
-        tau = np.geomspace(_SMALLEST_TAU * 3, _LONGEST_TAU * last, _GRID_TAU)
+        tau = np.geomspace(_SMALLEST_TAU * 3, LONGEST_TAU * last, _GRID_TAU)
         free = np.zeros((len(_GRID_D), len(tau), self.count))
         for number, (curve, index) in enumerate(zip(self.curves, self.index, strict=True)):
             ds = self._offsets(number)

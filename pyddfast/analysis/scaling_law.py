@@ -19,7 +19,7 @@ import numpy as np
 
 from pyddfast._warnings import warn_caller
 from pyddfast.analysis._inputs import Array, Values
-from pyddfast.analysis._law import LOG_A, LOG_TAU, B, Curve, D, Problem, powers
+from pyddfast.analysis._law import LOG_A, LOG_TAU, LONGEST_TAU, B, Curve, D, Problem, powers
 from pyddfast.analysis._law_grid import Grid
 from pyddfast.analysis._law_inputs import (
     LawMethod,
@@ -73,6 +73,21 @@ class ScalingLaw:
     method: LawMethod
     draws: Array = field(repr=False, compare=False)
     _fit: object = field(repr=False, compare=False)
+
+    @property
+    def undetermined(self) -> tuple[str, ...]:
+        """Names of the parameters that the curve hardly determines.
+
+        b and τ whose profile interval is wider than themselves, d whose is wider than half the room
+        that the smallest error leaves, and a τ at the end of its range: no decay shows.
+        """
+        room = {"b": abs(self.b), "tau": self.tau, "d": self.error.min() / 2}
+        wide = {
+            n for n, (low, high) in self.ci_profile.items() if high - low > room.get(n, math.inf)
+        }
+        if self.tau > 0.99 * LONGEST_TAU * self.epochs[-1]:
+            wide.add("tau")
+        return tuple(name for name in room if name in wide)
 
     def predict(self, k: Values | float) -> Array:
         """Error after ``k`` epochs; of their shape."""
@@ -310,14 +325,12 @@ def _freedom(points: int, parameters: int) -> int:
 
 
 def _warn_undetermined(law: ScalingLaw, of: str) -> None:
-    """What a reader should not take for known, by the profile intervals."""
-    # b and τ: wider than themselves; d: wider than half the room that the smallest error leaves.
-    room = {"b": abs(law.b), "tau": law.tau, "d": law.error.min() / 2}
-    near = {name: law.ci_profile[name] for name in room if name in law.ci_profile}
+    """What a reader should not take for known."""
     wide = [
-        f"{name} = {getattr(law, name):.3g} (95 % interval {low:.3g} to {high:.3g})"
-        for name, (low, high) in near.items()
-        if high - low > room[name]
+        "{} = {:.3g} (95 % interval {:.3g} to {:.3g})".format(
+            name, getattr(law, name), *law.ci_profile[name]
+        )
+        for name in law.undetermined
     ]
     if wide:
         warn_caller(

@@ -72,6 +72,8 @@ def analyze_dcs(
         seed: Seed of both.
     """
     refuse_non_empty(out)
+    if not objective or not error:
+        raise ValueError("--objective and --error must name a column each")
     given = read_measured(table)
     sizes = None if adjust == "none" else given.numbers(size)
     dependent = None if groups is None else given.names(groups)
@@ -317,7 +319,10 @@ def _samples(part: Measured, samples: str, name: str) -> float:
 
 
 def _law(name: str, law: ScalingLaw, predict: Sequence[int]) -> dict[str, Any]:
-    fields = ("a", "b", "tau", "delta", "d", "ci", "ci_profile", "residual", "samples_per_epoch")
+    fields = (
+        "a", "b", "tau", "delta", "d", "ci", "ci_profile", "undetermined", "residual",
+        "samples_per_epoch",
+    )  # fmt: skip
     return {
         "curve": name,
         **{field: getattr(law, field) for field in fields},

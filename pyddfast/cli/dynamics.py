@@ -106,6 +106,8 @@ def analyze_start_epochs(
     """
     refuse_non_empty(out)
     file = values / "objectives.json" if values.is_dir() else values
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; a run of pyddfast analyze objective has it")
     try:
         found = read_json(file)["objectives"]["tm"]["values"]
         curves = {name: start_epoch_curve(one["parts"]) for name, one in found.items()}
@@ -141,6 +143,8 @@ def analyze_grid(
         columns: Images of a row.
     """
     refuse_non_empty(out)
+    if not classes:
+        raise ValueError("--classes must name at least one")
     if names and len(names) != len(sets):
         raise ValueError(f"--names has {len(names)} names for {len(sets)} sets")
     shown = names or tuple(

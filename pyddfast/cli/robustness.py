@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,8 @@ def analyze_corrupt(
         seed: Of the draws.
         workers: Processes.
     """
+    if not corruptions or not severities:
+        raise ValueError("--corruptions and --severities must not be empty")
     resize = None if image_size is None else test_view(image_size, test_resize)
     source = data.load("test", image_size, resize if data.of_any_size else None)
     write_corruptions(
@@ -88,11 +91,14 @@ def analyze_ood(
     """
     if out.exists():
         raise FileExistsError(f"{out} exists; give another file")
+    if not weights:
+        raise ValueError("give at least one run, folder or file of weights")
     target = resolve_device(device)
+    runs = {path: find_trained(path) for path in weights}
+    names = _names({path: trained.files for path, trained in runs.items()})
+    out.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, dict[str, Any]] = {}
-    columns: list[str] = []
-    for path in weights:
-        trained = find_trained(path)
+    for path, trained in runs.items():
         spec = ModelOptions(model, model_option).spec() if model is not None else trained.model
         if spec is None:
             raise ValueError(f"{path} has no run beside it that tells its network: give --model")
@@ -120,7 +126,7 @@ def analyze_ood(
             )
             load_trained(network, file)
             network.to(target)
-            name = f"{path.name}/{file.stem}" if file != path else file.stem
+            name = names[file]
             options: dict[str, Any] = {
                 "normalization": trained.normalization,
                 "size": size,
@@ -136,9 +142,9 @@ def analyze_ood(
                     f"{kind} {level}": v for (kind, level), v in found.accuracies.items()
                 },
             }
-            columns.append(name)
     content = {"tree": str(tree), "weights": record}
     write_bytes(out, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    columns = list(record)
     table = new_table("Accuracy (%)", "images", *columns)
     kinds = list(record[columns[0]]["by_corruption"])
     for shown, key in (("ordinary test", "id"), ("corrupted, mean", "ood")):
@@ -148,3 +154,15 @@ def analyze_ood(
         table.add_row(kind, *(f"{100 * value:.2f}" for value in values))
     print_table(table)
     print(f"accuracies: {out}")
+
+
+def _names(files: Mapping[Path, Sequence[Path]]) -> dict[Path, str]:
+    """Short names of weights by run, whole paths where two were the same."""
+    short = {
+        file: f"{path.name}/{file.stem}" if file != path else file.stem
+        for path, own in files.items()
+        for file in own
+    }
+    if len(set(short.values())) == len(short):
+        return short
+    return {file: str(file) for file in short}

@@ -190,7 +190,12 @@ def test_what_a_curve_does_not_determine_is_warned_about() -> None:
     assert low / high > 2  # as the page says
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(noisy(RANDOM, 0, 0.003), d=0.1)
+        assert fit(noisy(RANDOM, 0, 0.003), d=0.1).undetermined == ()
+    # A power law alone: its τ, the end of the range, is no estimate, however narrow its interval.
+    epochs = np.array([1, 2, 4, 8, 16, 32, 64])
+    with pytest.warns(UserWarning, match="hardly determines tau = 640 "):
+        found = fit_scaling_law(epochs, 0.1 + 0.5 * epochs**-0.3, 1000.0, d=0.1)
+    assert found.undetermined == ("tau",)
 
 
 @pytest.mark.filterwarnings("ignore:the curve hardly determines")
