@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyddfast.coresets.selection import Scores, Selection, check_ipc
+from pyddfast.coresets.selection import Scores, Selection, check_budget, class_sizes
 from pyddfast.ops import stratified
 
 __all__ = ["ccs"]
@@ -47,9 +47,10 @@ def ccs(
         ValueError: Sizes differ, a number is out of range, a class has not enough samples left, or
             a score is infinite.
     """
-    check_ipc(ipc)
+    sizes = class_sizes(scores, labels, num_classes)
     if not balanced and fraction is None:
         raise ValueError("balanced=False takes fraction, not ipc: classes share the budget")
+    check_budget(ipc, fraction, sizes)
     if aum is not None and len(aum) != len(scores):
         raise ValueError(f"aum is of {len(aum)} samples, the scores of {len(scores)}")
     if mis_ratio and aum is None:
@@ -57,7 +58,7 @@ def ccs(
     indices = stratified(
         scores.values.cpu(),
         labels.cpu() if balanced else None,
-        num_classes=num_classes if balanced else None,
+        num_classes=len(sizes) if balanced else None,
         k=ipc,
         fraction=fraction,
         bins=bins,

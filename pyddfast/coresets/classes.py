@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyddfast.coresets.embedding import Embedding
-from pyddfast.coresets.selection import Selection, check_ipc
+from pyddfast.coresets.selection import Selection, check_budget
 from pyddfast.ops import class_segments, logit_gradient
 
 __all__ = ["Classes", "by_class"]
@@ -141,12 +141,8 @@ def by_class(embedding: Embedding, ipc: int | None, fraction: float | None) -> C
             f"embedding must be an Embedding, got {type(embedding).__name__}; embed(dataset, "
             "network) or Embedding(logits, features, labels) makes one"
         )
-    if (ipc is None) == (fraction is None):
-        raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
     rows, segments = class_segments(embedding.labels, embedding.num_classes)
     sizes = segments.diff().tolist()
-    check_ipc(ipc, sizes)
+    check_budget(ipc, fraction, sizes)
     budgets = [round((fraction or 0.0) * size) if ipc is None else ipc for size in sizes]
     return Classes(embedding, rows, segments, budgets, {"ipc": ipc, "fraction": fraction})

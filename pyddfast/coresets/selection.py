@@ -227,27 +227,10 @@ def select(
         ValueError: Shapes do not fit, a budget is missing or out of range, a class has fewer
             than ``ipc`` samples, or scores to be binned are infinite.
     """
-    if not isinstance(scores, Scores):
-        raise TypeError(
-            f"scores must be Scores, got {type(scores).__name__}; "
-            'Scores(values, name="...", high_means="...") makes them of a tensor'
-        )
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    check_ipc(ipc)
-    count = len(scores)
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if labels.shape != (count,):
-        raise ValueError(
-            f"labels must have shape ({count},), one for each score, got {tuple(labels.shape)}"
-        )
+    sizes = class_sizes(scores, labels, num_classes)
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {STRATEGIES}, got {strategy!r}")
-    if (ipc is None) == (fraction is None):
-        raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+    check_budget(ipc, fraction, sizes)
     if not 0 <= offset <= 1:
         raise ValueError(f"offset must lie in [0, 1], got {offset}")
     if bins < 1:
@@ -256,17 +239,9 @@ def select(
         raise ValueError("scores must be finite to be cut into bins")
     if offset != 0 and strategy != "window":
         raise ValueError(f"offset is for the strategy 'window', got strategy={strategy!r}")
-    highest = int(labels.max()) if count else -1
-    classes = highest + 1 if num_classes is None else num_classes
-    if count and not 0 <= int(labels.min()) <= highest < classes:
-        raise ValueError(
-            f"labels must lie in [0, {classes}), got values from {int(labels.min())} to {highest}"
-        )
-    sizes = torch.bincount(labels, minlength=classes).tolist()
-    check_ipc(ipc, sizes)
 
     values = scores.values.cpu()
-    budget: dict[str, Any] = {"k": ipc, "fraction": fraction, "num_classes": classes}
+    budget: dict[str, Any] = {"k": ipc, "fraction": fraction, "num_classes": len(sizes)}
     if strategy == "stratified":
         indices = ops.stratified(values, labels.cpu(), **budget, bins=bins, seed=seed)
     elif strategy == "window":
@@ -315,6 +290,47 @@ def mean_scores(scores: Sequence[Scores], *, meta: Mapping[str, Any] | None = No
     values = torch.stack([each.values.double().cpu() for each in scores]).mean(0)
     record = {"repeats": len(scores), "each": [dict(each.meta) for each in scores], **(meta or {})}
     return Scores(values, first.name, first.high_means, record)
+
+
+def class_sizes(scores: Scores, labels: Tensor, num_classes: int | None = None) -> list[int]:
+    """How many samples each class has.
+
+    Raises:
+        TypeError: ``scores`` are no Scores, or ``labels`` no int64 tensor.
+        ValueError: There are not as many of both, or a label is out of range.
+    """
+    if not isinstance(scores, Scores):
+        raise TypeError(
+            f"scores must be Scores, got {type(scores).__name__}; "
+            'Scores(values, name="...", high_means="...") makes them of a tensor'
+        )
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    count = len(scores)
+    if labels.shape != (count,):
+        raise ValueError(
+            f"labels must have shape ({count},), one for each score, got {tuple(labels.shape)}"
+        )
+    highest = int(labels.max()) if count else -1
+    classes = highest + 1 if num_classes is None else check_count(num_classes, "num_classes")
+    if count and not 0 <= int(labels.min()) <= highest < classes:
+        raise ValueError(
+            f"labels must lie in [0, {classes}), got values from {int(labels.min())} to {highest}"
+        )
+    sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
+    return sizes
+
+
+def check_budget(ipc: int | None, fraction: float | None, sizes: Sequence[int]) -> None:
+    """Raise unless either is given, and classes of so many samples have them."""
+    check_ipc(ipc)
+    if (ipc is None) == (fraction is None):
+        raise ValueError(f"give either ipc or fraction, got ipc={ipc} and fraction={fraction}")
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
+    check_ipc(ipc, sizes)
 
 
 def check_ipc(ipc: int | None, sizes: Sequence[int] = ()) -> None:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from pyddfast.coresets.selection import Scores, Selection, check_ipc, select
+from pyddfast.coresets.selection import Scores, Selection, check_ipc, class_sizes, select
 from pyddfast.ops import segmented_window
 
 __all__ = ["OFFSETS", "check_offsets", "check_selmatch", "selmatch_window", "windows"]
@@ -100,13 +100,14 @@ def selmatch_window(
         ValueError: A number is out of range, or a class ends before its window.
     """
     check_selmatch(alpha, beta)
-    check_ipc(ipc)
+    sizes = class_sizes(scores, labels, num_classes)
+    check_ipc(ipc, sizes)
     # As the decimals that were written: 0.7 of 10 is 7, whatever the float's product.
     start, distilled = (int(Fraction(str(float(share))) * ipc) for share in (beta, alpha))
     indices = segmented_window(
         scores.values.cpu(),
         labels.cpu(),
-        num_classes=num_classes,
+        num_classes=len(sizes),
         k=ipc,
         offset=start,
         unit="count",

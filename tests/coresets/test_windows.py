@@ -66,3 +66,20 @@ def test_coverage_leaves_out_the_lowest_margins() -> None:
         ccs(SCORES, LABELS, ipc=5, balanced=False)
     with pytest.raises(ValueError, match="aum is of 39 samples, the scores of 40"):
         ccs(SCORES, LABELS, ipc=5, aum=Scores(aum.values[1:], "aum", "easy"), mis_ratio=0.1)
+
+
+def test_errors_name_what_the_caller_gave() -> None:
+    with pytest.raises(ValueError, match="ipc = 21 is larger than a class: class 0 has 20"):
+        ccs(SCORES, LABELS, ipc=21)
+    with pytest.raises(ValueError, match="ipc = 2 is larger than a class: class 2 has 0"):
+        ccs(SCORES, LABELS, ipc=2, num_classes=3)
+    for ipc, fraction in ((None, None), (2, 0.5)):
+        with pytest.raises(ValueError, match=f"give either ipc or fraction, got ipc={ipc} and"):
+            ccs(SCORES, LABELS, ipc=ipc, fraction=fraction)
+    with pytest.raises(ValueError, match="ipc = 21 is larger than a class: class 0 has 20"):
+        selmatch_window(SCORES, LABELS, ipc=21)
+    for call in (ccs, selmatch_window):
+        with pytest.raises(TypeError, match="scores must be Scores, got Tensor"):
+            call(SCORES.values, LABELS, ipc=2)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"labels must be int64, got torch\.int32"):
+            call(SCORES, LABELS.int(), ipc=2)
