@@ -1,4 +1,4 @@
-"""How a training is executed: precision, memory format, compilation, accumulation, processes."""
+"""How a training is executed: precision, operators, memory format, compilation, processes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Execution:
     Attributes:
         precision: fp32; bf16: autocast of the student, its loss and an online teacher.  Weights,
             optimiser and evaluations stay in float32.
+        fused: Compute the model's instance norms, with the ReLU and pooling that follow, as one
+            operator each (:func:`pyddfast.nn.fuse_norm_relu_pool`).
         channels_last: Keep images and activations in that memory format.
         compile: Compile the student by torch.compile, once for each size of batch.
         cuda_graph: Replay the student's kernels as CUDA graphs.  CUDA only.
@@ -36,6 +38,7 @@ class Execution:
     """
 
     precision: Precision = "fp32"
+    fused: bool = True
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
@@ -47,7 +50,7 @@ class Execution:
             value = getattr(self, name)
             if value not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {get_args(allowed)}, got {value!r}")
-        for name in ("channels_last", "compile", "cuda_graph"):
+        for name in ("fused", "channels_last", "compile", "cuda_graph"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.random import Purpose, generator, permutation
 from pyddfast.train.batch_norm import has_batch_norm, synchronise
 from pyddfast.train.distributed import Ranks, divide
@@ -127,7 +128,8 @@ class Trainer:
         order: the images of an epoch in their order, int64 (N,); None: drawn from ``seed``.
 
     Attributes:
-        model: with the weights that are trained; under ``ranks`` its batch norms may be replaced.
+        model: with the weights that are trained; its instance norms may be replaced, under
+            ``ranks`` its batch norms.
         averaged: with their moving average, where the recipe has one.
     """
 
@@ -150,6 +152,8 @@ class Trainer:
         self.execution, self.ranks = execution, ranks
         self.device = next(model.parameters()).device
         execution.check(self.device)
+        if execution.fused:
+            model = fuse_norm_relu_pool(model)
         if execution.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         shared = ranks.world > 1 and execution.batch_norm == "sync"

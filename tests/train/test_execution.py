@@ -10,6 +10,8 @@ from torch import nn
 from train_cases import NORMALIZATION, blobs, distilled, linear, tiny
 
 from pyddfast.data import ResidentDataset, write_layout
+from pyddfast.models import create
+from pyddfast.nn import NormReluPool
 from pyddfast.train import (
     Epochs,
     Execution,
@@ -68,6 +70,21 @@ def test_accumulated_gradients_are_those_of_the_batch(regime, accumulate):
     parts = run(model, r, labels=teacher, execution=Execution(accumulate=accumulate))
     assert torch.equal(weights(run(model, r, labels=teacher)), weights(whole))
     torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_instance_norms_are_one_operator_unless_it_is_declined():
+    r, net = (
+        teacher_recipe(3, augmentation="none", batch_size=8),
+        create("convnet-d2", 3, 1, 8, width=4),
+    )
+    fused, plain = run(net, r), run(net, r, execution=Execution(fused=False))
+    swapped = [
+        [m for m in t.model.modules() if isinstance(m, NormReluPool)] for t in (fused, plain)
+    ]
+    assert [len(found) for found in swapped] == [2, 0]
+    assert fused.model.state_dict().keys() == plain.model.state_dict().keys()
+    torch.testing.assert_close(weights(fused), weights(plain), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(weights(fused), torch.cat([p.flatten() for p in net.parameters()]))
 
 
 @pytest.mark.parametrize("augmentation", ["rrc", "dsa", "none"])
