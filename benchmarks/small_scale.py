@@ -27,6 +27,7 @@ from pyddfast.data import DistilledSet, ImageDataset, Trajectories, load, networ
 from pyddfast.methods.dc import LOOPS
 from pyddfast.methods.small_scale import RealImages, as_set
 from pyddfast.models import create
+from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.report import ComparisonConfig, compare_sets
 from pyddfast.train import Teacher, train_experts, train_teacher
 from pyddfast.train.distributed import default_device
@@ -237,7 +238,7 @@ def images_per_second(bench: Bench) -> float:
     """Of a training step of the network on this machine."""
     device = default_device()
     name, options = bench.model
-    model = create(name, 10, 1, 28, **options).to(device)
+    model = fuse_norm_relu_pool(create(name, 10, 1, 28, **options)).to(device)
     images = network_input(bench.train.images[:256].to(device), bench.train.normalization)
     labels = bench.train.labels[:256].to(device)
     for step in range(4):

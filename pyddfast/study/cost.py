@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pyddfast.data import ImageDataset, network_input
 from pyddfast.models import create
+from pyddfast.nn import fuse_norm_relu_pool
 from pyddfast.study.jobs import Job, Plan
 from pyddfast.study.sets import METHODS
 from pyddfast.study.spec import Study
@@ -99,7 +100,8 @@ def _images_per_second(
     channels, height, width = train.images.shape[1:]
     model = create(
         network["model"], train.num_classes, channels, (height, width), **network["options"]
-    ).to(target)
+    )
+    model = fuse_norm_relu_pool(model).to(target)  # as trainings do
     batch = network_input(train.images[:64].to(target), train.normalization)
     labels = train.labels[:64].to(target)
     began, steps = 0.0, 3
