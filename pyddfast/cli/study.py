@@ -9,9 +9,11 @@ import tyro
 
 from pyddfast.cli.options import assignments
 from pyddfast.cli.tables import new_table, note, print_table
+from pyddfast.report import percent
 from pyddfast.study import Store, Study, Workers, cost, prepare, read_study, run_jobs, shipped
 from pyddfast.study.jobs import Plan
 from pyddfast.study.page import write_results
+from pyddfast.study.results import NOT_DONE
 from pyddfast.study.runner import time_text
 
 __all__ = ["study"]
@@ -72,8 +74,9 @@ def study(
     table = new_table(f"{chosen.name}, test accuracy (%)", "set", *measured.columns)
     for row in measured.rows:
         cells = [measured.cells.get((row, column)) for column in measured.columns]
-        table.add_row(row, *("" if c is None else f"{100 * c.mean:.1f}" for c in cells))
-    print_table(table)
+        table.add_row(row, *("" if c is None else percent(c.mean) for c in cells))
+    if measured.columns:
+        print_table(table)
     for line in result.claims:
         print(line)
     for failure in measured.failures:
@@ -81,6 +84,8 @@ def study(
     print(f"\nreport: {result.report}")
     if measured.failures:
         raise RuntimeError(f"{len(measured.failures)} jobs failed; the report has their tracebacks")
+    if left := [where for where, why in measured.missing.items() if why == NOT_DONE]:
+        raise RuntimeError(f"{len(left)} cells are not done; the same command goes on")
 
 
 def _list() -> None:

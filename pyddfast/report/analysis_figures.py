@@ -94,7 +94,7 @@ def convergence_figure(
 
     Args:
         curves: By display name: epochs, and a list of errors (fractions) a seed.
-        found: Their convergences.
+        found: Their convergences, of those that have one.
 
     Returns:
         A matplotlib figure.
@@ -104,7 +104,8 @@ def convergence_figure(
         color, rows = COLORS[number % len(COLORS)], 100 * np.asarray(seeds)
         axes.plot(epochs, rows.mean(0), color=color, marker="o", markersize=4, label=name)
         axes.plot(epochs, rows.T, color=color, alpha=0.3, linewidth=0.8)
-        axes.axvline(found[name].epochs, color=color, linestyle=(0, (4, 3)), linewidth=1)
+        if name in found:
+            axes.axvline(found[name].epochs, color=color, linestyle=(0, (4, 3)), linewidth=1)
     _over_epochs(axes)
     return figure
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyddfast.analysis.convergence import Convergence, convergence, convergence_ratio
 from pyddfast.analysis.scaling_law import ScalingLaw, fit_scaling_law, scaling_law_difference
-from pyddfast.report.figures import COLORS, figure_of
+from pyddfast.report.analysis_figures import convergence_figure, scaling_law_figure
 from pyddfast.study.jobs import Plan
 from pyddfast.study.results import Measured, column_of
 from pyddfast.study.runner import Store
 from pyddfast.study.section import Finding, Section, ends
 from pyddfast.study.spec import Study
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["convergence_section", "law_section"]
 
@@ -49,25 +46,6 @@ class _Curve:
     def mean(self) -> list[float]:
         """Over seeds."""
         return [sum(at) / len(at) for at in zip(*self.errors, strict=True)]
-
-
-def _lines(curves: dict[str, _Curve], laws: dict[str, ScalingLaw] | None = None) -> Figure:
-    figure, (axes,) = figure_of(1, 1)
-    for number, (name, curve) in enumerate(curves.items()):
-        color = COLORS[number % len(COLORS)]
-        means = [100 * error for error in curve.mean]
-        law = (laws or {}).get(name)
-        style: dict[str, Any] = {}
-        if law is not None:
-            style = {"linestyle": "none", "marker": "o", "markersize": 3}
-        axes.plot(curve.epochs, means, color=color, label=name, **style)
-        if law is not None:
-            axes.plot(curve.epochs, 100 * law.predict(curve.epochs), color=color, linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlabel("epochs")
-    axes.set_ylabel("test error (%)")
-    axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 def convergence_section(
@@ -121,8 +99,8 @@ def convergence_section(
         tuple(rows),
         values,
         tuple(claims),
-        _lines(curves),
-        "Test error against epochs",
+        convergence_figure({n: (c.epochs, c.errors) for n, c in curves.items()}, found),
+        "Test error against epochs, dashed where a curve is within a point of its lowest",
     )
 
 
@@ -144,6 +122,7 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
         values[name] |= {
             "a": law.a, "b": law.b, "tau": law.tau, "delta": law.delta, "d": law.d,
             "ci": {key: list(ends) for key, ends in law.ci.items()},
+            "undetermined": list(law.undetermined),
         }  # fmt: skip
         rows.append(
             (
@@ -152,7 +131,7 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
                 f"{law.tau:.2f} {ends(law.ci['tau'])}",
                 f"{law.delta:.3f}",
                 f"{law.d:.3f}",
-                "",
+                f"hardly determined: {', '.join(law.undetermined)}" if law.undetermined else "",
             )
         )
     for column in dict.fromkeys(curve.column for curve in curves.values()):
@@ -181,6 +160,6 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
         tuple(rows),
         values,
         tuple(claims),
-        _lines(curves, laws),
+        scaling_law_figure(laws) if laws else None,
         "Test error against epochs with the fitted law",
     )

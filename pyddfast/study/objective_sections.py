@@ -11,16 +11,14 @@ from pyddfast.analysis.objectives.trajectory import start_epoch_curve
 from pyddfast.analysis.ood import ood_dcs
 from pyddfast.analysis.pool import largest_error
 from pyddfast.report.analysis_figures import dcs_figure
-from pyddfast.report.comparison import REGIMES
 from pyddfast.report.dynamics import dynamics_figure, start_epoch_figure
 from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Plan
-from pyddfast.study.results import Measured, column_of
+from pyddfast.study.results import Measured, column_of, line_of
 from pyddfast.study.runner import Store
 from pyddfast.study.section import Finding, Section, ends
 from pyddfast.study.spec import Study
 from pyddfast.study.steps import images
-from pyddfast.train import Regime
 
 __all__ = ["dcs_section", "dynamics_section", "ood_section", "tm_curve_section"]
 
@@ -54,21 +52,19 @@ def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
     """Correlation of every objective with the students' error, adjusted for size."""
     rows: list[tuple[str, ...]] = []
     values: dict[str, Any] = {}
-    points: dict[str, tuple[list[float], list[float], list[int]]] = {}
-    scores: dict[tuple[str, Regime], DCS] = {}
+    scored: dict[tuple[str, str], list[_Point]] = {}
+    claims: list[Finding] = []
     for name, of_sets in _objective_values(study, plan, store).items():
-        for regime in study.regimes:
-            pool = _points(study, plan, measured, of_sets, regime)
+        for line in _lines(study, plan):
+            pool = _points(study, plan, measured, of_sets, line)
             kept = _without_worst(pool)
-            objective = [point.objective for point in kept]
-            error = [point.error for point in kept]
-            size, groups = [point.size for point in kept], [point.group for point in kept]
-            if len(set(size)) < 2 or len(set(groups)) < 4:
+            shown = f"{name}, {line}"
+            try:
+                score = _scored(kept, study.seed)
+            except ValueError as error:
+                rows.append((shown, f"none: {error}", "", "", "", str(len(kept))))
                 continue
-            score = dcs(objective, error, size, groups=groups, seed=study.seed)
-            scores[name, regime] = score
-            shown = f"{name}, {REGIMES[regime]}"
-            points[shown] = (objective, error, size)
+            scored[name, line] = kept
             rows.append(
                 (
                     shown,
@@ -82,11 +78,22 @@ def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
             values[shown] = {
                 "rho": score.rho, "ci": list(score.ci), "p": score.p, "raw_rho": score.raw_rho,
                 "n": score.n, "dropped": [p.name for p in pool if p not in kept],
-                "names": [p.name for p in kept], "objective": objective, "error": error,
-                "size": size,
+                "names": [p.name for p in kept], "objective": [p.objective for p in kept],
+                "error": [p.error for p in kept], "size": [p.size for p in kept],
             }  # fmt: skip
+            if name in ("sre2l", "dwa"):
+                low, high = score.ci
+                shows = False if low > 0 else True if high < _WEAK else None
+                says = f"DCS of {name} is zero or negative once size is adjusted ({line})"
+                claims.append(Finding(says, shows, _score(score)))
     if not rows:
         return None
+    points = {
+        f"{name}, {line}": (
+            [p.objective for p in kept], [p.error for p in kept], [p.size for p in kept],
+        )
+        for (name, line), kept in scored.items()
+    }  # fmt: skip
     return Section(
         "Distillation correlation score",
         "Partial Spearman correlation of the objective with the students' test error, adjusted for "
@@ -97,26 +104,39 @@ def dcs_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
         ("objective", "DCS", "95 % interval", "p", "unadjusted", "sets"),
         tuple(rows),
         values,
-        _dcs_claims(scores),
-        dcs_figure(points, of_size="{:g} images a class"),
+        (*claims, *_dm_above_tm(scored, study.seed)),
+        dcs_figure(points, of_size="{:g} images a class") if points else None,
         "Test error of students against each objective, a point a set",
     )
 
 
-def _dcs_claims(scores: dict[tuple[str, Regime], DCS]) -> tuple[Finding, ...]:
+def _dm_above_tm(scored: dict[tuple[str, str], list[_Point]], seed: int) -> list[Finding]:
     found = []
-    for (name, regime), score in scores.items():
-        low, high = score.ci
-        if name in ("sre2l", "dwa"):
-            shows = False if low > 0 else True if high < _WEAK else None
-            says = f"DCS of {name} is zero or negative once size is adjusted ({REGIMES[regime]})"
-            found.append(Finding(says, shows, _score(score)))
-        if name == "dm" and ("tm", regime) in scores:
-            gap, (low, high) = dcs_difference(score, scores["tm", regime])
-            shows = True if low > 0 else False if high < 0 else None
-            says = f"DCS of DM is above TM's ({REGIMES[regime]})"
-            found.append(Finding(says, shows, f"{gap:+.2f} {ends((low, high))}"))
-    return tuple(found)
+    for line in [line for name, line in scored if name == "dm" and ("tm", line) in scored]:
+        dm, tm = scored["dm", line], scored["tm", line]
+        # TM may have no value of a set, its student diverges: the others are compared.
+        both = {p.name for p in dm} & {p.name for p in tm}
+        try:
+            first, second = (_scored([p for p in o if p.name in both], seed) for o in (dm, tm))
+        except ValueError:
+            continue
+        gap, (low, high) = dcs_difference(first, second)
+        shows = True if low > 0 else False if high < 0 else None
+        numbers = f"{gap:+.2f} {ends((low, high))}"
+        found.append(Finding(f"DCS of DM is above TM's ({line})", shows, numbers))
+    return found
+
+
+def _lines(study: Study, plan: Plan) -> list[str]:
+    """Students that are alike but for their set: by regime, and by what else the study varies."""
+    return list(dict.fromkeys(line_of(study, cell) for cell in plan.cells))
+
+
+def _scored(points: list[_Point], seed: int) -> DCS:
+    return dcs(
+        [p.objective for p in points], [p.error for p in points], [p.size for p in points],
+        groups=[p.group for p in points], seed=seed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,7 @@ class _Point:
 
 
 def _points(
-    study: Study, plan: Plan, measured: Measured, of_sets: dict[str, Any], regime: Regime
+    study: Study, plan: Plan, measured: Measured, of_sets: dict[str, Any], line: str
 ) -> list[_Point]:
     specs = dict(zip(measured.rows, study.sets, strict=True))
     found = []
@@ -141,7 +161,7 @@ def _points(
         name = f"{cell.row}, IPC {cell.ipc}"
         value = of_sets.get(name, {}).get("value")
         result = measured.cells.get((cell.row, column_of(study, cell)))
-        if cell.regime != regime or value is None or result is None:
+        if line_of(study, cell) != line or value is None or result is None:
             continue
         spec = specs[cell.row]
         group = (spec.method, repr(sorted(spec.options.items())), cell.ipc)
@@ -166,8 +186,9 @@ def _points(
 def _without_worst(points: list[_Point]) -> list[_Point]:
     """Without the extremely poor, each with its repetition, by the rule of ``dcs_subsets``."""
     poor = set()
-    for point in points:
-        errors = [p.error for p in points if p.ipc == point.ipc]
+    own = [point for point in points if point.size == point.ipc]  # repetitions are not asked
+    for point in own:
+        errors = [p.error for p in own if p.ipc == point.ipc]
         if point.error > largest_error(errors, 1 - point.chance):
             poor.add(point.group)
     return [point for point in points if point.group not in poor]
@@ -190,21 +211,23 @@ def ood_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
             rows.append((f"{row}, {column}", percent(known), percent(1 - error)))
             values[f"{row}, {column}"] = {"accuracy": known, "ood_accuracy": 1 - error}
     for name, of_sets in _objective_values(study, plan, store).items():
-        for regime in study.regimes:
-            pool = _without_worst(_points(study, plan, measured, of_sets, regime))
+        for line in _lines(study, plan):
+            pool = _without_worst(_points(study, plan, measured, of_sets, line))
             kept = [point for point in pool if (point.row, point.column) in errors]
-            size, groups = [p.size for p in kept], [p.group for p in kept]
-            if len(set(size)) < 2 or len(set(groups)) < 4:
+            shown = f"DCS of {name}, {line}"
+            try:
+                score = ood_dcs(
+                    [p.objective for p in kept], [p.error for p in kept],
+                    [errors[p.row, p.column] for p in kept], [p.size for p in kept],
+                    groups=[p.group for p in kept], seed=study.seed,
+                )  # fmt: skip
+            except ValueError as error:
+                rows.append((shown, f"none: {error}", ""))
                 continue
-            score = ood_dcs(
-                [p.objective for p in kept], [p.error for p in kept],
-                [errors[p.row, p.column] for p in kept], size, groups=groups, seed=study.seed,
-            )  # fmt: skip
-            shown = f"DCS of {name}, {REGIMES[regime]}"
             rows.append((shown, _score(score.id), _score(score.ood)))
             low, high = score.ci
             alike = False if low > 0 or high < 0 else True if max(-low, high) < _WEAK else None
-            says = f"DCS of {name} is alike in and out of distribution ({REGIMES[regime]})"
+            says = f"DCS of {name} is alike in and out of distribution ({line})"
             claims.append(Finding(says, alike, f"{score.difference:+.2f} {ends(score.ci)}"))
             rows.append((f"{shown}: difference", "", f"{score.difference:+.2f} {ends(score.ci)}"))
             values[shown] = {
@@ -281,14 +304,18 @@ def dynamics_section(study: Study, plan: Plan, store: Store, measured: Measured)
             along[cell.row]: measured.cells[cell.row, column_of(study, cell)].accuracies
             for cell in plan.cells
             if cell.row in along
-            and (cell.ipc, cell.regime) == (ipc, study.regimes[0])
+            and (cell.ipc, line_of(study, cell)) == (ipc, _lines(study, plan)[0])
             and (cell.row, column_of(study, cell)) in measured.cells
         }
         longest = max(along, key=lambda label: along[label])
         job = plan.sets[longest, ipc]
         if store.done(job) is None:
             continue
-        found = loss_dynamics(store.folder(job) / "work", accuracies=accuracies)
+        try:
+            found = loss_dynamics(store.folder(job) / "work", accuracies=accuracies)
+        except ValueError as error:
+            rows.append((f"IPC {ipc}", f"none: {error}", "", ""))
+            continue
         figure = figure or dynamics_figure(found)
         values[f"IPC {ipc}"] = found.to_dict()
         for name, trend, digits in (("loss", found.loss, 4), ("accuracy", found.accuracy, 3)):

@@ -148,16 +148,20 @@ def to_dict(
         "seconds": round(measured.seconds, 1),
         "jobs": len(plan.jobs),
         "settings": study.to_dict(),
-        "environment": environment(),
+        "environment": measured.machines[0] if measured.machines else environment(),
+        "machines": list(measured.machines),
         "command": command(study),
     }
 
 
 def claims(measured: Measured, parts: Sequence[Section]) -> list[dict[str, Any]]:
     """Every claim of the paper that the study decides: says, shows (or None), numbers."""
-    of_table = [
+    of_table: list[dict[str, Any]] = [
         {"says": f"{v.claim.says} ({v.column})", "shows": v.shows, "numbers": points(v)}
         for v in measured.verdicts
+    ]
+    of_table += [
+        {"says": says, "shows": None, "numbers": "not measured"} for says in measured.unjudged
     ]
     return of_table + [asdict(claim) for part in parts for claim in part.claims]
 
@@ -223,11 +227,13 @@ def _context(
         else [],
         "marks": marks,
         "accuracy_svg": figure,
+        "claims_title": "What the paper claims" if study.name in shipped() else "Claims",
         "claims": [said(claim) for claim in claims(measured, parts)],
         "claims_note": (
             "Accuracies: t-tests on seeds and test images, Holm's correction over all of the "
             "table's, level 5 %, simultaneous intervals. A lead that chance could have made "
             "“cannot be told”; one said to be gone shows where no lead can be told from chance."
+            + (" One student a cell has no spread, and tells nothing." if study.seeds == 1 else "")
         ),
         "sections": [
             {
@@ -254,8 +260,16 @@ def _context(
         "settings": json.dumps(study.to_dict(), indent=1),
         "seconds": f"{measured.seconds:,.0f}",
         "command": command(study),
-        "environment": list(environment().items()),
+        "environment": _environment(measured),
     }
+
+
+def _environment(measured: Measured) -> list[tuple[str, str]]:
+    """Versions and hardware of the jobs; several, where they were done in several places."""
+    machines = measured.machines or (environment(),)
+    names = dict.fromkeys(name for machine in machines for name in machine)
+    found = {name: dict.fromkeys(str(m[name]) for m in machines if name in m) for name in names}
+    return [(name, "; ".join(values)) for name, values in found.items()]
 
 
 def _lead(study: Study) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,14 +19,18 @@ from pyddfast.study.spec import Claim, Study
 from pyddfast.study.steps import unpack_right
 
 __all__ = [
+    "NOT_DONE",
     "Measured",
     "Published",
     "Verdict",
     "column_of",
+    "line_of",
     "measure",
     "points",
     "published_table",
 ]
+
+NOT_DONE = "not done"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Verdict:
         column: Of the table.
         difference: Of the two rows, the higher one first.
         shows: Whether it is as claimed, at the family's 5 %; None where neither it nor its opposite
-            can be told: an expected lead that chance could have made.
+            can be told: an expected lead that chance could have made, or one student a cell, whose
+            spread over seeds nobody knows.
     """
 
     claim: Claim
@@ -63,9 +69,11 @@ class Measured:
         histories: Accuracy after each evaluation, a list a seed, by (row, column).
         judged: Every pair of rows within a column.
         verdicts: Of the claims.
+        unjudged: Claims, with their column, that lack a cell.
         missing: Cells that have no result, with the reason.
         failures: Jobs that failed.
         seconds: Of all jobs together.
+        machines: Versions and hardware of the jobs, each once, the longest at work first.
     """
 
     rows: tuple[str, ...]
@@ -74,9 +82,11 @@ class Measured:
     histories: dict[tuple[str, str], list[list[dict[str, float]]]]
     judged: tuple[Difference, ...]
     verdicts: tuple[Verdict, ...]
+    unjudged: tuple[str, ...]
     missing: dict[tuple[str, str], str]
     failures: tuple[dict[str, Any], ...]
     seconds: float
+    machines: tuple[dict[str, Any], ...]
 
 
 def measure(study: Study, plan: Plan, store: Store) -> Measured:
@@ -109,22 +119,42 @@ def measure(study: Study, plan: Plan, store: Store) -> Measured:
         if (failed := store.failed(job)) is not None
     ]
     finished = [found for job in plan.jobs.values() if (found := store.done(job)) is not None]
+    asked = _asked(study, names)
     return Measured(
         rows,
         columns,
         cells,
         histories,
         tuple(compare(pairs)) if pairs else (),
-        tuple(_verdicts(study, names, cells)),
+        tuple(_verdicts(asked, cells)),
+        tuple(_unjudged(study, asked, cells)),
         missing,
         tuple(failures),
         sum(float(found["seconds"]) for found in finished),
+        _machines(finished),
     )
+
+
+def _machines(finished: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    seconds: dict[str, float] = {}
+    for found in finished:
+        name = json.dumps(found["environment"])
+        seconds[name] = seconds.get(name, 0.0) + float(found["seconds"])
+    return tuple(json.loads(name) for name in sorted(seconds, key=lambda name: -seconds[name]))
 
 
 def column_of(study: Study, cell: Cell) -> str:
     """Name of the column of a cell: regime, size, and what else the study varies."""
-    parts = [f"{REGIMES[cell.regime]} IPC {cell.ipc}"]
+    return _named(study, cell, f"{REGIMES[cell.regime]} IPC {cell.ipc}")
+
+
+def line_of(study: Study, cell: Cell) -> str:
+    """What the cells of all sizes have in common that are compared: regime and what else varies."""
+    return _named(study, cell, REGIMES[cell.regime])
+
+
+def _named(study: Study, cell: Cell, first: str) -> str:
+    parts = [first]
     if len(study.learners) > 1 and cell.student != "mean":
         parts.append(cell.student)
     if len(study.teachers) > 1 and cell.teacher:
@@ -143,8 +173,10 @@ def _result(cell: Cell, column: str, store: Store) -> Result | str:
             if any(store.failed(job) for job in jobs):
                 return "failed"
             left_out = any(_lacks(job, store) for job in jobs)
-            return "left out: a job that it needs failed" if left_out else "not done"
+            return "left out: a job that it needs failed" if left_out else NOT_DONE
         results = [one["result"] for one in found if one is not None]
+        if any(one["diverged"] for one in results):
+            return f"diverged: the loss of {jobs[0].shown} was not finite"
         accuracies.append(sum(one["accuracy"] for one in results) / len(results))
         right += [unpack_right(one).double() for one in results]
     share = torch.stack(right).mean(0)
@@ -157,29 +189,45 @@ def _lacks(job: Job, store: Store) -> bool:
     return any(store.failed(need) is not None or _lacks(need, store) for need in needs)
 
 
-def _verdicts(
-    study: Study, columns: dict[str, Cell], cells: dict[tuple[str, str], Result]
-) -> list[Verdict]:
-    """All claims judged together: Holm's correction is over all of their comparisons."""
-    asked = [
-        (claim, name, cells[claim.first, name], cells[claim.second, name])
+def _asked(study: Study, columns: dict[str, Cell]) -> list[tuple[Claim, str]]:
+    """Every claim with each of its columns."""
+    return [
+        (claim, name)
         for claim in study.claims
         for name, cell in columns.items()
-        if cell.regime == claim.regime
-        and (not claim.ipc or cell.ipc in claim.ipc)
-        and (claim.first, name) in cells
-        and (claim.second, name) in cells
+        if cell.regime == claim.regime and (not claim.ipc or cell.ipc in claim.ipc)
     ]
-    if not asked:
+
+
+def _judged(claim: Claim, column: str, cells: dict[tuple[str, str], Result]) -> bool:
+    return (claim.first, column) in cells and (claim.second, column) in cells
+
+
+def _verdicts(
+    asked: list[tuple[Claim, str]], cells: dict[tuple[str, str], Result]
+) -> list[Verdict]:
+    """All claims judged together: Holm's correction is over all of their comparisons."""
+    there = [(claim, name) for claim, name in asked if _judged(claim, name, cells)]
+    if not there:
         return []
-    judged = compare([(first, second) for _, _, first, second in asked])
+    judged = compare([(cells[c.first, name], cells[c.second, name]) for c, name in there])
     return [
         Verdict(claim, name, difference, _shows(claim, difference))
-        for (claim, name, _, _), difference in zip(asked, judged, strict=True)
+        for (claim, name), difference in zip(there, judged, strict=True)
     ]
+
+
+def _unjudged(
+    study: Study, asked: list[tuple[Claim, str]], cells: dict[tuple[str, str], Result]
+) -> list[str]:
+    lacking = [f"{c.says} ({name})" for c, name in asked if not _judged(c, name, cells)]
+    nowhere = [claim.says for claim in study.claims if claim not in [c for c, _ in asked]]
+    return lacking + nowhere
 
 
 def _shows(claim: Claim, difference: Difference) -> bool | None:
+    if difference.first.std is None and difference.second.std is None:
+        return None
     leads = difference.first.method == claim.first
     if claim.expected == "not above":
         return not (leads and difference.distinguishable)

@@ -29,11 +29,12 @@ from pyddfast.data.stored import read_json
 from pyddfast.study.jobs import Job, Plan
 from pyddfast.study.steps import STEPS, Step
 from pyddfast.train import environment
+from pyddfast.train.distributed import resolve_device
 
 __all__ = ["Store", "Workers", "run_jobs", "time_text"]
 
 DONE, FAILED, JOB = "done.json", "failed.json", "job.json"
-_KEYS = {DONE: {"result", "seconds"}, FAILED: {"run", "error", "traceback"}}
+_KEYS = {DONE: {"result", "seconds", "environment"}, FAILED: {"run", "error", "traceback"}}
 # Between two looks for a job that another worker has finished.
 _POLL_SECONDS = 2.0
 
@@ -47,6 +48,8 @@ class Store:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{path} is not a folder; give one for the jobs")
 
     def folder(self, job: Job) -> Path:
         """Where a job works."""
@@ -106,7 +109,7 @@ class Store:
                     "result": result,
                     "seconds": round(seconds, 3),
                     "finished": _now(),
-                    "environment": environment(),
+                    "environment": _machine(device),
                 },
             )
         except Exception as error:
@@ -178,8 +181,14 @@ def run_jobs(
         executor.update_parameters(**(workers.slurm or {}))
         with executor.batch():
             handles = [executor.submit(_work, *call) for _ in range(workers.count)]
-        for handle in handles:
-            handle.result()
+        if show:
+            print(f"the workers' own lines: {store.path / 'slurm'}", file=sys.stderr, flush=True)
+        # All are waited for: what a lost one leaves, the others do, or the next call.
+        lost = [error for handle in handles if (error := handle.exception()) is not None]
+        if lost:
+            warnings.warn(
+                f"{len(lost)} of {len(handles)} workers were lost: {lost[0]}", stacklevel=2
+            )
     elif workers.count == 1:
         _work(*call)
     else:
@@ -281,6 +290,13 @@ def time_text(seconds: float) -> str:
 
 def _write(file: Path, value: Any) -> None:
     write_bytes(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _machine(device: str | None) -> dict[str, Any]:
+    """Versions and hardware that a job was done with."""
+    target = resolve_device(device)
+    gpu = {"gpu": torch.cuda.get_device_name(target)} if target.type == "cuda" else {}
+    return {**environment(), **gpu}
 
 
 def _now() -> str:

@@ -353,8 +353,11 @@ class Study:
         for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives"), ("ood", "ood")):
             if shown in self.show and not getattr(self, needed):
                 raise ValueError(f"show: {shown} needs {needed}")
-        if "dynamics" in self.show and not any("iterations" in s.options for s in self.sets):
-            raise ValueError("show: dynamics needs sets whose options have iterations")
+        along = {s.method for s in self.sets if "iterations" in s.options} & {"tm", "datm"}
+        if "dynamics" in self.show and len(along) != 1:
+            raise ValueError(
+                "show: dynamics needs sets of tm, or of datm, whose options have iterations"
+            )
         if {"convergence", "scaling-law"} & set(self.show) and self.evaluations < 4:
             raise ValueError("show: curves need evaluations of at least 4")
         if self.seeds < 1 or self.evaluations < 1:

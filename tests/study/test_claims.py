@@ -18,6 +18,7 @@ class Made:
 
     accuracy: Any
     values: Any = None
+    diverged: Any = lambda job: False
 
     def done(self, job):
         if job.kind == "student":
@@ -26,19 +27,29 @@ class Made:
             bits = "".join("ff" for _ in range(right // 8)).ljust(250, "0")
             history = [{"epoch": 2.0 * (k + 1), "accuracy": a} for k, a in enumerate(value)]
             shown = int(bits, 16).bit_count() / 1000
-            result = {"accuracy": shown, "history": history, "test_count": 1000, "right": bits}
-            return {"result": result, "seconds": 1.0}
-        return {"result": {"images": 100, "values": self.values}, "seconds": 1.0}
+            result = {
+                "accuracy": shown, "history": history, "test_count": 1000, "right": bits,
+                "diverged": self.diverged(job),
+            }  # fmt: skip
+            return {"result": result, "seconds": 2.0, "environment": {"cpu": "big"}}
+        # An objective has values of its own, or all have the same.
+        values = (self.values or {}).get(job.settings.get("name"), self.values)
+        result = {"images": 100, "values": values}
+        return {"result": result, "seconds": 1.0, "environment": {"cpu": "small"}}
 
     def failed(self, job):
         return None
 
 
-def told(study, accuracy, values=None):
-    store: Any = Made(accuracy, values)
+def found(study, accuracy, values=None, **store):
     made: Plan = plan(study)
-    measured = measure(study, made, store)
-    return [said(claim) for claim in claims(measured, sections(study, made, store, measured))]
+    folder: Any = Made(accuracy, values, **store)
+    measured = measure(study, made, folder)
+    return measured, sections(study, made, folder, measured)
+
+
+def told(study, accuracy, values=None, **store):
+    return [said(claim) for claim in claims(*found(study, accuracy, values, **store))]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +128,115 @@ def test_a_set_that_converges_three_times_as_slowly(tiny):
     (line,) = told(study, accuracy)
     start = "Distilled, HL IPC 2 converges at least 2 times as slowly as Coreset: shows; 3."
     assert line.startswith(start)
+
+
+AB = [{"method": "random", "label": "A"}, {"method": "random", "label": "B", "repeat": 2}]
+
+
+def test_one_student_a_cell_decides_no_claim(tiny):
+    claims = [
+        {"says": "A leads B", "first": "A", "second": "B"},
+        {"says": "A does not lead B", "first": "A", "second": "B", "expected": "not above"},
+    ]
+
+    def accuracy(job):
+        return [0.4 if job.needs["set"].settings.get("repeat") else 0.8]
+
+    one = told(read_study(tiny(sets=AB, seeds=1, claims=claims)), accuracy)
+    assert [line.split(": ")[1][:14] for line in one] == ["cannot be told"] * 2
+    two = told(read_study(tiny(sets=AB, seeds=2, claims=claims)), accuracy)
+    assert [line.split(": ")[1].split(";")[0] for line in two] == ["shows", "does not show"]
+
+
+def test_a_claim_without_its_cells_is_not_left_out(tiny):
+    claim = {"says": "A leads B", "first": "A", "second": "B"}
+    nowhere = {**claim, "says": "A leads B at 50", "ipc": [50]}
+    study = read_study(tiny(sets=AB, ipc=[2, 3], claims=[claim, nowhere]))
+    measured, parts = found(
+        study,
+        lambda job: [0.8],
+        diverged=lambda job: job.settings["seed"] == 1 and job.needs["set"].settings["ipc"] == 3,
+    )
+    # A student whose loss was not finite has no accuracy that means anything.
+    assert measured.missing == {
+        (row, "HL IPC 3"): f"diverged: the loss of student mlp of {row}, IPC 3, hl, seed 1 was not "
+        "finite"
+        for row in "AB"
+    }
+    assert [said(claim) for claim in claims(measured, parts)][1:] == [
+        "A leads B (HL IPC 3): cannot be told; not measured.",
+        "A leads B at 50: cannot be told; not measured.",
+    ]
+
+
+def test_the_machines_are_those_of_the_jobs(tiny):
+    measured, _ = found(read_study(tiny()), lambda job: [0.8])
+    # Two students of two seconds, and a set of one.
+    assert measured.machines == ({"cpu": "big"}, {"cpu": "small"})
+
+
+WINDOWS = [{"method": "el2n-window", "label": f"w{k}", "options": {"offset": k / 10}}
+           for k in range(10)]  # fmt: skip
+
+
+def _rising(job):
+    settings = job.needs["set"].settings
+    return [0.5 + 0.032 * settings["options"]["offset"] * 10 + 0.008 * settings["ipc"]]
+
+
+def test_objectives_are_compared_over_the_sets_that_both_have(tiny):
+    objectives = [{"name": "dm"}, {"name": "tm"}]
+    study = read_study(tiny(sets=WINDOWS, ipc=[2, 4], seeds=1, objectives=objectives, show=["dcs"]))
+    dm = {f"w{k}, IPC {ipc}": {"value": -float(k)} for k in range(10) for ipc in (2, 4)}
+    tm = {name: {"value": -one["value"]} for name, one in dm.items()}
+    tm["w3, IPC 2"] = {"value": None}  # the student of TM diverged
+    (line,) = told(study, _rising, {"dm": dm, "tm": tm})
+    assert line.startswith("DCS of DM is above TM's (HL): shows; +2.00 ")
+
+
+def test_a_score_that_cannot_be_has_its_reason_in_the_report(tiny):
+    study = read_study(tiny(sets=WINDOWS, seeds=1, objectives=[{"name": "dm"}], show=["dcs"]))
+    values = {f"w{k}, IPC 2": {"value": float(k)} for k in range(10)}
+    _, (part,) = found(study, _rising, values)
+    ((objective, score, *_, sets),) = part.rows
+    assert (objective, sets) == ("dm, HL", "10")
+    assert score.startswith("none: size is 2 everywhere")
+
+
+def test_networks_have_a_score_each(tiny):
+    study = read_study(
+        tiny(sets=WINDOWS, ipc=[2, 4], seeds=1, objectives=[{"name": "dm"}], show=["dcs"],
+             students=["mlp", {"model": "mlp", "options": {"width": 4}, "label": "other"}])
+    )  # fmt: skip
+
+    def accuracy(job):
+        high = job.settings["network"]["options"]
+        return [1.34 - _rising(job)[0]] if high else _rising(job)
+
+    values = {f"w{k}, IPC {ipc}": {"value": -float(k)} for k in range(10) for ipc in (2, 4)}
+    _, (part,) = found(study, accuracy, values)
+    assert [row[:2] + row[-1:] for row in part.rows] == [
+        ("dm, HL, mlp", "+1.00", "20"),
+        ("dm, HL, other", "-1.00", "20"),
+    ]
+
+
+def test_a_repetition_is_not_asked_whether_a_set_is_poor(tiny):
+    twice = [{**one, "label": f"{one['label']} twice", "repeat": 2} for one in WINDOWS]
+    study = read_study(
+        tiny(sets=[*WINDOWS, *twice], ipc=[2, 4], seeds=1, objectives=[{"name": "dm"}],
+             show=["dcs"])
+    )  # fmt: skip
+
+    def accuracy(job):
+        settings = job.needs["set"].settings
+        # w0 is at chance; the repetition of w1 is, though the set itself is not.
+        poor = settings["options"]["offset"] == (0.1 if settings.get("repeat") else 0.0)
+        return [0.104] if poor else _rising(job)
+
+    values = {f"{one['label']}, IPC {ipc}": {"value": float(k)}
+              for ipc in (2, 4) for k, one in enumerate([*WINDOWS, *twice])}  # fmt: skip
+    _, (part,) = found(study, accuracy, values)
+    assert part.values["dm, HL"]["dropped"] == [
+        f"{name}, IPC {ipc}" for ipc in (2, 4) for name in ("w0", "w0 twice")
+    ]

@@ -285,6 +285,8 @@ def test_the_command_runs_lists_and_estimates(tiny, tmp_path, capsys):
     assert "give --root (--scale smoke needs no data)" in told
     assert main(["study", file, "--slurm", "timeout_min=5"]) == 2
     assert "it needs --cluster" in capsys.readouterr().err
+    assert main(["study", file, "--out", file]) == 2
+    assert "tiny.yaml is not a folder; give one for the jobs" in capsys.readouterr().err
     assert main(["study", file, "--jobs", "0"]) == 2
     assert "jobs must be at least 1, got 0" in capsys.readouterr().err
 

@@ -218,5 +218,10 @@ def test_loss_and_accuracy_along_a_synthesis(tiny, tmp_path):
     run = store.folder(made.sets["12", 2]) / "work"
     assert found == loss_dynamics(run, accuracies=accuracies).to_dict()
     assert found["rows"] == 12
-    with pytest.raises(ValueError, match="dynamics needs sets whose options have iterations"):
-        read_study(tiny(show=["dynamics"]))
+    # Other methods' runs are not prefixes of each other.
+    for method in ("random", "dm"):
+        sets = [{"method": method, "options": {"iterations": 3}}]
+        with pytest.raises(
+            ValueError, match="dynamics needs sets of tm, or of datm, whose options"
+        ):
+            read_study(tiny(sets=sets, show=["dynamics"]))

@@ -163,6 +163,16 @@ def test_what_the_report_would_lack_is_said_before_any_work(tiny):
         prepare(read_study(tiny(published="table-33")))
 
 
+def test_a_file_does_not_pass_for_a_study_of_the_package(tiny, tmp_path):
+    copied = tmp_path / "table-3.yaml"
+    copied.write_text(tiny().read_text())
+    with pytest.raises(
+        ValueError, match="table-3 is a study of the package; give the file another"
+    ):
+        read_study(copied)
+    assert read_study(shipped()["table-3"]) == read_study("table-3")
+
+
 def test_no_such_study_or_no_yaml(tmp_path):
     with pytest.raises(FileNotFoundError, match="'table3'; nearest are table-3"):
         read_study("table3")
