@@ -73,7 +73,7 @@ def greedy_rows(
     picks = torch.tensor([row for rows in given for row in rows], dtype=torch.int64)
     scale = None
     if form is Form.COSINE:
-        norms = torch.linalg.vector_norm(x, dim=1, dtype=accumulation_dtype(x))
+        norms = _row_norms(x)
         scale = torch.where(norms == 0, 0.0, 1.0 / norms)
     result: tuple[Tensor, Tensor, Tensor] = raw.greedy_rows(
         x,
@@ -92,6 +92,14 @@ def greedy_rows(
         max((stop - start for start, stop in spans(bounds)), default=0),
     )
     return result
+
+
+def _row_norms(x: Tensor) -> Tensor:
+    """(N,) in the dtype of the arithmetic; squares that leave its range are taken in float64."""
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=accumulation_dtype(x))
+    lost = (~((norms > 1e-15) & (norms < 1e15))).nonzero().squeeze(1)
+    norms[lost] = torch.linalg.vector_norm(x[lost], dim=1, dtype=torch.float64).to(norms.dtype)
+    return norms
 
 
 # --- checks --------------------------------------------------------------------------------------
@@ -139,6 +147,20 @@ def check_finite(x: Tensor, bounds: list[int], name: str = "x") -> None:
             )
 
 
+def check_products(x: Tensor) -> None:
+    """Products of rows, and squares of their differences, are finite."""
+    if not readable(x) or not x.numel():
+        return
+    dtype = accumulation_dtype(x)
+    largest = max(abs(float(value)) for value in x.detach().aminmax())
+    # (a - b)^2 is at most 4 of the largest squares.
+    if 4.0 * x.shape[1] * largest * largest > torch.finfo(dtype).max:
+        raise ValueError(
+            f"x holds values up to {largest:.3g}, whose products overflow {dtype}: "
+            "divide x by a constant"
+        )
+
+
 def budgets_of(k: Any, available: list[int]) -> list[int]:
     """Picks of each segment, at most what is available."""
     if not isinstance(k, (int, Sequence)) or isinstance(k, str):
@@ -154,9 +176,9 @@ def spans(bounds: Sequence[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def tiles(rows: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Ranges of rows of about `TILE_BYTES`."""
-    step = max(1, TILE_BYTES // max(1, row_bytes))
+def tiles(rows: int, row_bytes: int, limit: int = TILE_BYTES) -> list[tuple[int, int]]:
+    """Ranges of rows of about `limit` bytes."""
+    step = max(1, limit // max(1, row_bytes))
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 

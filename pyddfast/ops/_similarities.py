@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyddfast.ops import _checks
-from pyddfast.ops._greedy import check_finite, features, spans, tiles
+from pyddfast.ops import _checks, _memory
+from pyddfast.ops._greedy import check_finite, check_products, features, spans, tiles
 from pyddfast.ops._segments import offsets as segment_offsets
 from pyddfast.ops.reference import select as reference
 from pyddfast.ops.reference.kd import accumulation_dtype
@@ -40,6 +40,7 @@ class Rows:
         self.sizes = [stop - start for start, stop in spans(bounds)]
         self.dtype = accumulation_dtype(like)
         self.largest: dict[int, float] = {}  # distance in a segment, where it is known
+        self.suspects: set[int] | None = None  # segments in which rows may be equal
 
     @classmethod
     def of(cls, x: Any, similarity: Any, metric: Any, gamma: Any, segments: Any) -> Rows:
@@ -86,10 +87,26 @@ class Rows:
                     f"max_matrix_bytes is {limit:,}; {hint}"
                 )
 
+    def check_fits(self, budgets: list[int]) -> None:
+        """Refuses what the twin of graph cut needs, and its kernel does not."""
+        if self.features is None:
+            return
+        wanted = [size for size, k in zip(self.sizes, budgets, strict=True) if k]
+        size = max(wanted, default=0)
+        # In the dtype of the arithmetic and in float64.
+        _memory.check_fits(
+            size * size * (self.dtype.itemsize + 8),
+            self.like.device,
+            f"the similarities of a segment of {size:,} rows, which only the kernel does without,",
+            "give segments of fewer rows",
+        )
+
     def check_finite(self) -> None:
         """NaN and infinities are errors, by segment and row."""
         if self.features is not None:
             check_finite(self.features, self.bounds)
+            if self.metric in ("dot", "euclidean", "rbf"):
+                check_products(self.features)
         for number, matrix in enumerate(self.matrices):
             check_finite(matrix, [0, len(matrix)], f"similarity of segment {number}")
 
@@ -109,20 +126,75 @@ class Rows:
             yield group
 
     def wide(self, number: int) -> Tensor:
-        """The features of a segment, in the dtype of the arithmetic."""
+        """The features of a segment, in the dtype of the arithmetic.
+
+        Those that distances are taken of are moved to their mean: products of rows far from 0 have
+        no digit left of a small distance.
+        """
         assert self.features is not None
-        return self.features[self.bounds[number] : self.bounds[number + 1]].to(self.dtype)
+        x = self.features[self.bounds[number] : self.bounds[number + 1]].to(self.dtype)
+        return x - x.mean(0) if self.metric in ("euclidean", "rbf") and len(x) else x
+
+    def equals(self, number: int) -> Tensor | None:
+        """(n,) the first row of a segment that equals each; None where all differ.
+
+        A product of matrices rounds equal rows differently, by where they are, and a tie would not
+        go to the lowest.
+        """
+        if self.features is None or number not in self._repeating():
+            return None
+        x = self.features[self.bounds[number] : self.bounds[number + 1]]
+        _, which = torch.unique(x, dim=0, return_inverse=True)
+        place = torch.arange(len(x), device=x.device)
+        first = torch.full_like(place, len(x)).scatter_reduce(0, which, place, "amin")
+        return first[which]
+
+    def _repeating(self) -> set[int]:
+        """The segments with rows whose sums are equal, as those of equal rows are."""
+        if self.suspects is None:
+            assert self.features is not None
+            sums = self.features.contiguous().sum(1, dtype=self.dtype)
+            sizes = torch.tensor(self.sizes, device=sums.device)
+            segment = torch.arange(len(sizes), device=sums.device).repeat_interleave(sizes)
+            order = sums.argsort(stable=True)
+            order = order[segment[order].argsort(stable=True)]
+            sums, segment = sums[order], segment[order]
+            tie = (sums[1:] == sums[:-1]) & (segment[1:] == segment[:-1])
+            self.suspects = set(segment[1:][tie].tolist())
+        return self.suspects
+
+    def nearest(self, number: int, columns: Tensor, begin: int) -> Tensor:
+        """(n,) the place of each row's most similar one of `columns`, from `begin` on; -1: none."""
+        size = self.sizes[number]
+        found = torch.full((size,), -1, dtype=torch.int64, device=self.like.device)
+        best = self.like.new_full((size,), -torch.inf, dtype=self.dtype)
+        for first, part in self.parts(number, columns):
+            place = part.argmax(1)
+            value = part.gather(1, place[:, None]).squeeze(1)
+            better = (value > best) | (found < 0)  # ties: the first
+            found = torch.where(better, place + first + begin, found)
+            best = torch.where(better, value, best)
+        return found
+
+    def parts(self, number: int, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """`block` of some columns after the other, and the place of the first."""
+        row_bytes = self.sizes[number] * self.dtype.itemsize
+        for start, stop in tiles(len(columns), row_bytes, CPU_GROUP_BYTES):
+            yield start, self.block(number, columns[start:stop])
 
     def block(self, number: int, columns: Tensor) -> Tensor:
         """(n, m) similarities of a segment's rows to its rows `columns` (m,), local."""
         if self.features is None:
             return self.matrices[number][:, columns].to(self.dtype)
         x = self.wide(number)
+        same = self.equals(number)
+        if same is not None:
+            columns, which = torch.unique(same[columns], return_inverse=True)
         with torch.autocast(x.device.type, enabled=False):
             block = self._similarity(x, x[columns], self._offset(number, x))
         if self.metric == "euclidean":  # of a row to itself
             block[columns, torch.arange(len(columns), device=x.device)] = self.largest[number]
-        return block
+        return block if same is None else block[same][:, which]
 
     def matrix(self, number: int, out: Tensor | None = None) -> Tensor:
         """(n, n) similarities of row i to pick j; into `out` transposed."""
@@ -135,15 +207,21 @@ class Rows:
         if self.metric == "euclidean":
             result.fill_diagonal_(0.0)  # which the products leave at the root of a rounding error
             result.sub_(result.min())
-        return result
+        same = self.equals(number)
+        return result if same is None else result.copy_(result[same][:, same])
 
     def coverage(self, number: int, weight: Tensor | None) -> Tensor:
         """(n,) float64: the weighted similarity of all rows to each, by tiles of the features."""
-        size = self.sizes[number]
         factor = self.none(number) + 1.0 if weight is None else weight.double()
         if self.features is None:
             return factor @ self.matrices[number].double()
-        x = self.wide(number)
+        covered = self._coverage(number, self.wide(number), factor)
+        same = self.equals(number)
+        return covered if same is None else covered[same]
+
+    def _coverage(self, number: int, x: Tensor, factor: Tensor) -> Tensor:
+        """The same of features."""
+        size = self.sizes[number]
         if self.metric in ("cosine01", "dot"):  # linear in the rows
             rows = reference.unit_rows(x) if self.metric == "cosine01" else x
             ranges = tiles(size, x.shape[1] * 8)

@@ -220,7 +220,8 @@ def knn_topk(
 
     Raises:
         TypeError: A dtype is wrong.
-        ValueError: A shape or argument is wrong, a class is too small, or a value is not finite.
+        ValueError: A shape or argument is wrong, a class is too small, a value is not finite, or
+            so many neighbours need more memory than there is.
     """
     _matrix(x, "x")
     k = _checks.count(k, "k", 1)
@@ -232,6 +233,21 @@ def knn_topk(
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     others = [size - exclude_self if size else k for size in sizes]
     check_sizes(others, k, f"k = {k} neighbours{' beside the row' if exclude_self else ''}")
+    largest = max(sizes, default=0)
+    proposed = min(max(others, default=0), k + reference.SPARE)
+    _memory.check_fits(
+        # Distances and indices: the result's, and of a class the proposals' and the decision's.
+        len(x) * k * (dtype.itemsize + 8) + largest * (proposed * (dtype.itemsize + 8) + k * 16),
+        x.device,
+        f"k = {k} neighbours of {len(x):,} rows",
+        "give fewer neighbours",
+    )
+    exponent = 0
+    if dtype == torch.float64 and metric == "euclidean" and x.numel():
+        # Of the largest value; beyond these, squares of differences leave float64's range.
+        exponent = math.frexp(max(abs(float(value)) for value in x.detach().aminmax()))[1]
+        exponent = max(-1000, min(exponent, 1000)) if abs(exponent) > 300 else 0
+        x = x * 2.0**-exponent if exponent else x
     distances = torch.empty((len(x), k), dtype=dtype, device=x.device)
     indices = torch.empty((len(x), k), dtype=torch.int64, device=x.device)
     native = x.is_cpu and _native.usable(x) and not raw.emulated
@@ -244,7 +260,7 @@ def knn_topk(
                     dtype=dtype,
                 )  # fmt: skip
                 indices[start:stop] = local + start
-    return distances, indices
+    return distances * 2.0**exponent if exponent else distances, indices
 
 
 @torch.no_grad()

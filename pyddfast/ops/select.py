@@ -22,6 +22,7 @@ from pyddfast.ops._greedy import (
     Rule,
     budgets_of,
     check_finite,
+    check_products,
     ends_of,
     features,
     greedy_rows,
@@ -534,6 +535,7 @@ def graph_cut(
         totals.append(lam * rows.coverage(number, part) if budgets[number] else rows.none(number))
     if _native.usable(rows.like):
         return _graph_cut(rows, totals, budgets, diagonal=diagonal)
+    rows.check_fits(budgets)
     picks, gains = [], []
     for number, ((start, _), count) in enumerate(zip(spans(rows.bounds), budgets, strict=True)):
         if count:
@@ -615,10 +617,12 @@ def _stochastic(
         wanted = max(1, round(size / count * math.log(1.0 / epsilon)))
         drawn = _drawn(size, min(wanted, size - step), set(picks), seed, step, number)
         candidates = torch.tensor(drawn, device=served.device)
-        block = rows.block(number, candidates)
-        gain = factor @ (block - served[:, None]).clamp_(min=0.0)
+        gain = torch.cat([
+            factor @ part.sub_(served[:, None]).clamp_(min=0.0)
+            for _, part in rows.parts(number, candidates)
+        ])  # fmt: skip
         best = int(gain.argmax())
-        served = torch.maximum(served, block[:, best])
+        served = torch.maximum(served, rows.block(number, candidates[best : best + 1]).squeeze(1))
         picks.append(drawn[best])
         gains.append(gain[best])
     found = torch.stack(gains) if gains else served.new_empty(0)
@@ -655,7 +659,7 @@ def _selection(
     ranges = spans(ends.tolist())
     if assignments is None:
         assignments = [
-            _nearest(rows.block(number, found[begin:end] - start), rows.sizes[number], begin)
+            rows.nearest(number, found[begin:end] - start, begin)
             for number, (start, (begin, end)) in enumerate(zip(rows.bounds, ranges, strict=False))
         ]
     assigned = joined(assignments, rows.like, torch.int64)
@@ -711,6 +715,7 @@ def herding(
     bounds = features(x, segments)
     budgets = budgets_of(k, [stop - start for start, stop in spans(bounds)])
     check_finite(x, bounds)
+    check_products(x)
     if not _native.usable(x):
         picks = [
             reference.herding(x[start:stop], count, farthest=farthest) + start

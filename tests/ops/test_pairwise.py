@@ -345,6 +345,30 @@ def test_neighbours_of_rows_whose_squares_overflow(backend: Backend) -> None:
         assert_close(distance, want, FLOAT32)
 
 
+@on_cpu_and_device
+@pytest.mark.parametrize("factor", [2.0**1020, 2.0**600, 2.0**-600, 2.0**-1000])
+def test_neighbours_of_float64_rows_whose_squares_leave_its_range(
+    backend: Backend, factor: float
+) -> None:
+    x = randn(40, 4)
+    distance, index = nearest(backend, x, 3)
+    far, same = nearest(backend, x * factor, 3)
+    assert torch.equal(same, index)
+    assert_close(far / factor, distance, FLOAT64)
+
+
+def test_neighbours_that_do_not_fit_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Distances and indices of the result, those of 39 proposals, and the decision's.
+    needed = 40 * 39 * 12 + 40 * 39 * 12 + 40 * 39 * 16
+    x = randn(40, 4, dtype=torch.float32)
+    want = brute_force(x, 39, "euclidean", True)[1]
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: needed)
+    assert torch.equal(ops.knn_topk(x, 39)[1], want)
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: needed - 1)
+    with pytest.raises(ValueError, match=r"k = 39 neighbours of 40 rows needs .* fewer neighbours"):
+        ops.knn_topk(x, 39)
+
+
 def test_neighbours_do_not_depend_on_the_threads() -> None:
     x = randn(600, 40, dtype=torch.float32)
     before = torch.get_num_threads()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyddfast import ops
+from pyddfast.ops import _memory, _native
 from pyddfast.ops.reference import select as reference
 from tests.ops.conftest import Backend
 from tests.tolerances import FLOAT32, FLOAT64, assert_close
@@ -287,6 +288,71 @@ def test_ties_go_to_the_lowest_row_and_no_pick_repeats(backend: Backend) -> None
     assert cut.picks.tolist() == [4, 0, 1, 2, 3, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize("metric", ["cosine01", "cosine", "dot", "euclidean", "rbf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rows_are_picked_from_the_lowest_on(metric: str, dtype: torch.dtype) -> None:
+    """Matrix products round their similarities differently: in float64, and of few rows."""
+    for rows, dim in ((3, 17), (3, 130), (13, 64), (20, 17)):
+        x = features(rows, dim).to(dtype)
+        twice = torch.cat((x, x))
+        for call in (ops.facility_location, ops.graph_cut):
+            order = call(twice, 2 * rows, metric=metric).picks.argsort()
+            assert (order[:rows] < order[rows:]).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "rbf"])
+def test_small_distances_far_from_zero(metric: str) -> None:
+    # As products of rows of length 5e4, squares of distances of 0.1 are off by 200.
+    x = (1e4 + 1e-2 * features(60)).float()
+    for call in (ops.facility_location, ops.graph_cut):
+        assert torch.equal(
+            call(x, 12, metric=metric).picks, call(x.double(), 12, metric=metric).picks
+        )
+
+
+@pytest.mark.parametrize("factor", [2.0**100, 2.0**-90])
+def test_cosines_of_rows_whose_squares_leave_the_range(factor: float) -> None:
+    x = features(40)
+    for call in (ops.facility_location, ops.graph_cut):
+        assert torch.equal(call(factor * x, 8).picks, call(x, 8).picks)
+    for init in (None, "medoid"):
+        found = ops.k_center(factor * x, 8, metric="cosine", init=init)
+        assert torch.equal(found.picks, ops.k_center(x, 8, metric="cosine", init=init).picks)
+
+
+def test_products_that_overflow_are_refused() -> None:
+    x = 1e19 * features(20)
+    for metric in ("dot", "euclidean", "rbf"):
+        for call in (ops.facility_location, ops.graph_cut):
+            with pytest.raises(ValueError, match=r"whose products overflow torch\.float32: divide"):
+                call(x, 3, metric=metric)
+    with pytest.raises(ValueError, match=r"x holds values up to .* divide x by a constant"):
+        ops.herding(x, 3)
+    assert torch.equal(ops.herding(x.double(), 3).picks, ops.herding(features(20), 3).picks)
+
+
+def test_stochastic_greedy_of_few_picks_needs_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = features(2000)  # of which two picks look at all: 16 MB of similarities
+    whole = ops.facility_location(x, 2, greedy="stochastic")
+    monkeypatch.setattr("pyddfast.ops._similarities.CPU_GROUP_BYTES", 1 << 20)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        parts = ops.facility_location(x, 2, greedy="stochastic")
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    held = itertools.accumulate(e.nbytes() for e in events if e.name() == "[memory]")
+    assert max(held) < 4 << 20
+    assert torch.equal(parts.picks, whole.picks)
+    assert_close(parts.gains, whole.gains, FLOAT32)
+
+
+def test_assignments_in_parts_are_those_of_all_picks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = features(90)
+    whole = ops.graph_cut(x, 40)
+    s = torch.from_numpy(similarity_matrix(x, "cosine01"))
+    assert torch.equal(whole.assignments, s[:, whole.picks].argmax(1))
+    monkeypatch.setattr("pyddfast.ops._similarities.CPU_GROUP_BYTES", 90 * 4 * 7)
+    assert torch.equal(ops.graph_cut(x, 40).assignments, whole.assignments)
+
+
 def test_stochastic_greedy_loses_little_and_repeats_nothing() -> None:
     x = features(300)
     exact = ops.facility_location(x, 30)
@@ -494,6 +560,19 @@ def test_a_matrix_that_is_too_large_is_refused_with_its_bytes() -> None:
     message = "segment 0 has 40,000 rows: its similarities take 6,400,000,000 bytes"
     with pytest.raises(ValueError, match=message):
         ops.facility_location(x, 5)
+
+
+def test_the_matrix_of_graph_cuts_twin_is_refused_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = features(40)
+    picks = ops.graph_cut(x, 5).picks
+    monkeypatch.setattr(_native, "usable", lambda *_: False)
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: 40 * 40 * 12)
+    assert torch.equal(ops.graph_cut(x, 5).picks, picks)
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: 40 * 40 * 12 - 1)
+    with pytest.raises(ValueError, match="similarities of a segment of 40 rows, which only the k"):
+        ops.graph_cut(x, 5)
 
 
 X = torch.zeros(4, 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyddfast.ops.reference.kd import widen
+from pyddfast.ops.reference.pairwise import unit_rows as unit_rows_of_any_size
 
 __all__ = [
     "distances",
@@ -24,8 +25,11 @@ __all__ = [
 
 def unit_rows(x: Tensor) -> Tensor:
     """Rows divided by their norm; a zero row stays zero, so that its cosines are 0."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / torch.where(norm == 0, 1.0, norm)
+    if x.is_cpu:  # on a device a look would wait
+        norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        if bool(((norm > 1e-15) & (norm < 1e15)).all()):  # no square has under- or overflown
+            return x / norm
+    return unit_rows_of_any_size(x)
 
 
 def distances(x: Tensor, center: Tensor, metric: str) -> Tensor:
