@@ -243,6 +243,8 @@ class _Planner:
             "epochs": budget.epochs_at(ipc),
             "samples": budget.samples,
             "evaluations": self.study.evaluations,
+            # Left out where it is the recipe's: a job's key does not change.
+            **({"batch_size": budget.batch_size} if budget.batch_size else {}),
         }
         needs = {"set": made}
         if teacher is not None:

@@ -161,6 +161,7 @@ class Budget:
     Attributes:
         epochs: For every size, or by images a class.
         samples: Images that every student sees, whatever its set's size.
+        batch_size: Images a step; None: the recipe's.  Smaller ones give short trainings steps.
         label: In tables, where there are several budgets.
     """
 
@@ -168,14 +169,15 @@ class Budget:
 
     epochs: int | dict[int, int] | None = None
     samples: int | None = None
+    batch_size: int | None = None
     label: str | None = None
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.samples is not None:
             raise ValueError("a budget has epochs or samples, not both")
         epochs = self.epochs.values() if isinstance(self.epochs, dict) else (self.epochs,)
-        if any(value is not None and value < 1 for value in (*epochs, self.samples)):
-            raise ValueError("budgets: epochs and samples must be at least 1")
+        if any(v is not None and v < 1 for v in (*epochs, self.samples, self.batch_size)):
+            raise ValueError("budgets: epochs, samples and batch_size must be at least 1")
 
     def epochs_at(self, ipc: int) -> int | None:
         """Epochs for sets of that size; None: the recipe's.

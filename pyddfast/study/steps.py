@@ -35,6 +35,7 @@ from pyddfast.train import (
 )
 from pyddfast.train.distributed import resolve_device
 from pyddfast.train.models import ModelSpec, build_model
+from pyddfast.train.student import paper_recipe_of
 from pyddfast.train.teacher_folder import load_teacher
 
 __all__ = ["STEPS", "Step", "data_facts", "images", "unpack_right"]
@@ -228,6 +229,8 @@ def _student(step: Step) -> dict[str, Any]:
     elif s["epochs"] is not None:
         budget = Epochs(s["epochs"])
     options = {key: value for key, value in step.common().items() if key != "seed"}
+    if "batch_size" in s:
+        options["recipe"] = paper_recipe_of(made, s["regime"], batch_size=s["batch_size"])
     found = train_student(
         made, s["regime"], step.model, teacher=None if known is None else known.model,
         teacher_info=None if known is None else {"accuracy": known.record["accuracy"]},

@@ -16,7 +16,7 @@ from pyddfast import coresets
 from pyddfast.data import DistilledSet, load
 from pyddfast.study import Store, Workers, cost, plan, prepare, read_study, run_jobs, run_study
 from pyddfast.study.steps import STEPS
-from pyddfast.train import Epochs, evaluate, train_student
+from pyddfast.train import Epochs, evaluate, recipe, train_student
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +49,22 @@ def test_a_cell_is_what_train_student_gives(tiny, tmp_path):
     assert f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in page
     assert "pyddfast study tiny.yaml --scale published" in page
     assert "The paper's study" not in page
+
+
+def test_students_take_batches_of_the_size_that_a_budget_names(tiny, tmp_path):
+    study = read_study(tiny(budgets=[{"epochs": 2, "batch_size": 5}]))
+    result = run_study(study, tmp_path / "out", show=False)
+    (picked,) = prepare(study).sets.values()
+    distilled = DistilledSet.load(Store(tmp_path / "out").folder(picked) / "set")
+    direct = train_student(
+        distilled, "hl", ("mlp", {"width": 8}), recipe=recipe("hl", "small", batch_size=5),
+        test_set=load("fashion-mnist-mini", split="test"), budget=Epochs(2), seeds=(0, 1),
+        evaluations=1, progress=False,
+    )  # fmt: skip
+    cell = result.measured.cells["Random", "HL IPC 2"]
+    assert cell.accuracies == tuple(seed.last_accuracy for seed in direct.seeds)
+    usual = plan(read_study(tiny())).jobs.values()
+    assert not any("batch_size" in job.settings for job in usual)
 
 
 def test_done_jobs_are_not_done_again(tiny, tmp_path, monkeypatch):
