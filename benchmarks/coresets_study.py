@@ -387,7 +387,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Runs the study."""
+    """Runs the study.
+
+    Raises:
+        SystemExit: An option is out of range, or the data are not where it says.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.coresets_study",
         description=__doc__,
@@ -399,9 +403,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="run folder; default runs/coresets-SCALE")
     parser.add_argument("--out", type=Path, help="result; default results/coresets/SCALE.json")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds must be at least 2, for their spread, got {options.seeds}")
     scale = SCALES[options.scale]
     root = None if options.scale == "smoke" else options.root or FASHION_MNIST
     out = options.out or RESULTS / "coresets" / f"{options.scale}.json"
+    try:
+        load(scale.data, root=root, split="test")
+    except FileNotFoundError as error:
+        parser.error(f"{error}; --root names the folder")
     facts = {"study": "coresets", "scale": options.scale, "seeds": options.seeds}
     with RunFolder(options.run or Path("runs") / f"coresets-{options.scale}", facts) as run:
         study = Study(scale, run, root)

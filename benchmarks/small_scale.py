@@ -9,6 +9,7 @@ real images, of K-centers and of the images that the methods began with, in HL a
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +24,9 @@ from benchmarks import metadata
 from benchmarks.schema import RESULTS, write
 from pyddfast import methods, ops
 from pyddfast.coresets import random_scores, select
+from pyddfast.coresets.selection import check_ipc
 from pyddfast.data import DistilledSet, ImageDataset, Trajectories, load, network_input
+from pyddfast.data.digest import data_digest
 from pyddfast.methods.dc import LOOPS
 from pyddfast.methods.small_scale import RealImages, as_set
 from pyddfast.models import create
@@ -109,10 +112,14 @@ class Bench:
         return "convnet-d3", {"width": self.scale.width}
 
     def make(self, name: str, ipc: int, teacher: Teacher) -> DistilledSet:
-        """A set by name, kept in the folder."""
+        """A set by name, kept in the folder.
+
+        A method's finished run folder gives it again, or refuses other settings.
+
+        Raises:
+            ValueError: The folder's set is another one.
+        """
         stored = self.folder / "sets" / f"{name}-{ipc}"
-        if stored.exists():
-            return DistilledSet.load(stored)
         if name in STARTS:
             made = self.start(STARTS[name], ipc)
         elif name == "random":
@@ -124,7 +131,10 @@ class Bench:
             made = self.k_centers(ipc, teacher)
         else:
             made = self.distil(name, ipc)
-        made.save(stored)
+        if not stored.exists():
+            made.save(stored)
+        elif data_digest(DistilledSet.load(stored)) != data_digest(made):
+            raise ValueError(f"{stored} is of a run with other settings: give another --run")
         return made
 
     def start(self, name: str, ipc: int) -> DistilledSet:
@@ -274,7 +284,11 @@ def table(run: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Makes the sets and compares them."""
+    """Makes the sets and compares them.
+
+    Raises:
+        SystemExit: An option is out of range, or the data are not where it says.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.small_scale",
         description=__doc__,
@@ -286,14 +300,34 @@ def main() -> None:
     parser.add_argument("--ipc", type=int, nargs="+", help="default those of the scale")
     parser.add_argument("--seeds", type=int, default=3, help="students a set and regime")
     parser.add_argument("--run", type=Path, help="default runs/small-scale-SCALE")
-    parser.add_argument("--only-cost", action="store_true")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="default results/small_scale/SCALE.json; of some --sets RUN/SCALE.json",
+    )
+    parser.add_argument("--only-cost", action="store_true", help="print it and end")
     options = parser.parse_args()
     scale = SCALES[options.scale]
     if options.ipc:
         scale = replace(scale, ipcs=tuple(options.ipc))
-    train, test = (load(scale.data, root=options.root, split=s) for s in ("train", "test"))
-    assert isinstance(train, ImageDataset)
-    assert isinstance(test, ImageDataset)
+    try:
+        train, test = (load(scale.data, root=options.root, split=s) for s in ("train", "test"))
+        assert isinstance(train, ImageDataset)
+        assert isinstance(test, ImageDataset)
+        compared_as = {
+            ipc: ComparisonConfig(
+                regimes=("hl", "sl"),
+                seeds=options.seeds,
+                epochs=scale.student_epochs.get(ipc),
+                batch_size=scale.student_batch,
+            )
+            for ipc in scale.ipcs
+        }
+        check_ipc(max(scale.ipcs), train.class_counts.tolist())
+        if min(scale.ipcs) < 1:
+            raise ValueError(f"--ipc must be at least 1, got {min(scale.ipcs)}")
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     folder = options.run or Path(f"runs/small-scale-{options.scale}")
     bench = Bench(scale, train, test, folder)
     estimate = cost(bench, options.sets, options.seeds)
@@ -313,24 +347,21 @@ def main() -> None:
         compared[ipc] = compare_sets(
             sets,
             bench.model,
-            ComparisonConfig(
-                regimes=("hl", "sl"),
-                seeds=options.seeds,
-                epochs=scale.student_epochs.get(ipc),
-                batch_size=scale.student_batch,
-            ),
+            compared_as[ipc],
             test_set=test,
             teacher=teacher.model,
             teacher_info={"accuracy": teacher.record["accuracy"]},
             out=folder / f"compared-{ipc}",
         )
-    out = RESULTS / "small_scale" / f"{options.scale}.json"
+    some = set(options.sets) != set(SHOWN)
+    out = options.out or (folder if some else RESULTS / "small_scale") / f"{options.scale}.json"
     write(
         {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "metadata": metadata.collect(default_device()),
             "command": "python -m benchmarks.small_scale --scale "
-            f"{options.scale} --ipc {' '.join(map(str, scale.ipcs))}",
+            f"{options.scale} --ipc {' '.join(map(str, scale.ipcs))} --seeds {options.seeds}"
+            + (f" --sets {shlex.join(options.sets)}" if some else ""),
             "data": scale.data,
             "model": bench.model,
             "student_epochs": {ipc: scale.student_epochs.get(ipc, 300) for ipc in scale.ipcs},

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any, cast
 
-from benchmarks import small_scale, student_steps
+import pytest
+
+from benchmarks import coresets_study, small_scale, student_steps
+from pyddfast import data
+from pyddfast.data.digest import data_digest
+from pyddfast.train import Teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,3 +93,51 @@ def test_the_settings_of_a_scale_are_fields_of_the_methods() -> None:
                 given = scale.settings(name, ipc)
                 made = config(ipc=ipc, **given)
                 assert all(getattr(made, field) == value for field, value in given.items())
+
+
+def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
+    images = data.load("fashion-mnist-mini").subset(range(200))
+
+    def make(name: str, ipc: int, iterations: int) -> data.DistilledSet:
+        def settings(name: str, ipc: int) -> dict[str, Any]:
+            return {"iterations": iterations, "real_batch": 4}
+
+        scale = small_scale.Scale("fashion-mnist-mini", 4, (1,), {}, None, 1, 1, 2, settings)
+        bench = small_scale.Bench(scale, images, images, tmp_path)
+        return bench.make(name, ipc, cast(Teacher, None))
+
+    first = make("DM", 1, 2)
+    assert data_digest(make("DM", 1, 2)) == data_digest(first)
+    with pytest.raises(ValueError, match="iterations was 2, now 3"):
+        make("DM", 1, 3)
+    make("random", 1, 2)
+    first.save(tmp_path / "sets" / "random-2")
+    with pytest.raises(ValueError, match="random-2 is of a run with other settings"):
+        make("random", 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--scale medium --root nowhere", "no train-images-idx3-ubyte"),
+        ("--ipc 0", "--ipc must be at least 1, got 0"),
+        ("--ipc 1 601", "ipc = 601 is larger than a class: class 0 has 600"),
+        ("--seeds 1", "seeds must be at least 2"),
+    ],
+)
+def test_bad_options_are_refused_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for script in (small_scale, coresets_study):
+        if "--ipc" in arguments and script is coresets_study:
+            continue
+        monkeypatch.setattr("sys.argv", ["script", *arguments.split()])
+        with pytest.raises(SystemExit):
+            script.main()
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
