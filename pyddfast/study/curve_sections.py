@@ -79,14 +79,20 @@ def convergence_section(
             )
         )
     for column in dict.fromkeys(curve.column for curve in curves.values()):
-        names = [n for n, curve in curves.items() if curve.column == column and n in found]
         # The last row is the coreset that the distilled sets are compared with.
-        for name in names[:-1]:
-            ratio, (low, high) = convergence_ratio(found[name], found[names[-1]])
-            shown = f"{name}: times the epochs of {curves[names[-1]].row}"
+        coreset = measured.rows[-1]
+        names = {curve.row: n for n, curve in curves.items() if curve.column == column}
+        last = found.get(names.get(coreset, ""))
+        for name in names.values():
+            if last is None or name not in found or curves[name].row == coreset:
+                continue
+            ratio, (low, high) = convergence_ratio(found[name], last)
+            shown = f"{name}: times the epochs of {coreset}"
             values[shown] = {"ratio": ratio, "ci": [low, high]}
-            shows = True if low >= 2 else False if high < 2 else None
-            says = f"{name} converges at least 2 times as slowly as {curves[names[-1]].row}"
+            # Epochs of what is not settled are a lower bound, and so is the ratio, or an upper one.
+            above, below = low >= 2 and last.settled, high < 2 and found[name].settled
+            shows = True if above else False if below else None
+            says = f"{name} converges at least 2 times as slowly as {coreset}"
             claims.append(Finding(says, shows, f"{ratio:.1f} {ends((low, high))}"))
             rows.append((shown, "", f"{ratio:.1f}", f"[{low:.1f}, {high:.1f}]", ""))
     if not rows:

@@ -103,8 +103,7 @@ def measure(study: Study, plan: Plan, store: Store) -> Measured:
             missing[cell.row, name] = result
             continue
         cells[cell.row, name] = result
-        done = [store.done(job) for jobs in cell.students for job in jobs]
-        histories[cell.row, name] = [one["result"]["history"] for one in done if one]
+        histories[cell.row, name] = [_history(jobs, store) for jobs in cell.students]
     columns = tuple(names)
     rows = tuple(dict.fromkeys(cell.row for cell in plan.cells))
     pairs = [
@@ -141,6 +140,15 @@ def _machines(finished: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
         name = json.dumps(found["environment"])
         seconds[name] = seconds.get(name, 0.0) + float(found["seconds"])
     return tuple(json.loads(name) for name in sorted(seconds, key=lambda name: -seconds[name]))
+
+
+def _history(jobs: tuple[Job, ...], store: Store) -> list[dict[str, float]]:
+    """Accuracy after each evaluation of one seed, mean over the networks of the cell."""
+    each = [found["result"]["history"] for job in jobs if (found := store.done(job)) is not None]
+    return [
+        {"epoch": at[0]["epoch"], "accuracy": sum(one["accuracy"] for one in at) / len(at)}
+        for at in zip(*each, strict=True)
+    ]
 
 
 def column_of(study: Study, cell: Cell) -> str:

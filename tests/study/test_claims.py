@@ -129,6 +129,40 @@ def test_a_set_that_converges_three_times_as_slowly(tiny):
     start = "Distilled, HL IPC 2 converges at least 2 times as slowly as Coreset: shows; 3."
     assert line.startswith(start)
 
+    # Neither is settled by half of the training: a low ratio is a lower bound, and tells nothing.
+    def still_falling(job):
+        top = 0.6 + 0.008 * job.settings["seed"]
+        if job.needs["set"].settings.get("repeat"):
+            return accuracy(job)
+        return [top - 0.2 * (k < 4) - 0.016 * (k < 19) for k in range(20)]
+
+    with pytest.warns(UserWarning, match="still falls in the second half"):
+        (line,) = told(study, still_falling)
+    assert ": cannot be told; 0." in line
+
+    # The other rows are compared with the last one alone, and with none where it has no curve.
+    def flat(job):
+        return accuracy(job) if job.needs["set"].settings.get("repeat") else [0.4] * 20
+
+    assert told(study, flat) == []
+
+
+def test_a_curve_of_several_networks_is_their_mean(tiny):
+    study = read_study(
+        tiny(seeds=2, evaluations=4, mean_of_students=True,
+             students=["mlp", {"model": "mlp", "options": {"width": 4}, "label": "other"}])
+    )  # fmt: skip
+
+    def accuracy(job):
+        rises = 0.16 if job.settings["network"]["options"] else 0.08
+        return [0.4 + rises * k + 0.08 * job.settings["seed"] for k in range(4)]
+
+    measured, _ = found(study, accuracy)
+    (seeds,) = measured.histories.values()
+    assert [[point["accuracy"] for point in seed] for seed in seeds] == [
+        pytest.approx([0.4 + 0.12 * k + 0.08 * seed for k in range(4)]) for seed in (0, 1)
+    ]
+
 
 AB = [{"method": "random", "label": "A"}, {"method": "random", "label": "B", "repeat": 2}]
 
