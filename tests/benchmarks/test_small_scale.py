@@ -119,7 +119,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--scale medium --root nowhere", "no train-images-idx3-ubyte"),
+        ("--scale medium --root nowhere", "images-idx3-ubyte.gz in any of nowhere"),
         ("--ipc 0", "--ipc must be at least 1, got 0"),
         ("--ipc 1 601", "ipc = 601 is larger than a class: class 0 has 600"),
         ("--seeds 1", "seeds must be at least 2"),
