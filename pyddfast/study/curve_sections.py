@@ -153,7 +153,10 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
             if column.startswith("HL"):
                 claims.append(Finding(f"{pair} differ in their law", differ or None, numbers))
             else:
-                claims.append(Finding(f"{pair} have the same law", not differ, numbers))
+                # Intervals that are as wide as what they are of hold 0 whatever the laws are.
+                open_ = {"b", "tau"} & {*laws[first].undetermined, *laws[second].undetermined}
+                same = False if differ else None if open_ else True
+                claims.append(Finding(f"{pair} have the same law", same, numbers))
             rows.append((shown, f"{b:+.3f} {ends(of_b)}", f"{tau:+.2f} {ends(of_tau)}", "", "", ""))
     if not rows:
         return None

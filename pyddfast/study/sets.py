@@ -231,7 +231,14 @@ def _followed(shown: str, method: Make, config: Callable[..., Any]) -> Method:
 
 
 def _folder(i: Ingredients, *, path: str) -> DistilledSet:
-    return DistilledSet.load(path.format(ipc=i.ipc))
+    made = DistilledSet.load(path.replace("{ipc}", str(i.ipc)))
+    expected = i.ipc * i.train.num_classes
+    if (len(made), made.num_classes) != (expected, i.train.num_classes):
+        raise ValueError(
+            f"{path} has {len(made)} images of {made.num_classes} classes; IPC {i.ipc} of these "
+            f"data is {expected} of {i.train.num_classes}"
+        )
+    return made
 
 
 _FILLED_IN = (

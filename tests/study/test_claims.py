@@ -1,5 +1,6 @@
 """What a study says of the paper's claims, from values that were made up for it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from pyddfast.study.jobs import Plan
 from pyddfast.study.page import claims, said
 from pyddfast.study.results import measure
 from pyddfast.study.sections import sections
+
+AB = [{"method": "random", "label": "A"}, {"method": "random", "label": "B", "repeat": 2}]
 
 
 @dataclass
@@ -106,6 +109,34 @@ def test_dcs_that_follows_the_error_is_not_near_zero(tiny):
     assert line.startswith(f"{says}: shows; -1.00 ")
 
 
+@pytest.mark.parametrize(
+    ("epochs", "apart", "words"),
+    [
+        (20, 0.0, "shows"),
+        (20, 0.2, "does not show"),
+        # Six points leave b and τ open: that no difference can be told says nothing.
+        (6, 0.0, "cannot be told"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the curve")
+def test_the_same_law_or_not(tiny, epochs, apart, words):
+    study = read_study(
+        tiny(sets=AB, regimes=["sl-kd"], evaluations=epochs, show=["scaling-law"],
+             teachers=[{"network": {"model": "mlp"}, "epochs": 1}])
+    )  # fmt: skip
+
+    def accuracy(job):
+        twice = bool(job.needs["set"].settings.get("repeat"))
+        x = [sum(2 ** (-j / 5) / (j + 1) for j in range(2 * k + 2)) for k in range(epochs)]
+        noise = [0.0005 * math.sin(9.0 * k + twice) for k in range(epochs)]
+        return [
+            0.9 - math.exp(-(0.4 + apart * twice) * p) + n for p, n in zip(x, noise, strict=True)
+        ]
+
+    (line,) = told(study, accuracy)
+    assert line.startswith(f"SL+KD IPC 2: A and B have the same law: {words}; Δb ")
+
+
 def test_a_set_that_converges_three_times_as_slowly(tiny):
     study = read_study(
         tiny(
@@ -162,9 +193,6 @@ def test_a_curve_of_several_networks_is_their_mean(tiny):
     assert [[point["accuracy"] for point in seed] for seed in seeds] == [
         pytest.approx([0.4 + 0.12 * k + 0.08 * seed for k in range(4)]) for seed in (0, 1)
     ]
-
-
-AB = [{"method": "random", "label": "A"}, {"method": "random", "label": "B", "repeat": 2}]
 
 
 def test_one_student_a_cell_decides_no_claim(tiny):

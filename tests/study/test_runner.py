@@ -150,6 +150,13 @@ def test_another_set_in_the_same_folder_is_another_job(tiny, tmp_path):
         measured.append(DistilledSet.load(store.folder(job) / "set"))
         assert torch.equal(measured[-1].images, picked.images)
     assert not torch.equal(measured[0].images, measured[1].images)
+    # A set of another size is not taken for one of this size.
+    picked.save(tmp_path / "own1")
+    result = run_study(replace(study, ipc=(1, 2)), tmp_path / "out", show=False)
+    (failure,) = result.measured.failures
+    assert failure["error"].endswith(
+        "own{ipc} has 20 images of 10 classes; IPC 1 of these data is 10 of 10"
+    )
 
 
 def test_every_published_value_is_printed(tiny, tmp_path):

@@ -59,6 +59,22 @@ def test_scales_replace_data_and_merge_settings(tiny):
     assert read_study(file, seeds=7, root=Path("x")).seeds == 7
 
 
+def test_the_papers_claims_about_rows_have_a_study():
+    said = {
+        "saturates": ["figure-1"],
+        "Quality decides in HL": ["table-10"],
+        "TM leads K-centers in HL": ["table-3", "table-4", "table-5"],
+        "TM's lead is gone in SL": ["table-3", "table-4", "table-5"],
+        "on par with EL2N-Best": ["table-9", "table-10", "table-11"],
+        "Compute-aware scores are above": ["table-11"],
+        "CA2D is above RDED": ["table-6", "table-9"],
+        "at low resolution": ["table-8"],
+    }
+    studies = {name: read_study(name) for name in shipped()}
+    for words, names in said.items():
+        assert names == [n for n, s in studies.items() if any(words in c.says for c in s.claims)]
+
+
 def test_published_values_are_the_papers():
     table = published_table("table-3")
     assert table.text("TM", "HL IPC 10") == "38.18 ± 0.42"
