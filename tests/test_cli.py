@@ -327,7 +327,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(quickstart_command, "run_quickstart", stop)
     assert main(["quickstart", "--out", str(tmp_path / "run")]) == 130
-    assert "--resume" in capsys.readouterr().err
+    assert "goes on where it was, by --resume where it has that option" in capsys.readouterr().err
 
 
 def test_freed_memory_is_kept_on_glibc_unless_the_environment_decides() -> None:

@@ -179,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(words)
     except KeyboardInterrupt:
-        _say("stopped; the same command with --resume continues where the run was")
+        # A study, for one, goes on without being told.
+        _say("stopped; the same command goes on where it was, by --resume where it has that option")
         return 130
     except BrokenPipeError:
         # The reader of a pipe has left (`| head`): nobody to tell.

@@ -211,6 +211,7 @@ def _work(
     threads: int | None = None,
 ) -> None:
     """Do jobs until there is none left that this worker could do."""
+    parent = os.getppid() if threads is not None else None
     if threads is not None:
         torch.set_num_threads(threads)
     told = _Teller(jobs, store, estimates, workers) if show else None
@@ -234,6 +235,8 @@ def _work(
             if any(need.key not in done for need in job.needs.values()):
                 waiting = True
                 continue
+            if parent is not None and os.getppid() != parent:
+                return  # the runner was killed: nobody waits for this worker
             if not store.run(job, run, device):
                 waiting = True
                 continue

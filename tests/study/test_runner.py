@@ -184,13 +184,13 @@ def slow(step):
     time.sleep(float(pause))
     return student(step)
 STEPS["student"] = slow
-run_jobs(prepare(read_study(file)), Store(out), show=False)
 """
+RUN = SLOW + "run_jobs(prepare(read_study(file)), Store(out), show=False)"
 
 
 def _start(tmp_path, file, pause):
     return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(file), str(tmp_path / "out"), str(tmp_path / "log"), pause]
+        [sys.executable, "-c", RUN, str(file), str(tmp_path / "out"), str(tmp_path / "log"), pause]
     )
 
 
@@ -207,9 +207,7 @@ def test_two_runners_never_do_the_same_job_twice(tiny, tmp_path):
 def test_a_killed_runner_loses_nothing_and_counts_nothing_twice(tiny, tmp_path):
     file = tiny()
     killed = _start(tmp_path, file, "60")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait(tmp_path / "log")
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     made, store = prepare(read_study(file)), Store(tmp_path / "out")
@@ -217,6 +215,29 @@ def test_a_killed_runner_loses_nothing_and_counts_nothing_twice(tiny, tmp_path):
     result = run_study(read_study(file), tmp_path / "out", show=False)
     whole = run_study(read_study(file), tmp_path / "whole", show=False)
     assert result.measured.cells == whole.measured.cells
+
+
+def test_workers_of_a_killed_runner_begin_nothing_more(tiny, tmp_path):
+    code = SLOW + (
+        "from pyddfast.study.runner import _work\n"
+        "jobs = list(prepare(read_study(file)).jobs.values())\n"
+        "_work(jobs, Store(out), 'run', {}, 1, None, False, 1)\n"
+        "open(log + '.ended', 'w')\n"
+    )
+    words = [sys.executable, "-c", code, str(tiny(seeds=4)), str(tmp_path / "out")]
+    # The shell stands for the runner.
+    runner = subprocess.Popen(["sh", "-c", '"$@"; :', "sh", *words, str(tmp_path / "log"), "2"])
+    _wait(tmp_path / "log")
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    _wait(tmp_path / "log.ended")
+    assert len((tmp_path / "log").read_text().split()) == 1
+
+
+def _wait(file):
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
