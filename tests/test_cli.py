@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,17 @@ def test_a_diverged_training_is_told(
     shown = capsys.readouterr()
     assert "diverged, so that these numbers mean nothing: seeds [0]" in shown.out
     assert "pyddfast: warning: the training loss of the students of seeds [0]" in shown.err
+
+
+def test_a_warning_is_told_once(
+    small_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = tmp_path / "learned"
+    replace(DistilledSet.load(small_set / "set"), lr=0.02).save(learned)
+    train = ["train", "--set", str(learned), "--regime", "hl", "--steps", "1", "--seeds", "1"]
+    assert main([*train, "--model-option", "width=4", "--out", str(tmp_path / "out")]) == 0
+    # Before the run folder is made and when the students begin.
+    assert capsys.readouterr().err.count("the learning rate 0.02 was learned with the set") == 1
 
 
 def test_a_resumed_set_of_other_data_is_refused(

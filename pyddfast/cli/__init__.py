@@ -236,8 +236,16 @@ def _call(command: tuple[str, ...], function: str, rest: list[str]) -> int:
     module, _, name = function.rpartition(".")
     commands = importlib.import_module(f"pyddfast.cli.{module}")
 
+    told: set[str] = set()
+
+    def warn(message: Warning | str, *where: object) -> None:
+        """A warning as a line, once a command, without the place in the code."""
+        if str(message) not in told:
+            told.add(str(message))
+            _say(f"warning: {message}")
+
     with warnings.catch_warnings():
-        warnings.showwarning = _warn  # type: ignore[assignment]
+        warnings.showwarning = warn  # type: ignore[assignment]
         try:
             tyro.cli(
                 getattr(commands, name),
@@ -286,11 +294,6 @@ def _help(commands: Sequence[tuple[str, ...]], group: str) -> str:
         "pyddfast --version the version.",
     ]
     return "\n".join(lines)
-
-
-def _warn(message: Warning | str, *where: object) -> None:
-    """A warning as a line, without the place in the code."""
-    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

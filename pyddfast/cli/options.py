@@ -140,7 +140,8 @@ class TeacherOptions:
     """The teacher: one that was trained before, or a new one.
 
     Attributes:
-        teacher: Folder of a trained teacher (it holds teacher.safetensors and teacher.json).
+        teacher: Folder of a trained teacher (it holds teacher.safetensors and teacher.json), or of
+            a run that trained one.
         teacher_model: Network to train as teacher where no folder is given.
         teacher_option: Its options, each NAME=VALUE.
         teacher_epochs: Epochs of that training.
