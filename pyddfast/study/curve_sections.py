@@ -74,7 +74,7 @@ def convergence_section(
                 name,
                 f"{100 * one.plateau:.1f}",
                 f"{one.epochs:.0f}",
-                f"[{one.ci[0]:.0f}, {one.ci[1]:.0f}]",
+                ends(one.ci, 0),
                 "" if one.settled else "not settled: a lower bound",
             )
         )
@@ -94,7 +94,7 @@ def convergence_section(
             shows = True if above else False if below else None
             says = f"{name} converges at least 2 times as slowly as {coreset}"
             claims.append(Finding(says, shows, f"{ratio:.1f} {ends((low, high))}"))
-            rows.append((shown, "", f"{ratio:.1f}", f"[{low:.1f}, {high:.1f}]", ""))
+            rows.append((shown, "", f"{ratio:.1f}", ends((low, high), 1), ""))
     if not rows:
         return None
     return Section(

@@ -190,6 +190,7 @@ def _context(
 ) -> dict[str, Any]:
     markup = require("markupsafe", "methods").Markup
     counts = {cell.test_count for cell in measured.cells.values()}
+    spread = f"mean ± standard deviation over {study.seeds} seeds."
     results = list(measured.cells.values())
     small = len(results) <= _BARS
     figure = markup(
@@ -211,7 +212,7 @@ def _context(
         ],
         "table_note": (
             f"Per cent of {', '.join(f'{n:,}' for n in sorted(counts))} test images after the last "
-            f"epoch: mean ± standard deviation over {study.seeds} seeds."
+            f"epoch: {'one seed.' if study.seeds == 1 else spread}"
             + (f" Below, as published: {published.of}." if published else "")
         ),
         "published_columns": published.columns if published else (),

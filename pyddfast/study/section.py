@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ class Section:
     alt: str = ""
 
 
-def ends(interval: tuple[float, float]) -> str:
-    """An interval as text."""
-    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+def ends(interval: tuple[float, float], digits: int = 2) -> str:
+    """An interval as text; one seed has none."""
+    if any(math.isnan(end) for end in interval):
+        return "[no interval]"
+    return f"[{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

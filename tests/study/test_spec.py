@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyddfast.analysis.pool import DCS_IPCS
+from pyddfast.coresets.windows import OFFSETS
 from pyddfast.models import create
 from pyddfast.study import plan, prepare, read_study, shipped
 from pyddfast.study.results import published_table
@@ -57,6 +59,17 @@ def test_scales_replace_data_and_merge_settings(tiny):
     assert read_study(sized, scale="smoke").data == Data("fashion-mnist-mini")
     assert read_study(file, scale="full").data.name == "fashion-mnist"
     assert read_study(file, seeds=7, root=Path("x")).seeds == 7
+
+
+@pytest.mark.parametrize("name", ["figure-2", "figure-3a", "figure-3b"])
+def test_the_pool_of_dcs_is_that_of_dcs_subsets(name):
+    study = read_study(name)
+    assert study.ipc == DCS_IPCS
+    windows = [spec for spec in study.sets if spec.method == "el2n-window"]
+    assert [one.options["offset"] for one in windows[::2]] == list(OFFSETS)
+    assert [one.repeat for one in study.sets] == [1, 2] * 13
+    others = {spec.method for spec in study.sets} - {"el2n-window"}
+    assert others == {"el2n-easy", "cal", "graph-cut"}
 
 
 def test_the_papers_claims_about_rows_have_a_study():
