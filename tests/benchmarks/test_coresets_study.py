@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,36 @@ def test_the_table_has_a_line_a_method() -> None:
     ]
 
 
-def test_the_page_has_the_committed_table() -> None:
-    rows = json.loads((study.RESULTS / "coresets" / "smoke.json").read_text())["rows"]
+def test_the_page_has_the_committed_table_and_says_what_is_in_it() -> None:
+    run = json.loads((study.RESULTS / "coresets" / "medium.json").read_text())
     page = (study.RESULTS.parents[1] / "docs" / "coresets.md").read_text()
-    assert study.table(rows) in page
+    assert run["complete"]
+    assert study.table(run["rows"]) in page
+    rows = {(row["method"], row["ipc"]): row for row in run["rows"]}
+    assert {name for name, _ in rows} == set(study.METHODS)
+    means = {key: 100 * statistics.fmean(row["accuracies"]) for key, row in rows.items()}
+
+    def over(name: str, other: str = "random") -> tuple[int, int]:
+        return tuple(round(means[name, ipc] - means[other, ipc]) for ipc in (10, 50))  # type: ignore[return-value]
+
+    assert f"({100 * run['network']['accuracy']:.1f} %)" in page
+    assert over("k-centers") == (-16, -12)
+    assert over("CAD-Prune") == (-6, -17)
+    assert over("facility location") == over("k-means medoids") == (5, 2)
+    assert over("herding") == (4, 1)
+    assert over("EL2N-Best") == (4, 1)
+    assert over("DUAL, Beta") == (0, 1)
+    assert over("GraNd, all weights", "GraNd, last layer") == (12, 5)
+    assert over("random, half of it twice") == (-2, -1)
+    unsure = ("forgetting", "GraNd, all weights", "entropy", "margin", "CAL", "Glister", "DUAL")
+    assert all(max(over(name)) <= -14 for name in unsure)
+    sweeps = [rows["EL2N-Best", ipc]["sweep"]["accuracies"] for ipc in (10, 50)]
+    assert [sweep.index(max(sweep)) for sweep in sweeps] == [8, 6]
+    seconds = [rows[name, 50]["training_seconds"] for name in ("EL2N-Best", "CAD-Prune")]
+    assert f"that was {seconds[0]:.0f} s and {seconds[1]:.0f} s" in page
+
+
+def test_the_committed_smoke_run_is_complete() -> None:
+    run = json.loads((study.RESULTS / "coresets" / "smoke.json").read_text())
+    assert run["complete"]
+    assert {row["method"] for row in run["rows"]} == set(study.METHODS)
