@@ -83,9 +83,11 @@ def study(
         note(f"failed: {failure['job']}: {failure['error']}")
     print(f"\nreport: {result.report}")
     if measured.failures:
-        raise RuntimeError(f"{len(measured.failures)} jobs failed; the report has their tracebacks")
+        raise RuntimeError(
+            f"failed jobs: {len(measured.failures)}; the report has their tracebacks"
+        )
     if left := [where for where, why in measured.missing.items() if why == NOT_DONE]:
-        raise RuntimeError(f"{len(left)} cells are not done; the same command goes on")
+        raise RuntimeError(f"cells not done: {len(left)}; the same command goes on")
 
 
 def _list() -> None:

@@ -26,6 +26,7 @@ from pyddfast._extras import require
 from pyddfast.data.atomic import remove_leftovers, write_bytes
 from pyddfast.data.lock import lock_folder
 from pyddfast.data.stored import read_json
+from pyddfast.report.tables import percent
 from pyddfast.study.jobs import Job, Plan
 from pyddfast.study.steps import STEPS, Step
 from pyddfast.train import environment
@@ -273,7 +274,7 @@ class _Teller:
             said = f"FAILED: {failure['error']}"
         else:
             result = (self.store.done(job) or {})["result"]
-            accuracy = f"{100 * result['accuracy']:.1f} %, " if "accuracy" in result else ""
+            accuracy = f"{percent(result['accuracy'])} %, " if "accuracy" in result else ""
             said = f"{accuracy}{self.known[job.key]:.0f} s"
         print(
             f"[{len(self.known)}/{len(self.jobs)}] {job.shown}: {said}; "

@@ -7,14 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pyddfast import coresets
 from pyddfast.data import DistilledSet, load
-from pyddfast.study import Store, Workers, cost, plan, prepare, read_study, run_jobs, run_study
+from pyddfast.study import (
+    Store,
+    Workers,
+    cost,
+    plan,
+    prepare,
+    read_study,
+    run_jobs,
+    run_study,
+    runner,
+)
 from pyddfast.study.steps import STEPS
 from pyddfast.train import Epochs, evaluate, recipe, train_student
 
@@ -250,6 +262,39 @@ def test_workers_of_other_processes_give_the_same(tiny, tmp_path, workers):
     here = run_study(study, tmp_path / "here", show=False)
     there = run_study(study, tmp_path / "there", workers=workers, show=False)
     assert there.measured.cells == here.measured.cells
+
+
+class Lost:
+    """submitit's executor on a cluster whose jobs run out of time."""
+
+    def __init__(self, folder, cluster):
+        assert cluster == "slurm"
+
+    def update_parameters(self, **given):
+        assert given == {"timeout_min": 1}
+
+    def batch(self):
+        return nullcontext()
+
+    def submit(self, *call):
+        return SimpleNamespace(exception=lambda: RuntimeError("timed out"))
+
+
+def test_what_lost_workers_leave_is_told_and_left_to_the_next_call(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    from pyddfast.cli import main
+
+    file, out = str(tiny()), str(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "require", lambda *name: SimpleNamespace(AutoExecutor=Lost))
+        words = ["study", file, "--out", out, "--jobs", "2", "--cluster"]
+        assert main([*words, "--slurm", "timeout_min=1"]) == 2
+    told = capsys.readouterr().err
+    assert "2 of 2 workers were lost: timed out" in told
+    assert "cells not done: 1; the same command goes on" in told
+    assert "Random, HL IPC 2: not done" in (tmp_path / "out/tiny-published/report.html").read_text()
+    assert main(["study", file, "--out", out]) == 0
 
 
 def test_progress_tells_the_remaining_time(tiny, tmp_path, capsys):
