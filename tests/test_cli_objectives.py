@@ -178,6 +178,11 @@ def test_what_does_not_fit_is_told_in_a_line(
         (["objective", str(tmp_path / "other"), "--which", "dm"], "other has normalization"),
         # Before a teacher is trained.
         (["subsets", "--ipcs", "5", "0"], "different sizes of at least 1, got [5, 0]"),
+        (
+            ["subsets", "--ipcs", "2", "--offsets", "0.5", "2"],
+            "offsets must lie in [0, 1], got 2.0",
+        ),
+        (["objective", str(pool), "--which"], "--which must name at least one objective"),
         (["subsets", "--ipcs", "601"], "ipc = 601 is larger than a class"),
         (["subsets", "--errors", str(tmp_path / "no.json")], "an object of subsets and errors"),
         (["corrupt", "--corruptions", "rain"], "got 'rain'"),

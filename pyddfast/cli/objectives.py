@@ -24,7 +24,7 @@ from pyddfast.cli.options import Flat, ModelOptions, TeacherOptions, WhitenableD
 from pyddfast.cli.sets import load_set
 from pyddfast.cli.tables import new_table, note, print_table
 from pyddfast.coresets import Scores, Selection, el2n_scores, embed
-from pyddfast.coresets.windows import OFFSETS
+from pyddfast.coresets.windows import OFFSETS, check_offsets
 from pyddfast.data import ImageDataset
 from pyddfast.data.digest import data_digest, describe_data
 from pyddfast.data.stored import read_json
@@ -112,6 +112,8 @@ def analyze_objective(
         resume: Go on with the stopped run in OUT.
         device: cpu or cuda; default CUDA where there is one.
     """
+    if not which:
+        raise ValueError("--which must name at least one objective")
     source = data.load("train", image_size)
     listed = [item for folder in sets for item in _sets(folder, source)]
     found = {name: one for name, _, one in listed}
@@ -192,7 +194,9 @@ def analyze_subsets(
     network.check()
     known = None if errors is None else _errors(errors)
     source = data.load("train", image_size)
-    check_ipcs(ipcs, source.labels, source.num_classes)  # before anything is trained
+    # Before anything is trained.
+    check_ipcs(ipcs, source.labels, source.num_classes)
+    check_offsets(offsets)
     facts = {
         "task": "analyze subsets",
         "dataset": describe_data(source),
