@@ -159,7 +159,7 @@ class _Planner:
                         for budget in study.budgets:
                             self.cells(label, made, regime, ipc, teacher, budget)
         for asked in study.objectives:
-            self.made.objectives[asked.name] = self.objective(asked)
+            self.made.objectives[asked.shown] = self.objective(asked)
         if study.ood is not None:
             corrupted = self.corrupted(study.ood)
             for cell in self.made.cells:
@@ -199,16 +199,18 @@ class _Planner:
         """All sets at once: what they share, such as statistics of the data, is computed once."""
         _check(objective_options(spec.name), spec.options, f"objective {spec.name}")
         needs = {f"{label}, IPC {ipc}": job for (label, ipc), job in self.made.sets.items()}
-        other = {"sre2l": "teacher", "dwa": "teacher", "tm": "experts"}.get(spec.name)
-        if other is not None:
-            needs[other] = self.need(other, 0)
+        network = spec.network or self.study.network
+        if spec.name == "tm":
+            needs["experts"] = self.experts(network)
+        elif spec.name in ("sre2l", "dwa"):
+            needs["teacher"] = self.need("teacher", 0)
         settings = {
             "name": spec.name,
             "options": spec.options,
-            "network": self.study.network.facts(),
+            "network": network.facts(),
             "seed": self.study.seed,
         }
-        return self.job("objective", settings, needs, f"objective {spec.name}")
+        return self.job("objective", settings, needs, f"objective {spec.shown}")
 
     def cells(
         self, label: str, made: Job, regime: Regime, ipc: int, teacher: Trained | None,
@@ -307,7 +309,11 @@ class _Planner:
             }
             return self.job("cad", settings, {}, f"{name} scores for IPC {ipc}")
         assert name == "experts", name
-        settings = {"network": study.network.facts(), **asdict(study.experts), "seed": study.seed}
+        return self.experts(study.network)
+
+    def experts(self, network: Network) -> Job:
+        study = self.study
+        settings = {"network": network.facts(), **asdict(study.experts), "seed": study.seed}
         return self.job("experts", settings, {}, "experts")
 
     def teacher(self, trained: Trained) -> Job:

@@ -30,13 +30,13 @@ def _objective_values(study: Study, plan: Plan, store: Store) -> dict[str, dict[
     """What is done of the objectives: by name, of each set its value and parts."""
     found: dict[str, dict[str, Any]] = {}
     for asked in study.objectives:
-        done = store.done(plan.objectives[asked.name])
+        done = store.done(plan.objectives[asked.shown])
         if done is None:
             continue
         values = done["result"]["values"]
         if asked.average is not None:
             values = {set_: _averaged(one, *asked.average) for set_, one in values.items()}
-        found[asked.name] = values
+        found[asked.shown] = values
     return found
 
 
@@ -256,16 +256,20 @@ def _score(score: DCS) -> str:
 
 def tm_curve_section(study: Study, plan: Plan, store: Store, measured: Measured) -> Section | None:
     """TM's loss by starting epoch."""
-    of_sets = _objective_values(study, plan, store).get("tm")
-    if of_sets is None:
-        return None
+    values = _objective_values(study, plan, store)
+    asked = [one for one in study.objectives if one.name == "tm" and one.shown in values]
+    of_sets = {
+        name if one.network is None else f"{name}, {one.network.shown}": value
+        for one in asked
+        for name, value in values[one.shown].items()
+    }
     found = {name: start_epoch_curve(one["parts"]) for name, one in of_sets.items()}
     curves = {name: curve for name, curve in found.items() if curve}
     if not curves:
         return None
     epochs = sorted({epoch for curve in curves.values() for epoch in curve})
-    (average,) = (asked.average for asked in study.objectives if asked.name == "tm")
-    over = "them" if average is None else f"epochs {average[0]} to {average[1]}"
+    averages = dict.fromkeys(one.average for one in asked)
+    over = ", ".join("them" if a is None else f"epochs {a[0]} to {a[1]}" for a in averages)
 
     def mean(name: str) -> str:
         value = of_sets[name]["value"]

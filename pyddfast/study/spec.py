@@ -200,6 +200,7 @@ class ObjectiveSpec:
         name: ``"sre2l"``, ``"dwa"``, ``"dm"``, ``"dc"`` or ``"tm"``.
         options: Of its class in ``pyddfast.analysis.objectives``.
         average: First and last starting epoch, both counted, whose mean is TM's value; None: all.
+        network: Of DM, DC and TM; None: the study's.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
@@ -207,8 +208,16 @@ class ObjectiveSpec:
     name: Literal["sre2l", "dwa", "dm", "dc", "tm"]
     options: dict[str, Any] = field(default_factory=dict)
     average: tuple[int, int] | None = None
+    network: Network | None = None
+
+    @property
+    def shown(self) -> str:
+        """Its name in tables."""
+        return self.name if self.network is None else f"{self.name} of {self.network.shown}"
 
     def __post_init__(self) -> None:
+        if self.network is not None and self.name in ("sre2l", "dwa"):
+            raise ValueError(f"objectives: {self.name} is of the first teacher, not of a network")
         if self.average is None:
             return
         low, high = self.options.get("start_epochs", (20, 35))
@@ -341,7 +350,7 @@ class Study:
             raise ValueError(f"ipc must be different positive ints, got {self.ipc}")
         if len(set(self.regimes)) != len(self.regimes):
             raise ValueError(f"regimes must differ, got {', '.join(self.regimes)}")
-        objectives = [objective.name for objective in self.objectives]
+        objectives = [objective.shown for objective in self.objectives]
         if len(set(objectives)) != len(objectives):
             raise ValueError(f"objectives must differ, got {', '.join(objectives)}")
         if unmeasured := [c.says for c in self.claims if c.regime not in self.regimes]:
@@ -352,9 +361,11 @@ class Study:
             raise ValueError("teachers: epochs must be at least 1")
         if any(spec.repeat < 1 for spec in self.sets):
             raise ValueError("repeat of a set must be at least 1")
-        for shown, needed in (("dcs", "objectives"), ("tm-curve", "objectives"), ("ood", "ood")):
+        for shown, needed in (("dcs", "objectives"), ("ood", "ood")):
             if shown in self.show and not getattr(self, needed):
                 raise ValueError(f"show: {shown} needs {needed}")
+        if "tm-curve" in self.show and "tm" not in {one.name for one in self.objectives}:
+            raise ValueError("show: tm-curve needs the objective tm")
         along = {s.method for s in self.sets if "iterations" in s.options} & {"tm", "datm"}
         if "dynamics" in self.show and len(along) != 1:
             raise ValueError(

@@ -108,6 +108,38 @@ def test_tm_is_averaged_over_the_epochs_that_are_asked_for(tiny, tmp_path, monke
     assert "mean over epochs 1 to 2" in section["note"]
 
 
+def test_tm_of_two_networks(tiny, tmp_path, monkeypatch):
+    other = {"model": "mlp", "options": {"width": 4}, "label": "other"}
+    tm = {"name": "tm", "options": {"start_epochs": [0, 1]}}
+    study = read_study(tiny(objectives=[tm, {**tm, "network": other}], show=["tm-curve"]))
+    widths = []
+
+    def objective(step):
+        own = step.settings["network"]["options"]["width"]
+        widths.append(own)
+        # It has the trajectories of its own network.
+        experts = json.loads((step.needs["experts"] / "job.json").read_text())
+        assert experts["settings"]["network"]["options"]["width"] == own
+        value = {"value": own / 10, "parts": {"epoch 0": own / 10, "epoch 1": own / 10}}
+        return {"sets": {}, "values": {"Random, IPC 2": value}}
+
+    monkeypatch.setitem(STEPS, "experts", lambda step: {"experts": 1})
+    monkeypatch.setitem(STEPS, "objective", objective)
+    result = run_study(study, tmp_path / "out", show=False)
+    assert widths == [8, 4]
+    section = json.loads(result.results.read_text())["analyses"]["TM's loss by starting epoch"]
+    assert section["rows"] == [
+        ["Random, IPC 2", "0.8000", "0.8000", "0.8000"],
+        ["Random, IPC 2, other", "0.4000", "0.4000", "0.4000"],
+    ]
+    networks = [one.network.label for one in read_study("figure-4a").objectives if one.network]
+    assert networks == ["ResNet-18"]
+    with pytest.raises(ValueError, match="sre2l is of the first teacher, not of a network"):
+        read_study(tiny(objectives=[{"name": "sre2l", "network": other}]))
+    with pytest.raises(ValueError, match="show: tm-curve needs the objective tm"):
+        read_study(tiny(objectives=[{"name": "dm"}], show=["tm-curve"]))
+
+
 def test_what_cannot_be_told_is_null(tiny, tmp_path):
     study = read_study(
         tiny(
