@@ -64,14 +64,14 @@ PYDD_HD float kl_term(float p, float q, float d) {
   return std::fabs(d + 0.5f) < 1.5f ? near : far;
 }
 
-// In fp64, what cancels leaves more digits than a result in fp32 has.
+// In fp64, what cancels leaves more digits than a result in fp32 has; no term is negative.
 PYDD_HD double jeffreys_term(double p, double q, double d) {
   return (std::fabs(q - p) + double(kLeast)) * std::fabs(d);
 }
 
 PYDD_HD double kl_term(double p, double q, double d) {
   const double term = largest_of(q, double(kLeast)) * (largest_of(d, -1000.0) - 1.0) + p;
-  return d == 0.0 ? 0.0 : term;
+  return d == 0.0 ? 0.0 : largest_of(term, 0.0);
 }
 
 template <Divergence kKind, class T>

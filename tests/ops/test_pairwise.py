@@ -480,6 +480,16 @@ def test_divergence_of_rows_that_are_close(backend: Backend) -> None:
         assert_close(found_divergence(backend, logp, knn, kind), want, FLOAT32)
 
 
+def test_no_divergence_is_negative(backend: Backend) -> None:
+    """Of rows that differ by 1e-8, where float64 cannot tell a divergence from its rounding."""
+    logp = (1e-8 * randn(40, 2)).log_softmax(1)
+    knn = (torch.arange(40)[:, None] + torch.tensor([1, 3])) % 40
+    for kind in KINDS:
+        for dtype in backend.dtypes:
+            found = found_divergence(backend, logp.to(dtype), knn, kind)
+            assert float(found.min()) >= 0
+
+
 def test_divergence_at_any_distance(backend: Backend) -> None:
     """Every row on its own: of two classes, on both sides of where another formula takes over."""
     z = torch.linspace(-12, 12, 193, dtype=torch.float64)

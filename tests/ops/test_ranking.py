@@ -253,3 +253,11 @@ def test_ranking_refuses_types() -> None:
         ops.segmented_topk(V, L, k=1.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"offset must be an int, got 0\.5"):
         ops.segmented_window(V, k=1, offset=0.5, unit="count")
+
+
+def test_strata_of_the_largest_range() -> None:
+    most = torch.finfo(torch.float64).max
+    scores = most * torch.tensor([-1.0, -0.9, 0.9, 1.0], dtype=torch.float64)
+    for seed in range(4):  # of two bins one each
+        picked = ops.stratified(scores, k=2, bins=2, seed=seed)
+        assert sorted((picked // 2).tolist()) == [0, 1]

@@ -253,8 +253,9 @@ def _divergence(p: Tensor, q: Tensor, d: Tensor, kind: str) -> Tensor:
     """What each class adds (to twice Jeffreys), with d = log q - log p; overwrites q and d."""
     if kind == "jeffreys":
         return q.sub_(p).mul_(d)
-    # As sums of positive terms, q d - q + p and p (-d) - p + q.
-    return q.mul(d).sub_(q).add_(p) if kind == "kl_nb_x" else d.mul_(-p).sub_(p).add_(q)
+    # As sums of q d - q + p and p (-d) - p + q, which are not negative but for their rounding.
+    terms = q.mul(d).sub_(q).add_(p) if kind == "kl_nb_x" else d.mul_(-p).sub_(p).add_(q)
+    return terms.clamp_(min=0.0)
 
 
 def _limits(p: Tensor, q: Tensor, d: Tensor, kind: str) -> Tensor:
