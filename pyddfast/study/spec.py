@@ -138,6 +138,16 @@ class Scoring:
     window: int = 10
     ticks: int = 30
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, *self.young, self.recorded, self.window) < 1:
+            raise ValueError("scoring: epochs, young, recorded and window must be at least 1")
+        if self.recorded <= self.window:
+            raise ValueError(
+                f"scoring: recorded must be more than window, got {self.recorded} and {self.window}"
+            )
+        if self.ticks < 4:  # CAD's W of 2, and as many after it
+            raise ValueError(f"scoring: ticks must be at least 4, got {self.ticks}")
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -152,6 +162,10 @@ class Experts:
 
     count: int = 100
     epochs: int = 50
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.epochs < 1:
+            raise ValueError("experts: count and epochs must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -375,8 +389,8 @@ class Study:
             raise ValueError("show: curves need evaluations of at least 4")
         if self.seeds < 1 or self.evaluations < 1:
             raise ValueError("seeds and evaluations must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2**64), got {self.seed}")
         if not self.teachers and set(self.regimes) - {"hl"}:
             raise ValueError("teachers is empty: the regimes sl and sl-kd need one")
 
