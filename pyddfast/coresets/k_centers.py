@@ -19,6 +19,7 @@ from pyddfast.coresets.classes import Classes, by_class
 from pyddfast.coresets.embedding import Embedding
 from pyddfast.coresets.selection import Selection
 from pyddfast.coresets.semantics import Semantics, check_semantics
+from pyddfast.ops._memory import check_fits
 from pyddfast.random import Purpose, numpy_generator, uniform
 
 __all__ = ["first_picks", "k_centers", "k_means_medoids"]
@@ -114,7 +115,8 @@ def k_means_medoids(
 
     Raises:
         TypeError: ``ipc`` is not an int.
-        ValueError: A number is out of range, or a class is too small.
+        ValueError: A number is out of range, a class is too small, or the distances to its centers
+            do not fit into memory.
         ModuleNotFoundError: scipy, of the ``methods`` extra, is not installed.
     """
     clusters = require("scipy.cluster.vq", "methods")
@@ -123,6 +125,15 @@ def k_means_medoids(
     if not features.shape[1]:
         raise ValueError("features have no column to compare samples by")
     bounds = classes.segments.tolist()
+    sizes = classes.segments.diff().tolist()
+    most = max((k * size for k, size in zip(classes.budgets, sizes, strict=True)), default=0)
+    # In float64: at the last draw of k-means++, and again for the medoids.
+    check_fits(
+        8 * most,
+        features.device,
+        "the distances of a class's images to its centers",
+        "pick fewer, or by k_centers",
+    )
     picks: list[Tensor] = []
     for label, budget in enumerate(classes.budgets):
         own = features[bounds[label] : bounds[label + 1]]

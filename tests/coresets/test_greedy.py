@@ -18,6 +18,7 @@ from pyddfast.coresets import (
     k_centers,
     k_means_medoids,
 )
+from pyddfast.ops import _memory
 
 GEN = torch.Generator().manual_seed(21)
 LABELS = torch.arange(60) % 3
@@ -168,3 +169,12 @@ def test_features_without_a_column_are_refused() -> None:
     for call in (k_means_medoids, lambda e, ipc: k_centers(e, ipc=ipc, normalize=True)):
         with pytest.raises(ValueError, match="features have no column"):
             call(none, ipc=1)
+
+
+def test_medoids_whose_distances_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = int(torch.bincount(EMBEDDING.labels).max())
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: 8 * 2 * largest)
+    assert len(k_means_medoids(EMBEDDING, ipc=2)) == 2 * EMBEDDING.num_classes
+    monkeypatch.setattr(_memory, "free_bytes", lambda _: 8 * 2 * largest - 1)
+    with pytest.raises(ValueError, match=r"the distances of a class's images .* pick fewer"):
+        k_means_medoids(EMBEDDING, ipc=2)
