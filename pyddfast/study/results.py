@@ -185,8 +185,11 @@ def _result(cell: Cell, column: str, store: Store) -> Result | str:
         results = [one["result"] for one in found if one is not None]
         if any(one["diverged"] for one in results):
             return f"diverged: the loss of {jobs[0].shown} was not finite"
-        accuracies.append(sum(one["accuracy"] for one in results) / len(results))
-        right += [unpack_right(one).double() for one in results]
+        # Of the same predictions as the paired comparisons: the accuracy along the training comes
+        # from fused operators, whose last bit can turn an image.
+        bits = [unpack_right(one).double() for one in results]
+        accuracies.append(float(torch.stack(bits).mean()))
+        right += bits
     share = torch.stack(right).mean(0)
     return Result(cell.row, column, tuple(accuracies), len(share), tuple(share.tolist()))
 

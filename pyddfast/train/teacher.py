@@ -248,11 +248,10 @@ def train_teacher(
                 on_epoch=None if on_epoch is None else lambda done: on_epoch(done, network),
                 ticks=ticks,
             )
-        trained_network = trainer.result.eval()
-        if ranks.world > 1:  # a network whose batch norms wait for no other process
-            weights = trained_network.state_dict()
-            trained_network = build().eval()
-            trained_network.load_state_dict(weights)
+        # The network that a later call reads from its files, to the last bit of its outputs: not
+        # fused, in no other layout, with batch norms that wait for no other process.
+        trained_network = build().eval()
+        trained_network.load_state_dict(trainer.result.state_dict())
         record = {
             "accuracy": trained.history[-1]["test_accuracy"],
             "test_count": len(test_set),

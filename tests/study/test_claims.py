@@ -302,3 +302,17 @@ def test_a_repetition_is_not_asked_whether_a_set_is_poor(tiny):
     assert part.values["dm, HL"]["dropped"] == [
         f"{name}, IPC {ipc}" for ipc in (2, 4) for name in ("w0", "w0 twice")
     ]
+
+
+def test_an_accuracy_is_that_of_the_same_predictions_as_the_comparisons(tiny):
+    class Turned(Made):
+        def done(self, job):
+            kept = super().done(job)
+            if job.kind == "student":  # another rounding along the training turned an image
+                kept["result"]["accuracy"] += 0.001
+            return kept
+
+    study = read_study(tiny(seeds=2))
+    measured = measure(study, plan(study), Turned(lambda job: [0.8]))
+    (cell,) = measured.cells.values()
+    assert cell.accuracies == (0.8, 0.8)

@@ -37,6 +37,19 @@ def test_learns_and_records():
     assert other.record["sha256"] != teacher.record["sha256"]
 
 
+def test_the_network_is_the_one_that_a_later_call_reads(tmp_path):
+    train, test = blobs(), blobs(per_class=20, seed=1)
+    network = ("convnet-d1", {"width": 8})  # its instance norms are trained fused
+    first, second = (
+        train_teacher(train, network, test_set=test, epochs=2, out=tmp_path / "t", **QUIET)
+        for _ in range(2)
+    )
+    assert str(first.model) == str(second.model)
+    images = test.images.float()
+    with torch.no_grad():
+        assert torch.equal(first.model(images), second.model(images))
+
+
 def test_on_epoch_sees_every_epoch_and_changes_nothing():
     train, test, seen = blobs(), blobs(seed=1), []
 
