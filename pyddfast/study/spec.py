@@ -202,7 +202,8 @@ class Budget:
         if not isinstance(self.epochs, dict):
             return self.epochs
         if ipc not in self.epochs:
-            raise ValueError(f"budgets: epochs has no entry for ipc {ipc}")
+            known = ", ".join(map(str, self.epochs))
+            raise ValueError(f"budgets: epochs has no entry for ipc {ipc}, only for {known}")
         return self.epochs[ipc]
 
 

@@ -179,7 +179,7 @@ def test_a_wrong_file_names_what_is_wrong(tiny, keys, message):
             {"regimes": ["sl"], "teachers": [{"network": {"model": "mlp"}, "epochs": 1}] * 2},
             "teachers need different labels, got 'mlp', 'mlp'",
         ),
-        ({"budgets": [{"epochs": {10: 3}}]}, "no entry for ipc 2"),
+        ({"budgets": [{"epochs": {10: 3}}]}, "no entry for ipc 2, only for 10"),
         (
             {"claims": [{"says": "x", "first": "TM", "second": "Random"}]},
             "claims: 'TM' is no label of sets",
