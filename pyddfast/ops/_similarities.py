@@ -12,6 +12,7 @@ from torch import Tensor
 from pyddfast.ops import _checks, _memory
 from pyddfast.ops._greedy import check_finite, check_products, features, spans, tiles
 from pyddfast.ops._segments import offsets as segment_offsets
+from pyddfast.ops._ties import first_equals
 from pyddfast.ops.reference import select as reference
 from pyddfast.ops.reference.kd import accumulation_dtype
 
@@ -40,7 +41,7 @@ class Rows:
         self.sizes = [stop - start for start, stop in spans(bounds)]
         self.dtype = accumulation_dtype(like)
         self.largest: dict[int, float] = {}  # distance in a segment, where it is known
-        self.suspects: set[int] | None = None  # segments in which rows may be equal
+        self._equals: dict[int, Tensor | None] = {}
 
     @classmethod
     def of(cls, x: Any, similarity: Any, metric: Any, gamma: Any, segments: Any) -> Rows:
@@ -136,32 +137,13 @@ class Rows:
         return x - x.mean(0) if self.metric in ("euclidean", "rbf") and len(x) else x
 
     def equals(self, number: int) -> Tensor | None:
-        """(n,) the first row of a segment that equals each; None where all differ.
-
-        A product of matrices rounds equal rows differently, by where they are, and a tie would not
-        go to the lowest.
-        """
-        if self.features is None or number not in self._repeating():
+        """(n,) the first row of a segment that equals each; None where all differ."""
+        if self.features is None:
             return None
-        x = self.features[self.bounds[number] : self.bounds[number + 1]]
-        _, which = torch.unique(x, dim=0, return_inverse=True)
-        place = torch.arange(len(x), device=x.device)
-        first = torch.full_like(place, len(x)).scatter_reduce(0, which, place, "amin")
-        return first[which]
-
-    def _repeating(self) -> set[int]:
-        """The segments with rows whose sums are equal, as those of equal rows are."""
-        if self.suspects is None:
-            assert self.features is not None
-            sums = self.features.contiguous().sum(1, dtype=self.dtype)
-            sizes = torch.tensor(self.sizes, device=sums.device)
-            segment = torch.arange(len(sizes), device=sums.device).repeat_interleave(sizes)
-            order = sums.argsort(stable=True)
-            order = order[segment[order].argsort(stable=True)]
-            sums, segment = sums[order], segment[order]
-            tie = (sums[1:] == sums[:-1]) & (segment[1:] == segment[:-1])
-            self.suspects = set(segment[1:][tie].tolist())
-        return self.suspects
+        if number not in self._equals:
+            part = self.features[self.bounds[number] : self.bounds[number + 1]]
+            self._equals[number] = first_equals(part)
+        return self._equals[number]
 
     def nearest(self, number: int, columns: Tensor, begin: int) -> Tensor:
         """(n,) the place of each row's most similar one of `columns`, from `begin` on; -1: none."""

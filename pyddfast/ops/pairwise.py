@@ -16,6 +16,7 @@ from torch import Tensor
 from pyddfast.ops import _checks, _memory, _native, _neighbours
 from pyddfast.ops._native import raw
 from pyddfast.ops._segments import check_sizes, offsets
+from pyddfast.ops._ties import first_equals
 from pyddfast.ops.kd import kd_value_and_grad
 from pyddfast.ops.reference import pairwise as reference
 from pyddfast.ops.reference.kd import accumulation_dtype
@@ -141,12 +142,14 @@ def last_layer_gram(
     )
     # Autocast would round the operands to 16 bits.
     with torch.autocast(g.device.type, enabled=False):
-        grams = [
-            reference.last_layer_gram(
-                g[start:stop].to(dtype), h[start:stop].to(dtype), metric=metric, bias=bias
+        grams = []
+        for start, stop in itertools.pairwise(bounds):
+            own_g, own_h = g[start:stop], h[start:stop]
+            gram = reference.last_layer_gram(
+                own_g.to(dtype), own_h.to(dtype), metric=metric, bias=bias
             )
-            for start, stop in itertools.pairwise(bounds)
-        ]
+            same = first_equals(own_g, own_h)
+            grams.append(gram if same is None else gram[same][:, same])
     return grams[0] if segments is None else grams
 
 
@@ -183,9 +186,11 @@ def grad_align_score(
     if not len(g_val):
         raise ValueError("g_val has no rows, so that there is no mean gradient")
     with torch.autocast(g.device.type, enabled=False):
-        return reference.grad_align_score(
+        score = reference.grad_align_score(
             g, h, g_val, h_val, bias=bias, dtype=accumulation_dtype(g)
         )
+    same = first_equals(g, h)
+    return score if same is None else score[same]
 
 
 @torch.no_grad()

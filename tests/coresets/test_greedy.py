@@ -13,7 +13,11 @@ from pyddfast.coresets import (
     Embedding,
     Selection,
     contextual_diversity,
+    craig,
+    facility_location,
     glister,
+    grad_match,
+    graph_cut,
     herding,
     k_centers,
     k_means_medoids,
@@ -169,6 +173,22 @@ def test_features_without_a_column_are_refused() -> None:
     for call in (k_means_medoids, lambda e, ipc: k_centers(e, ipc=ipc, normalize=True)):
         with pytest.raises(ValueError, match="features have no column"):
             call(none, ipc=1)
+
+
+def test_equal_samples_are_picked_from_the_first_on() -> None:
+    # As many as products of matrices round differently by where they are.
+    for rows, width in ((3, 17), (5, 64), (13, 130)):
+        generator = torch.Generator().manual_seed(rows)
+        logits = torch.randn(rows, 4, generator=generator)
+        features = torch.randn(rows, width, generator=generator).relu()
+        twice = Embedding(logits.repeat(2, 1), features.repeat(2, 1), torch.zeros(2 * rows).long())
+        for method in (
+            facility_location, graph_cut, craig, grad_match, glister, herding, contextual_diversity
+        ):  # fmt: skip
+            picks = method(twice, fraction=0.5).indices.tolist()
+            place = {pick: number for number, pick in enumerate(picks)}
+            later = [pick for pick in picks if pick >= rows]
+            assert all(place.get(pick - rows, rows) < place[pick] for pick in later), method
 
 
 def test_medoids_whose_distances_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,23 @@ def test_gram_of_gradients_that_vanish() -> None:
     assert_close(ops.last_layer_gram(g, h[:, :0]), g @ g.T, FLOAT64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_gradients_have_equal_products(dtype: torch.dtype) -> None:
+    """Matrix products round them differently, by where they are; greedy picks would see it."""
+    for rows, width in ((3, 17), (13, 64), (20, 130)):
+        g, h = randn(rows, 5, dtype=dtype), randn(rows, width, dtype=dtype, seed=1)
+        g, h = torch.cat((g, g)), torch.cat((h, h))
+        for metric in METRICS:
+            gram = ops.last_layer_gram(g, h, metric=metric)  # type: ignore[call-overload]
+            assert torch.equal(gram[:rows], gram[rows:])
+            assert torch.equal(gram[:, :rows], gram[:, rows:])
+        assert not gram.diagonal(rows).any()  # distances of duplicates
+        score = ops.grad_align_score(g, h, g[:2], h[:2])
+        assert torch.equal(score[:rows], score[rows:])
+    nothing = ops.last_layer_gram(g[:, :0], h[:, :0])
+    assert not nothing.any()
+
+
 def test_gram_of_segments_is_each_ones() -> None:
     g, h = factors()
     segments = torch.tensor([0, 5, 5, 11, 12])
