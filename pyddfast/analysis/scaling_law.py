@@ -199,25 +199,36 @@ def fit_scaling_law(
 
 
 def scaling_law_difference(
-    first: ScalingLaw, second: ScalingLaw
+    first: ScalingLaw, second: ScalingLaw, *, level: float = LEVEL
 ) -> dict[str, tuple[float, Interval]]:
     """How much two laws differ in b and τ: do two subsets scale alike?
 
     Laws of one fit share their noise and what they share of a and d; others are independent.
 
+    Args:
+        first: One law.
+        second: The other.
+        level: Of each interval; 0.975 lets both hold together at 95 %.
+
     Returns:
-        For ``"b"`` and ``"tau"``, ``first`` minus ``second`` and its 95 % interval.
+        For ``"b"`` and ``"tau"``, ``first`` minus ``second`` and its interval.
 
     Raises:
-        ValueError: The laws do not have the same number of bootstrap draws.
+        ValueError: The laws do not have the same number of bootstrap draws, or ``level`` does not
+            lie in (0, 1).
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
     one, other = first.draws, second.draws
     if len(one) != len(other):
         raise ValueError(f"the laws must have the same n_boot, got {len(one)} and {len(other)}")
     if first._fit is not second._fit:
         other = np.roll(other, 1, 0)  # equal seeds drew equal noise, which these do not share
     return {
-        name: (getattr(first, name) - getattr(second, name), _middle(one[:, at] - other[:, at]))
+        name: (
+            getattr(first, name) - getattr(second, name),
+            _middle(one[:, at] - other[:, at], level),
+        )
         for name, at in (("b", B), ("tau", LOG_TAU))
     }
 
@@ -311,8 +322,8 @@ def _exp(interval: Interval) -> Interval:
     return math.exp(interval[0]), math.exp(interval[1])
 
 
-def _middle(draws: Array) -> Interval:
-    return _ends(np.quantile(draws, [_TAIL, 1 - _TAIL]))
+def _middle(draws: Array, level: float = LEVEL) -> Interval:
+    return _ends(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
 
 
 def _freedom(points: int, parameters: int) -> int:

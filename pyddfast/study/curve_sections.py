@@ -17,6 +17,9 @@ from pyddfast.study.spec import Study
 
 __all__ = ["convergence_section", "law_section"]
 
+# Laws differ if either b or τ does: together the two intervals hold at 95 %.
+_EACH = 0.975
+
 
 def _error_curves(study: Study, plan: Plan, store: Store, measured: Measured) -> dict[str, _Curve]:
     """Error against epochs, by the name of the cell."""
@@ -143,7 +146,7 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
     for column in dict.fromkeys(curve.column for curve in curves.values()):
         names = [name for name in laws if curves[name].column == column]
         for first, second in combinations(names, 2):
-            gaps = scaling_law_difference(laws[first], laws[second])
+            gaps = scaling_law_difference(laws[first], laws[second], level=_EACH)
             shown = f"{column}: {curves[first].row} − {curves[second].row}"
             values[shown] = {key: [gap, *ends] for key, (gap, ends) in gaps.items()}
             (b, of_b), (tau, of_tau) = gaps["b"], gaps["tau"]
@@ -164,7 +167,8 @@ def law_section(study: Study, plan: Plan, store: Store, measured: Measured) -> S
         "Scaling law",
         "Equation 7, fitted to the mean error over seeds: b is the first utility of the samples, "
         "τ its half-life in epochs, δ = 2^(−1/τ), d the error that stays; 95 % intervals by the "
-        "bootstrap of residuals. Along one training, whose learning rate falls to its end.",
+        "bootstrap of residuals, of differences 97.5 %, so that both hold together. Along one "
+        "training, whose learning rate falls to its end.",
         ("curve", "b", "τ", "δ", "d", ""),
         tuple(rows),
         values,

@@ -152,6 +152,12 @@ def test_difference_of_two_laws_tells_equal_from_unequal() -> None:
         assert low * high > 0  # they differ
         value, (low, high) = scaling_law_difference(found["random"], found["again"])[name]
         assert low < 0 < high
+    both = (found["random"], found["again"])
+    gap = found["random"].draws[:, 1] - found["again"].draws[:, 1]
+    _, ends = scaling_law_difference(*both, level=0.975)["b"]
+    assert ends == pytest.approx(np.quantile(gap, [0.0125, 0.9875]))
+    with pytest.raises(ValueError, match=r"level must lie in \(0, 1\), got 95"):
+        scaling_law_difference(*both, level=95)
     # Laws of two fits are independent: variances add, though equal seeds drew equal noise.
     alone = [fit(curves[name], d=0.1, a=3.0, n_boot=2000) for name in ("random", "again")]
     _, (low, high) = scaling_law_difference(*alone)["b"]
