@@ -80,9 +80,12 @@ def medium(name: str, ipc: int) -> dict[str, Any]:
         # 300 updates of the images from IPC 10 on.
         more = {1: {"iterations": 500}, 10: {"iterations": 30}}
         return {**given, **more.get(ipc, {"iterations": 6, "inner_epochs": 5})}
-    given["iterations"] = 300
+    # An epoch of an expert has ten times smoke's steps: students start early, as the published ones
+    # of so few images do, and take longer steps, or none of them comes near the expert.
+    start = 10 if ipc == 50 else 5
+    given |= {"iterations": 300, "max_start_epoch": start, "lr_init": 0.05 if ipc == 1 else 0.02}
     if name == "DATM":
-        given["expansion_end"] = 150
+        given |= {"expansion_end": 150, "first_max_start_epoch": (start + 1) // 2}
     return given
 
 
