@@ -101,11 +101,11 @@ def page(folder: Path = STUDIES) -> str:
 def section(run: dict[str, Any]) -> list[str]:
     """One study: tables of accuracy and of the analyses."""
     settings = run["settings"]
+    students = f"{_count(settings['seeds'], 'student')} of each cell; " if run["cells"] else ""
     lines = [
         f"## {run['study']}, {run['scale']}",
         "",
-        f"In the paper: {run['title']}. Here: {run['data']}. "
-        f"{_count(settings['seeds'], 'student')} of each cell; "
+        f"In the paper: {run['title']}. Here: {run['data']}. {students}"
         f"{run['seconds'] / 60:.0f} minutes of work on "
         f"{_count(run['environment']['threads'], 'thread')}; `{run['command']}`.",
         "",
