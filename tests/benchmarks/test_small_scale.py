@@ -52,6 +52,43 @@ def test_the_committed_run() -> None:
         assert 0.01 < one[name, "SL"] - one["k-centers", "SL"] < 0.035
 
 
+def test_the_committed_run_on_all_images() -> None:
+    run = json.loads((ROOT / "benchmarks/results/small_scale/medium.json").read_text())
+    assert small_scale.table(run) in (ROOT / "docs" / "small-scale.md").read_text()
+    means: dict[tuple[str, str, int], float] = {}
+    for ipc, one in run["ipc"].items():
+        assert {cell["method"] for cell in one["cells"]} == set(small_scale.SHOWN)
+        for cell in one["cells"]:
+            assert len(cell["accuracies"]) >= 3
+            means[cell["method"], cell["regime"], int(ipc)] = 100 * cell["mean"]
+
+    def over(name: str, other: str, regime: str = "HL") -> list[float]:
+        return [means[name, regime, ipc] - means[other, regime, ipc] for ipc in (1, 10, 50)]
+
+    # What the docs say of it.
+    assert [round(gain) for gain in over("DM", "random")] == [22, 7, 2]
+    assert [round(gain) for gain in over("DM", "start of DSA and DM")] == [21, 4, 2]
+    assert [round(gain) for gain in over("DSA", "random")] == [20, 5, 1]
+    others = set(small_scale.SHOWN) - {"DM"}
+    assert all(min(over("DM", name)) > 0 for name in others)
+    assert abs(over("DC", "DSA")[0]) < 0.5
+    assert max(over("DC", "random")[1:]) < -6
+    assert [round(over(name, f"start of {name}")[0]) for name in ("DATM", "TM")] == [20, 11]
+    assert [round(over(name, "k-centers")[0]) for name in ("DATM", "TM")] == [5, -4]
+    assert [round(over("TM", name)[1]) for name in ("start of TM", "random")] == [1, 1]
+    assert round(over("DATM", "random")[1]) == 1
+    assert round(over("DATM", "start of DATM")[1], 1) in (-0.4, -0.5, -0.6)
+    assert [round(over(name, f"start of {name}")[2]) for name in ("TM", "DATM")] == [-3, -1]
+    ten = {name: round(means[name, "SL", 10]) for name in small_scale.SHOWN}
+    assert (ten["random"], ten["k-centers"], ten["DM"], ten["DSA"]) == (76, 76, 75, 77)
+    assert max(ten.values()) == ten["DATM"] == 79
+    fifty = {name: means[name, "SL", 50] for name in small_scale.SHOWN}
+    alike = [fifty[name] for name in fifty if name not in ("DC", "TM", "DATM")]
+    assert max(alike) - min(alike) < 1.2
+    assert all(round(fifty["random"] - fifty[name]) == 6 for name in ("TM", "DATM"))
+    assert all(round(means["DC", "SL", ipc]) in (15, 16) for ipc in (10, 50))
+
+
 def test_the_committed_students_of_datm() -> None:
     run = json.loads((ROOT / "benchmarks/results/small_scale/datm-official.json").read_text())
     shown = f"{100 * run['mean']:.1f} ± {100 * run['std']:.1f} %"
