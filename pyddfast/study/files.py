@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from pyddfast._extras import require
+from pyddfast.study.names import nearest
 from pyddfast.study.spec import SCALES, Study
 
 __all__ = ["STUDIES", "read_study", "shipped"]
@@ -65,11 +65,8 @@ def read_study(
             f"{file}: {file.stem} is a study of the package; give the file another name"
         )
     if not file.is_file():
-        near = difflib.get_close_matches(str(which), shipped(), 3, 0.4)
-        raise FileNotFoundError(
-            f"there is no study and no file {str(which)!r}; "
-            f"{'nearest are ' + ', '.join(near) if near else 'studies are ' + ', '.join(shipped())}"
-        )
+        names = nearest(str(which), shipped(), cutoff=0.4, otherwise="studies are")
+        raise FileNotFoundError(f"there is no study and no file {str(which)!r}; {names}")
     values = _read_yaml(file)
     if given := {"name", "scale"} & values.keys():
         raise ValueError(
@@ -168,9 +165,7 @@ def _said(error: Any) -> str:
     if error["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: {error['msg']}, got {error['input']!r:.60}"
     known = [f.name for f in fields(_kind_at(error["loc"][:-1]))]
-    near = difflib.get_close_matches(str(error["loc"][-1]), known, 3, 0.5)
-    names = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(known)}"
-    return f"unknown key {where!r}; {names}"
+    return f"unknown key {where!r}; {nearest(str(error['loc'][-1]), known)}"
 
 
 def _kind_at(place: tuple[str | int, ...]) -> Any:

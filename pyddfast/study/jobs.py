@@ -7,7 +7,6 @@ equal, and a job that is done is never done again.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ import torch
 
 from pyddfast._version import __version__
 from pyddfast.analysis.corruptions import CORRUPTIONS
+from pyddfast.study.names import nearest
 from pyddfast.study.objectives import objective_options
 from pyddfast.study.options import Options
 from pyddfast.study.sets import METHODS
@@ -364,7 +364,6 @@ def _content(folder: str | Path, *records: str) -> dict[str, str]:
 
 def _method(spec: SetSpec) -> Any:
     if spec.method not in METHODS:
-        near = difflib.get_close_matches(spec.method, METHODS, 3, 0.4)
-        names = f"nearest are {', '.join(near)}" if near else f"known are {', '.join(METHODS)}"
+        names = nearest(spec.method, METHODS, cutoff=0.4)
         raise ValueError(f"sets: unknown method {spec.method!r}; {names}")
     return METHODS[spec.method]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pyddfast.study.names import nearest
 
 __all__ = ["ConfigOptions", "Options"]
 
@@ -35,10 +36,8 @@ class Options:
         known = [*self.needed, *(name for name in parameters if name not in self.given)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 3, 0.5) or known
-                raise ValueError(
-                    f"unknown option {name!r}; nearest are {', '.join(near) or 'none'}"
-                )
+                names = nearest(name, known, otherwise="nearest are")
+                raise ValueError(f"unknown option {name!r}; {names}")
         if missing := [name for name in self.needed if name not in options]:
             raise ValueError(f"option {missing[0]} must be given")
 

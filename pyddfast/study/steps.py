@@ -14,7 +14,7 @@ from torch import nn
 
 from pyddfast import coresets
 from pyddfast.analysis.corruptions import corrupted
-from pyddfast.analysis.objectives import Objective, evaluate_objectives
+from pyddfast.analysis.objectives import evaluate_objectives
 from pyddfast.analysis.ood import corruption_accuracy, corruption_sets
 from pyddfast.coresets import TrainingDynamics
 from pyddfast.coresets.cad_prune import check_cad
@@ -204,14 +204,14 @@ def _objective(step: Step) -> dict[str, Any]:
         if name not in ("teacher", "experts")
     }
     common = {**options, "seed": s["seed"], "device": device}
-    objective: Objective
+    given: tuple[Any, ...]
     if s["name"] in ("sre2l", "dwa"):
-        teacher = load_teacher(step.needs["teacher"], step.test, device).model
-        objective = OBJECTIVES[s["name"]](teacher, **common)
+        given = (load_teacher(step.needs["teacher"], step.test, device).model,)
     elif s["name"] == "tm":
-        objective = OBJECTIVES["tm"](step.needs["experts"] / "work", step.model, **common)
+        given = (step.needs["experts"] / "work", step.model)
     else:
-        objective = OBJECTIVES[s["name"]](step.train, step.model, **common)
+        given = (step.train, step.model)
+    objective = OBJECTIVES[s["name"]](*given, **common)
     found = evaluate_objectives([objective], sets)
     (values,) = found["objectives"].values()
     return {"sets": found["sets"], **values}
